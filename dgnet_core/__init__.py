@@ -1,0 +1,1 @@
+"""DG-Net in pure PyTorch: the networks, the losses and one training step."""

@@ -1,0 +1,1 @@
+"""What one submits or runs: each file is one command."""

@@ -1,0 +1,1 @@
+"""The platform around the step: data sets, Ray, MLflow and Optuna."""
