@@ -1,0 +1,106 @@
+"""From uint8 pictures to a training batch: resize, flip, crop, normalise and erase, batched on the pictures' device."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgnet_core.config import DGNetConfig
+from dgnet_core.sampling import Batch, Position
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet statistics of pixel values in [0, 1], as all re-id baselines use them."""
+
+ATTEMPTS = 10
+"""Rectangles drawn per image until one fits inside it."""
+
+
+def normalise(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Images (N, 3, height, width), float32 and normalised, of pixels (N, 3, h, w), uint8; bicubic resize if needed."""
+    x = pixels.float()
+    if pixels.shape[-2:] != (height, width):
+        x = F.interpolate(x, (height, width), mode="bicubic", antialias=True).round_().clamp_(0, 255)
+    mean = torch.tensor(MEAN, device=x.device).mul_(255)[:, None, None]
+    std = torch.tensor(STD, device=x.device).mul_(255)[:, None, None]
+    return (x - mean) / std
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """Pixels (N, 3, H, W), uint8, of normalised images (N, 3, H, W)."""
+    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(STD, device=images.device)[:, None, None]
+    return (images.float() * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def flip_and_crop(x: Tensor, draws: Tensor, flip: float, pad: int) -> Tensor:
+    """Mirror some images, then shift each by up to `pad` pixels as padding by its edge and cropping would.
+
+    Args:
+        x: (N, C, H, W).
+        draws: (N, 3) in [0, 1): one for the flip, two for the crop's place.
+        flip: probability of a flip.
+        pad: edge padding in pixels.
+    """
+    H, W = x.shape[-2:]
+    top, left = ((draws[:, 1:] * (2 * pad + 1)).long() - pad).unbind(1)
+    rows = (torch.arange(H, device=x.device) + top[:, None]).clamp_(0, H - 1)
+    columns = (torch.arange(W, device=x.device) + left[:, None]).clamp_(0, W - 1)
+    columns = torch.where(draws[:, :1] < flip, W - 1 - columns, columns)
+    x = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, W))
+    return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], H, -1))
+
+
+def erase(x: Tensor, draws: Tensor, share: tuple[float, float], aspect: tuple[float, float], p: float) -> Tensor:
+    """Set a random rectangle of some images to 0 (Zhong et al., Random Erasing).
+
+    Args:
+        x: (N, C, H, W), normalised, so that 0 is the mean colour.
+        draws: (N, 4 * attempts + 1) in [0, 1).
+        share: erased part of the image, from and to.
+        aspect: height to width of the rectangle, from and to.
+        p: probability that an image is erased at all.
+    """
+    H, W = x.shape[-2:]
+    areas, ratios, tops, lefts = draws[:, 1:].chunk(4, dim=1)
+    area = (share[0] + areas * (share[1] - share[0])) * H * W
+    ratio = aspect[0] + ratios * (aspect[1] - aspect[0])
+    heights, widths = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (heights < H) & (widths < W)
+    first = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
+    height, width = heights.gather(1, first), widths.gather(1, first)
+    top = (tops.gather(1, first) * (H - height + 1)).floor()
+    left = (lefts.gather(1, first) * (W - width + 1)).floor()
+    row, column = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
+    inside_rows = (row >= top) & (row < top + height)
+    inside_columns = (column >= left) & (column < left + width)
+    chosen = (draws[:, :1] < p) & fits.any(dim=1, keepdim=True)
+    return x.masked_fill((inside_rows & chosen)[:, None, :, None] & inside_columns[:, None, None, :], 0)
+
+
+def training_batch(pixels: Tensor, labels: Tensor, position: Position, config: DGNetConfig) -> Batch:
+    """Augment one iteration's pictures.
+
+    Args:
+        pixels: (4, B, 3, h, w), uint8: batch a, batch b and their positives; any size, any device.
+        labels: (2, B) identities of a and b.
+        position: where in the run this is; the only source of randomness.
+        config: image size and augmentation.
+
+    Raises:
+        ValueError: wrong shape or dtype.
+    """
+    if pixels.dtype != torch.uint8 or pixels.ndim != 5 or pixels.shape[:1] + pixels.shape[2:3] != (4, 3):
+        found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
+        raise ValueError(f"pixels are {found}: uint8 of shape (4, B, 3, h, w) is needed")
+    B, augment = pixels.shape[1], config.augment
+    size = config.network.height, config.network.width
+    draws = position.uniform("augment", (B, 4, 4 + 4 * ATTEMPTS), pixels.device)  # images of one place in the batch
+    draws = draws.transpose(0, 1).flatten(0, 1)
+    images = normalise(pixels.flatten(0, 1), *size)
+    if augment.flip or augment.pad:
+        images = flip_and_crop(images, draws[:, :3], augment.flip, augment.pad)
+    erased = None
+    if augment.erase:
+        erased = erase(images, draws[:, 3:], augment.erase_area, augment.erase_aspect, augment.erase)
+        erased = erased.unflatten(0, (4, B))
+    return Batch(images=images.unflatten(0, (4, B)), erased=erased, labels=labels, position=position)

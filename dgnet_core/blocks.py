@@ -1,0 +1,138 @@
+"""Building blocks shared by the networks: norms that know several batches, convolutions, residual blocks."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["none", "instance", "adain", "layer"]
+
+EPSILON = 1e-5
+
+
+class GroupedBatchNorm(nn.Module):
+    """BatchNorm over a tensor that holds several batches one after the other.
+
+    Merging batches into one pass saves work, yet each must be normalised by its own statistics, as separate passes
+    would. Parameter and buffer names are those of `nn.BatchNorm2d`, so published weights load.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1):
+        super().__init__()
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor, groups: int = 1, track: bool = False) -> Tensor:
+        """Normalise x.
+
+        Args:
+            x: (groups * B, C) or (groups * B, C, H, W), batches one after the other.
+            groups: how many batches x holds. In eval mode the running statistics serve for all.
+            track: in training mode, also move the running statistics, once per batch and in order.
+        """
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPSILON)
+        mean, var = (self.running_mean, self.running_var) if track else (None, None)
+        chunks = [
+            F.batch_norm(chunk, mean, var, self.weight, self.bias, True, self.momentum, EPSILON)
+            for chunk in x.chunk(groups)
+        ]
+        if track:
+            self.num_batches_tracked += groups
+        return chunks[0] if groups == 1 else torch.cat(chunks)
+
+
+class LayerNorm(nn.Module):
+    """MUNIT's layer norm: each image by its own mean and (unbiased) deviation, then scale and shift per channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (B, C, H, W)."""
+        std, mean = torch.std_mean(x.float() if x.dtype == torch.bfloat16 else x, dim=(1, 2, 3), keepdim=True)
+        scale = self.gamma[:, None, None] / (std + EPSILON)
+        return torch.addcmul(self.beta[:, None, None] - mean * scale, x, scale).to(x.dtype)
+
+
+def adain(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Adaptive instance norm: each channel of each image normalised, then scaled and shifted by the appearance.
+
+    Args:
+        x: (B, C, H, W).
+        scale: (B, C).
+        bias: (B, C).
+    """
+    return torch.addcmul(bias[:, :, None, None], F.instance_norm(x, eps=EPSILON), scale[:, :, None, None]).to(x.dtype)
+
+
+class ConvBlock(nn.Module):
+    """Reflect padding, convolution, norm, LeakyReLU 0.2."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: Norm = "none",
+        activate: bool = True,
+    ):
+        super().__init__()
+        self.padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, dilation=dilation)
+        self.norm = LayerNorm(outputs) if norm == "layer" else None
+        self.kind = norm
+        self.activate = activate
+
+    def forward(self, x: Tensor, style: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Map x (B, inputs, H, W); `style` = AdaIN scale and bias, (B, outputs) each."""
+        if self.padding:
+            x = F.pad(x, (self.padding,) * 4, mode="reflect")
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        elif self.kind == "instance":
+            x = F.instance_norm(x, eps=EPSILON)
+        elif self.kind == "adain":
+            assert style is not None
+            x = adain(x, *style)
+        return F.leaky_relu(x, 0.2) if self.activate else x
+
+
+class ResidualBlock(nn.Module):
+    """x plus two 3x3 convolutions of x; the second is not activated."""
+
+    def __init__(self, channels: int, norm: Norm):
+        super().__init__()
+        self.first = ConvBlock(channels, channels, 3, norm=norm)
+        self.second = ConvBlock(channels, channels, 3, norm=norm, activate=False)
+
+    def forward(self, x: Tensor, style: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Map x (B, C, H, W); `style` = AdaIN scales and biases of both convolutions, (B, 2C) each."""
+        if style is None:
+            return x + self.second(self.first(x))
+        scales, biases = (part.chunk(2, dim=1) for part in style)
+        return x + self.second(self.first(x, (scales[0], biases[0])), (scales[1], biases[1]))
+
+
+def kaiming_(module: nn.Module) -> None:
+    """Kaiming-normal fan-in weights and zero biases in every convolution and linear layer (release)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,57 @@
+"""Whether a run is well: the first loss or gradient that was not finite, and surges of the identity loss."""
+
+import torch
+from torch import Tensor
+
+from dgnet_core.config import DGNetConfig
+from dgnet_core.state import TrainState
+
+TERMS = (
+    "D_adv", "D_penalty", "grad_discriminator", "L_adv", "L_c_id", "L_code1", "L_code2", "L_cyc", "L_img1", "L_img2",
+    "L_prim", "L_fine", "L_s_id", "L_s_id_positive", "L_s_id_fine", "grad_generator", "grad_appearance",
+)  # fmt: skip
+"""Losses and gradient norms in the order in which the step computes them."""
+
+
+def record_fault(state: TrainState, metrics: dict[str, Tensor]) -> None:
+    """Remember on the device the first iteration, and its first term, that was not finite; raise at once on the CPU."""
+    zero = state.identity_level.new_zeros(())
+    bad = ~torch.stack([metrics.get(name, zero) for name in TERMS]).isfinite()
+    first = torch.stack([torch.full_like(state.fault[0], state.iteration), bad.int().argmax()])
+    state.fault = torch.where((state.fault[0] < 0) & bad.any(), first, state.fault)
+    if state.device.type == "cpu":
+        raise_fault(state)
+
+
+def raise_fault(state: TrainState) -> None:
+    """Raise if any loss or gradient since the state was built was not finite. Waits for the device.
+
+    Raises:
+        FloatingPointError: names the iteration and the term.
+    """
+    iteration, term = state.fault.tolist()
+    if iteration >= 0:
+        raise FloatingPointError(
+            f"iteration {iteration}: {TERMS[term]} is not finite; the weights of this run are spoilt from here on."
+            " Go back to its last checkpoint, and lower the learning rates, set optim.clip_norm or use float32"
+        )
+
+
+def identity_surge(state: TrainState, loss: Tensor, config: DGNetConfig) -> Tensor:
+    """How far the identity loss on real images stands above its usual level: a ratio, 0 before the warm-up start.
+
+    Above `config.watch.factor` the run is likely to be lost: the loss on real images is falling apart under what is
+    learned from generated ones. Moves the state's running means by one iteration.
+
+    Args:
+        state: holds the fast and the slow running mean.
+        loss: cross-entropy on real images in nats, mean of both batches.
+        config: decays, floor, and the warm-up start.
+    """
+    watch, level = config.watch, state.identity_level
+    decays = torch.tensor([watch.fast, watch.slow], dtype=level.dtype).to(level.device, non_blocking=True)
+    state.identity_level = torch.where(level.isnan(), loss, decays * level + (1 - decays) * loss)
+    if state.iteration < min(config.loss.code_warmup.start, config.loss.teacher_warmup.start):
+        return torch.zeros_like(loss)
+    fast, slow = state.identity_level.clamp(min=watch.floor)
+    return fast / slow

@@ -1,0 +1,84 @@
+"""The loss terms of DG-Net, one pure function each, with the equation of the paper it is."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgnet_core.config import GanType, SoftLabel
+
+
+def image_l1(x: Tensor, generated: Tensor) -> Tensor:
+    """Mean absolute difference of two image batches: Eq. 1 and 2, and the cycle term of the release."""
+    return F.l1_loss(generated, x)
+
+
+def code_l1(code: Tensor, read_back: Tensor) -> Tensor:
+    """Mean absolute difference of a code and the one read back from a generated image: Eq. 4 and 5."""
+    return F.l1_loss(read_back, code)
+
+
+def identity(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats of logits (N, K) against identities (N): Eq. 3, 6 and 9."""
+    return F.cross_entropy(logits, labels)
+
+
+def discriminator_adversarial(fake: Sequence[Tensor], real: Sequence[Tensor], gan: GanType) -> Tensor:
+    """Eq. 7 as the discriminator sees it: scores of generated and of real images at every scale, summed over scales."""
+    if gan == "nsgan":
+        terms = [F.softplus(f).mean() + F.softplus(-r).mean() for f, r in zip(fake, real, strict=True)]
+    else:
+        terms = [f.square().mean() + (r - 1).square().mean() for f, r in zip(fake, real, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def generator_adversarial(fake: Sequence[Tensor], gan: GanType) -> Tensor:
+    """Eq. 7 as the generator sees it, summed over scales; lsgan counts twice, as in the release."""
+    if gan == "nsgan":
+        return torch.stack([F.softplus(-f).mean() for f in fake]).sum()
+    return torch.stack([2 * (f - 1).square().mean() for f in fake]).sum()
+
+
+def gradient_penalty(real_scores: Sequence[Tensor], images: Tensor) -> Tensor:
+    """Squared norm of each scale's gradient at the real images, mean over the batch, summed over scales (release).
+
+    Args:
+        real_scores: (N, 1, h, w) at every scale.
+        images: what the discriminator was given, (N, 3, H, W), requiring gradients.
+    """
+    terms = []
+    for scores in real_scores:
+        (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+        terms.append(gradient.square().sum(dim=(1, 2, 3)).mean())
+    return torch.stack(terms).sum()
+
+
+def soft_label(style: SoftLabel, teacher: Tensor | None, appearance: Tensor, structure: Tensor, classes: int) -> Tensor:
+    """Target distribution q (N, K) of L_prim for generated images.
+
+    Args:
+        style: see RecipeConfig.soft_label; not "none".
+        teacher: the teacher's labels (N, K), for "dynamic" and "pseudo".
+        appearance: identity (N) that the appearance was taken from.
+        structure: identity (N) that the structure was taken from.
+        classes: K.
+    """
+    dtype = torch.float64 if teacher is not None and teacher.dtype == torch.float64 else torch.float32
+    if style == "dynamic":
+        assert teacher is not None
+        return teacher
+    if style == "pseudo":
+        assert teacher is not None
+        return F.one_hot(teacher.argmax(dim=1), classes).to(dtype)
+    if style == "uniform":
+        return torch.full((len(appearance), classes), 1 / classes, dtype=dtype, device=appearance.device)
+    if style == "two_label":
+        return (F.one_hot(appearance, classes) + F.one_hot(structure, classes)).to(dtype) / 2
+    assert style == "appearance"
+    return F.one_hot(appearance, classes).to(dtype)
+
+
+def prim(logits: Tensor, target: Tensor) -> Tensor:
+    """Eq. 8: KL divergence in nats of f_prim's prediction (logits, N x K) from the target q (N, K), batch mean."""
+    return F.kl_div(logits.log_softmax(dim=1), target, reduction="batchmean")

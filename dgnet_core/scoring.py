@@ -1,0 +1,120 @@
+"""Similarity of descriptors and ordering of scores: what `retrieval` and `reranking` both stand on.
+
+On the CPU two inner loops go through NumPy views of the same memory, without a copy. Measured on an AMD
+EPYC, its OpenBLAS multiplies 1.5 times faster than the MKL of the PyTorch wheels, and its comparisons are
+3 times faster. On other devices everything stays in PyTorch.
+
+Shapes: N and Q rows, G gallery images, D descriptor length, M matches.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK_ROWS = 512
+_BLOCK_SCORES = 2**27  # 512 MiB of float32
+_INDEX_BITS = 31
+
+
+def row_blocks(rows: int, columns: int, block_rows: int | None) -> Iterator[slice]:
+    """Slices over `rows`, such that a block of scores with `columns` columns stays below 512 MiB.
+
+    Args:
+        rows: number of rows to cover.
+        columns: length of a row of scores.
+        block_rows: rows in a block; None chooses 512, or fewer when the rows are longer than 262,144.
+
+    Raises:
+        ValueError: `block_rows` is not positive.
+    """
+    if block_rows is None:
+        block_rows = max(1, min(_BLOCK_ROWS, _BLOCK_SCORES // columns))
+    if block_rows < 1:
+        raise ValueError(f"block_rows: must be at least 1, got {block_rows}; pass None to have it chosen")
+    for first in range(0, rows, block_rows):
+        yield slice(first, min(first + block_rows, rows))
+
+
+def dot_products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left @ right.T of float32 (N x D) and (G x D) -> N x G, into `out` when given."""
+    if out is None:
+        out = left.new_empty(len(left), len(right))
+    if left.device.type == "cpu":
+        np.matmul(left.detach().numpy(), right.detach().numpy().T, out=out.numpy())
+        return out
+    return torch.mm(left, right.T, out=out)
+
+
+def ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Concatenates the ranges starts[i] ... starts[i] + counts[i] - 1.
+
+    Returns:
+        The i that each element belongs to, and the element itself; both of length counts.sum().
+    """
+    owner = torch.repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    return owner, torch.arange(len(owner), device=counts.device) - (before - starts)[owner]
+
+
+def count_at_least(scores: Tensor, rows: Tensor, thresholds: Tensor) -> Tensor:
+    """For each m, how many scores of row rows[m] are greater than or equal to thresholds[m].
+
+    Comparing costs less than sorting, because a query has a few dozen matches in a gallery of many thousands.
+
+    Args:
+        scores: float32, N x G.
+        rows: int64, M, ascending.
+        thresholds: float32, M.
+
+    Returns:
+        int64, M.
+    """
+    ends = torch.bincount(rows, minlength=len(scores)).cumsum(0).tolist()
+    if scores.device.type == "cpu":
+        return torch.from_numpy(_count_with_numpy(scores.numpy(), ends, thresholds.numpy()))
+    return _count_with_torch(scores, ends, thresholds)
+
+
+def _count_with_torch(scores: Tensor, ends: list[int], thresholds: Tensor) -> Tensor:
+    counts = torch.zeros(len(thresholds), dtype=torch.int64, device=scores.device)
+    for row, (start, end) in enumerate(pairwise([0, *ends])):
+        if start < end:
+            counts[start:end] = (scores[row] >= thresholds[start:end, None]).sum(1)
+    return counts
+
+
+def _count_with_numpy(scores: np.ndarray, ends: list[int], thresholds: np.ndarray) -> np.ndarray:
+    counts = np.zeros(len(thresholds), dtype=np.int64)
+    longest = max(end - start for start, end in pairwise([0, *ends]))
+    above = np.empty((longest, scores.shape[1]), dtype=bool)
+    for row, (start, end) in enumerate(pairwise([0, *ends])):
+        np.greater_equal(scores[row], thresholds[start:end, None], out=above[: end - start])
+        for m in range(start, end):
+            counts[m] = np.count_nonzero(above[m - start])  # ten times as fast as a sum over an axis
+    return counts
+
+
+def largest(scores: Tensor, k: int, last_among_equals: Tensor | None = None) -> Tensor:
+    """Columns of the k largest scores of each row, best first, the same on every device and in every run.
+
+    Equal scores are ordered by column.
+
+    Args:
+        scores: float32 without NaN, N x G.
+        k: how many columns; at most G.
+        last_among_equals: int64, 2 x P: (row, column) pairs that go behind all others of an equal score.
+
+    Returns:
+        int64, N x k.
+    """
+    # An int64 for each score, ordered by (score, not last, -column); float32 bits become monotonic integers.
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    column = torch.arange(scores.shape[1], device=scores.device)
+    keys = (ordered << (_INDEX_BITS + 1)) + (2 ** (_INDEX_BITS + 1) - 1 - column)
+    if last_among_equals is not None:
+        keys[last_among_equals[0], last_among_equals[1]] -= 2**_INDEX_BITS
+    return (2**_INDEX_BITS - 1) - (keys.topk(k, dim=1).values & (2**_INDEX_BITS - 1))

@@ -1,0 +1,310 @@
+"""One training iteration of DG-Net, top to bottom. Every backward pass of the project is in this file.
+
+B images a batch on this rank, K identities. Two batches, a and b, are trained on at once and each loss term is the sum
+of its two batch means. Passes of one network are merged: twice the mean over the merged batch is that sum.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from dgnet_core import losses, schedule
+from dgnet_core.appearance import Head, pool_code
+from dgnet_core.config import DGNetConfig
+from dgnet_core.health import identity_surge, record_fault
+from dgnet_core.sampling import Batch, Position, stream_seed
+from dgnet_core.state import TrainState
+from dgnet_core.structure import to_gray
+
+ReduceGrads = Callable[[list[nn.Parameter]], None]
+"""Replaces each parameter's gradient by its average over all ranks."""
+
+LARGEST_INPUT = 10.0
+"""Normalised images stay far below this; raw pixels do not."""
+
+
+def keep_local(parameters: list[nn.Parameter]) -> None:
+    """Leave the gradients as they are: training on one device."""
+
+
+def train_step(
+    state: TrainState, batch: Batch, config: DGNetConfig, *, reduce_grads: ReduceGrads = keep_local
+) -> dict[str, Tensor]:
+    """Advance `state` by one iteration: update the discriminator, then both encoders and the decoder.
+
+    On the CPU a non-finite loss or gradient raises at once. On a GPU nothing waits for the device: call
+    `health.raise_fault(state)` wherever the run synchronises anyway, before saving a checkpoint for one.
+
+    Args:
+        state: changed in place.
+        batch: what this rank trains on; `batch.position.iteration` must be the state's.
+        config: the configuration that `state` was built from.
+        reduce_grads: averages gradients over ranks, so that training follows the mean loss of all ranks' batches.
+
+    Returns:
+        Scalars on the state's device, without a graph: every loss term that took part (unweighted, the sum of batches
+        a and b), `grad_*` = L2 norms of the gradients before clipping, and `identity_surge` (see WatchConfig).
+
+    Raises:
+        ValueError: the batch or the state does not fit the configuration; the state is unchanged.
+        FloatingPointError: a loss or gradient is not finite (CPU only).
+    """
+    check_inputs(state, batch, config)
+    recipe, weight, position = config.recipe, config.loss, batch.position
+    ramped = schedule.weights(weight, recipe, state.iteration)
+    rate = schedule.decay(config.optim, state.iteration)
+    autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
+    layout = torch.channels_last if config.step.channels_last else torch.contiguous_format
+    appearance_encoder, structure_encoder = state.appearance_encoder, state.structure_encoder
+    decoder, discriminator = state.decoder, state.discriminator
+    generator_parameters = [*structure_encoder.parameters(), *decoder.parameters()]
+    appearance_parameters = list(appearance_encoder.parameters())
+
+    B = batch.images.shape[1]
+    images = batch.images.flatten(0, 1).contiguous(memory_format=layout)
+    real = images[: 2 * B]
+    labels = batch.labels.to(state.device, non_blocking=True).flatten()  # (2B) of a, b
+    swapped = labels.roll(B)  # (2B) of b, a
+    terms: dict[str, Tensor] = {}
+
+    # Encode the real images. The clean pass has a graph only where something descends through it.
+    one_pass = batch.erased is None
+    with autocast, torch.set_grad_enabled(one_pass or not recipe.detach_appearance):
+        code = _exact(appearance_encoder(images, groups=4, track=one_pass))  # (4B, C, 4)
+    appearance = code.detach().requires_grad_(not recipe.detach_appearance)  # cut: its gradient is carried on below
+    own, positive = appearance.chunk(2)
+    other = own.roll(B, dims=0)
+    with autocast:
+        structure = structure_encoder(to_gray(real))  # (2B, C_s, H / 4, W / 4)
+
+        # Generate: own appearance, a positive's, and the other batch's (x_ab: structure of a, appearance of b).
+        generated = decoder(structure.repeat(3, 1, 1, 1), torch.cat([own, positive, other]))
+    same, paired, crossed = _exact(generated).chunk(3)  # (2B, 3, H, W) each
+
+    # Update the discriminator (Eq. 7).
+    state.discriminator_optimizer.zero_grad()
+    fake = crossed.detach()
+    images_with_grad = real.detach().requires_grad_()
+    real_scores = discriminator.forward(images_with_grad)  # float32, and eager: compiled graphs have no second gradient
+    with autocast:
+        fake_scores = [_exact(scores) for scores in discriminator(fake)]
+    terms["D_adv"] = 2 * losses.discriminator_adversarial(fake_scores, real_scores, recipe.gan)
+    terms["D_penalty"] = 2 * losses.gradient_penalty(real_scores, images_with_grad)
+    discriminator_loss = weight.adversarial * terms["D_adv"] + weight.gradient_penalty * terms["D_penalty"]
+    discriminator_parameters = list(discriminator.parameters())
+    discriminator_loss.backward(inputs=discriminator_parameters)
+    reduce_grads(discriminator_parameters)
+    terms["grad_discriminator"] = _clip(discriminator_parameters, config.optim.clip_norm)
+    _set_rate(state.discriminator_optimizer, config.optim.discriminator_lr * rate)
+    state.discriminator_optimizer.step()
+
+    # Read the crossed images back. `reread` cuts the graph: what descends to it is carried on into the decoder, while
+    # L_prim and L_fine use the same pass of the appearance encoder, but descend to its parameters only.
+    state.generator_optimizer.zero_grad()
+    state.appearance_optimizer.zero_grad()
+    feeds = ramped.prim > 0 or ramped.fine > 0
+    reread = fake.requires_grad_()
+    output_terms: list[tuple[float, Tensor]] = []
+    with frozen(discriminator), autocast:
+        scores = [_exact(scores) for scores in discriminator(reread)]
+    terms["L_adv"] = 2 * losses.generator_adversarial(scores, recipe.gan)
+    output_terms.append((weight.adversarial, terms["L_adv"]))
+    with frozen(*() if feeds else (appearance_encoder,)):
+        with autocast:
+            code_back = _exact(appearance_encoder(reread, groups=2))
+        pooled = pool_code(code_back)
+        prim_logits = _logits(appearance_encoder.prim, pooled, 2, position, "dropout prim generated")
+        terms["L_c_id"] = 2 * losses.identity(prim_logits, swapped)
+        output_terms.append((weight.generated_identity, terms["L_c_id"]))
+    if recipe.detach_appearance:
+        code_back = code_back.detach()
+    if ramped.appearance_code > 0:
+        terms["L_code1"] = 2 * losses.code_l1(other, code_back)
+        output_terms.append((ramped.appearance_code, terms["L_code1"]))
+    if ramped.structure_code > 0 or ramped.cycle > 0:
+        learns = _coin(config.seed, state.iteration) < recipe.reencode_probability
+        with frozen(*() if learns else (structure_encoder,)), autocast:
+            structure_back = structure_encoder(to_gray(fake.detach() if learns else reread))
+            terms["L_code2"] = 2 * losses.code_l1(_exact(structure).detach(), _exact(structure_back))
+        output_terms.append((ramped.structure_code, terms["L_code2"]))
+        if ramped.cycle > 0:
+            with autocast:
+                cycled = decoder(structure_back, code_back.roll(B, dims=0))
+            terms["L_cyc"] = 2 * losses.image_l1(real, _exact(cycled))
+            output_terms.append((ramped.cycle, terms["L_cyc"]))
+
+    # Descend: crossed images first, then everything the decoder made, then the re-id losses on generated images.
+    _weighted(output_terms).backward(
+        inputs=[reread, *generator_parameters, *([] if recipe.detach_appearance else [appearance])], retain_graph=feeds
+    )
+    terms["L_img1"] = 2 * losses.image_l1(real, same)
+    terms["L_img2"] = 2 * losses.image_l1(real, paired)
+    torch.autograd.backward(
+        [weight.image * (terms["L_img1"] + terms["L_img2"]), crossed],
+        [None, reread.grad],
+        inputs=[*generator_parameters, *([] if recipe.detach_appearance else [appearance])],
+    )
+    if feeds:
+        fed_terms: list[tuple[float, Tensor]] = []
+        if ramped.prim > 0:
+            teacher_labels = None
+            if recipe.needs_teacher:
+                assert state.teacher is not None
+                with autocast:
+                    teacher_labels = state.teacher.labels(fake.detach(), groups=2)
+            target = losses.soft_label(recipe.soft_label, teacher_labels, swapped, labels, config.num_classes)
+            terms["L_prim"] = 2 * losses.prim(prim_logits, target)
+            fed_terms.append((ramped.prim, terms["L_prim"]))
+        if ramped.fine > 0:
+            fine_logits = _logits(appearance_encoder.fine, pooled, 2, position, "dropout fine generated")
+            terms["L_fine"] = 2 * losses.identity(fine_logits, labels)
+            fed_terms.append((ramped.fine, terms["L_fine"]))
+        _weighted(fed_terms).backward(inputs=appearance_parameters)
+
+    # The re-id losses on real images; BatchNorm's running statistics follow this pass, as in any re-id baseline.
+    if batch.erased is not None:
+        with autocast:
+            erased = batch.erased.flatten(0, 1).contiguous(memory_format=layout)
+            seen = _exact(appearance_encoder(erased, groups=4, track=True))
+    else:
+        seen = code
+    pooled = pool_code(seen)
+    prim_logits = _logits(appearance_encoder.prim, pooled, 4, position, "dropout prim real", track=True)
+    fine_logits = _logits(appearance_encoder.fine, pooled, 4, position, "dropout fine real", track=True)
+    terms["L_s_id"] = 2 * losses.identity(prim_logits[: 2 * B], labels)
+    terms["L_s_id_positive"] = 2 * losses.identity(prim_logits[2 * B :], labels)
+    real_terms = [
+        (weight.identity, terms["L_s_id"]),
+        (weight.positive_identity, terms["L_s_id_positive"]),
+    ]
+    if ramped.fine_real > 0:
+        terms["L_s_id_fine"] = 2 * losses.identity(fine_logits[: 2 * B], labels)
+        real_terms.append((weight.identity * ramped.fine_real, terms["L_s_id_fine"]))
+    if recipe.detach_appearance:
+        _weighted(real_terms).backward(inputs=appearance_parameters)
+    else:
+        torch.autograd.backward(
+            [_weighted(real_terms), code], [None, appearance.grad], inputs=appearance_parameters
+        )
+
+    # Update both encoders and the decoder.
+    for parameter in appearance_parameters:
+        if parameter.grad is None:  # the fine head before its warm-up: weight decay and momentum still act
+            parameter.grad = torch.zeros_like(parameter)
+    reduce_grads([*generator_parameters, *appearance_parameters])
+    terms["grad_generator"] = _clip(generator_parameters, config.optim.clip_norm)
+    terms["grad_appearance"] = _clip(appearance_parameters, config.optim.clip_norm)
+    _set_rate(state.generator_optimizer, config.optim.generator_lr * rate)
+    _set_rate(state.appearance_optimizer, config.optim.appearance_lr * rate)
+    state.generator_optimizer.step()
+    state.appearance_optimizer.step()
+
+    metrics = {name: term.detach() for name, term in terms.items()}
+    record_fault(state, metrics)
+    metrics["identity_surge"] = identity_surge(state, metrics["L_s_id"] / 2, config)
+    state.iteration += 1
+    return metrics
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What the step is made of
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """Passes through the networks build no graph to their parameters within this context."""
+    for network in networks:
+        network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.requires_grad_(True)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """x in float32 if autocast made it bfloat16: losses, codes and logits are computed in full precision."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def _weighted(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """The objective: terms by their weights, those of weight 0 left out."""
+    return torch.stack([weight * term for weight, term in terms if weight > 0]).sum()
+
+
+def _coin(seed: int, iteration: int) -> float:
+    """A uniform draw in [0, 1) that all ranks share: whether the structure encoder learns from generated images."""
+    return stream_seed(seed, "re-encode", iteration) / 2**63
+
+
+def _logits(
+    head: Head, pooled: Tensor, groups: int, position: Position, purpose: str, track: bool = False
+) -> Tensor:
+    """Logits (groups * B, K) of pooled codes, with this position's dropout."""
+    feature = head(pooled, groups, track)
+    if head.dropout == 0:
+        return head.logits(feature)
+    width = feature.shape[1]
+    noise = position.uniform(purpose, (len(feature) // groups, groups, width), feature.device)
+    return head.logits(feature, noise.transpose(0, 1).flatten(0, 1))
+
+
+def _clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    """L2 norm of the gradients; they are scaled down to `limit` if there is one."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit is not None:
+        clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group to `rate` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+
+
+def check_inputs(state: TrainState, batch: Batch, config: DGNetConfig) -> None:
+    """Raise a ValueError that names the field, its value and the remedy if batch, state and configuration differ."""
+    size = (config.network.height, config.network.width)
+    dtype = torch.float64 if config.step.precision == "float64" else torch.float32
+    classes = state.appearance_encoder.prim.classifier.out_features
+    if classes != config.num_classes:
+        raise ValueError(f"num_classes = {config.num_classes}, the state was built for {classes}: build a new one")
+    if config.recipe.needs_teacher and state.teacher is None:
+        raise ValueError(
+            f"recipe.soft_label = {config.recipe.soft_label!r} needs a teacher: give TrainState.build one, or choose"
+            " 'appearance', 'uniform', 'two_label' or 'none'"
+        )
+    if batch.position.iteration != state.iteration:
+        raise ValueError(
+            f"batch.position.iteration = {batch.position.iteration}, the state is at {state.iteration}: ask the sampler"
+            " for the state's iteration"
+        )
+    for name, x in (("images", batch.images), ("erased", batch.erased)):
+        if x is None:
+            continue
+        if x.ndim != 5 or x.shape[0] != 4 or x.shape[2:] != (3, *size):
+            wanted = f"(4, B, 3, {size[0]}, {size[1]})"
+            raise ValueError(f"batch.{name} has shape {tuple(x.shape)}: {wanted} is needed, resize the images")
+        if x.shape[1] < 2:
+            raise ValueError(f"batch.{name} has {x.shape[1]} image a batch: BatchNorm needs at least 2 on every rank")
+        if x.dtype != dtype:
+            raise ValueError(f"batch.{name} is {x.dtype}: step.precision = {config.step.precision!r} needs {dtype}")
+        if x.device != state.device:
+            raise ValueError(f"batch.{name} is on {x.device}, the state on {state.device}: move the batch")
+        on_host = x.device.type == "cpu" or state.iteration == 0  # elsewhere looking at values would stall the device
+        if on_host and not float(x.abs().amax()) < LARGEST_INPUT:
+            raise ValueError(f"batch.{name} has values beyond {LARGEST_INPUT} or not finite: pass normalised images")
+    labels = batch.labels
+    if labels.dtype != torch.int64 or labels.device.type != "cpu":
+        raise ValueError(f"batch.labels is {labels.dtype} on {labels.device}: int64 on the CPU is needed")
+    if labels.shape != (2, batch.images.shape[1]):
+        raise ValueError(f"batch.labels has shape {tuple(labels.shape)}: (2, {batch.images.shape[1]}) is needed")
+    if int(labels.min()) < 0 or int(labels.max()) >= config.num_classes:
+        raise ValueError(
+            f"batch.labels holds {int(labels.min())} to {int(labels.max())}: num_classes = {config.num_classes} allows"
+            f" 0 to {config.num_classes - 1}; number the identities from 0 or correct num_classes"
+        )

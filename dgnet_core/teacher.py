@@ -1,0 +1,31 @@
+"""The teacher: the plain re-id baseline, trained on the original images, that labels generated ones (Eq. 8)."""
+
+import torch
+from torch import Tensor, nn
+
+from dgnet_core.appearance import Head, ResNetTrunk
+from dgnet_core.config import NetworkConfig
+
+
+class Teacher(nn.Module):
+    """ResNet with average pooling and one bottleneck head (the release's baseline)."""
+
+    def __init__(self, config: NetworkConfig, num_classes: int, dropout: float = 0.5):
+        super().__init__()
+        self.trunk = ResNetTrunk(config, last_stride=2)
+        self.head = Head(config.appearance_channels, config.bottleneck, num_classes, dropout)
+
+    def forward(self, x: Tensor, groups: int = 1, track: bool = False) -> Tensor:
+        """Feature (N, bottleneck) of images x (N, 3, H, W); see GroupedBatchNorm for `groups` and `track`."""
+        return self.head(self.trunk(x, groups, track).mean(dim=(2, 3)), groups, track)
+
+    @torch.no_grad()
+    def labels(self, x: Tensor, groups: int) -> Tensor:
+        """Smooth labels (N, K) of generated images x (N, 3, H, W), N = groups * B.
+
+        Softmax of each image and of its mirror image, averaged; BatchNorm uses the statistics of each batch and
+        leaves its running ones alone (release).
+        """
+        mirrored = torch.cat([x, x.flip(3)])
+        probabilities = self.head.logits(self(mirrored, 2 * groups)).softmax(dim=1)
+        return probabilities.view(2, len(x), -1).mean(dim=0)

@@ -1,0 +1,40 @@
+"""Pack a data set into a store.
+
+`uv run jobs/prepare_data.py --dataset market1501 --source Market-1501-v15.09.15.zip --out data/market`
+`uv run jobs/prepare_data.py --dataset people --size laptop --out data/people` draws people instead.
+The exit status is 0 when the store is there, 1 when files are bad and --skip-bad was not given, 2 when the
+source or the output folder cannot be used at all.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dgnet_platform.datasets.prepare import PrepareConfig, prepare, printable, report
+from dgnet_platform.datasets.source import SourceError
+from dgnet_platform.datasets.store import StoreError
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the job with the given or the command line's arguments; returns the exit status."""
+    console = Console()
+    try:
+        config = tyro.cli(PrepareConfig, args=args, description=__doc__)
+        bar = Progress(
+            TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        )
+        with bar:
+            task = bar.add_task("pictures", total=None)
+            prepared = prepare(config, lambda done, total: bar.update(task, completed=done, total=total))
+    except (SourceError, StoreError, OSError) as error:
+        console.print(printable(str(error)), style="bold red", markup=False, soft_wrap=True)
+        return 2
+    console.print(report(prepared), soft_wrap=True)
+    return 1 if prepared.outcome == "refused" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

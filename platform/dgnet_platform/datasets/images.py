@@ -1,0 +1,240 @@
+"""A split in memory: one uint8 tensor, the labels to train on, and the paper's validation split."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from dgnet_platform.datasets.decode import PictureError, decode, map_in_threads, no_progress
+from dgnet_platform.datasets.store import Store, StoreError
+
+CHUNK = 64
+"""Pictures that a thread decodes at once."""
+HEADROOM = 0.9
+"""Share of the free memory that a split may take; training needs some too."""
+VALIDATION_SHARE = 100 / 751
+"""The paper tunes on the last 100 of Market-1501's 751 training identities."""
+
+
+class ImageMemoryError(MemoryError):
+    """A split that is larger than the memory it should go to; the message has both sizes and the remedies."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+    """N pictures of one size with their ids, in the order of the store (sorted file names)."""
+
+    images: Tensor
+    """(N, 3, H, W) uint8, RGB."""
+    person_ids: Tensor
+    """(N,) int64, as in the store."""
+    camera_ids: Tensor
+    """(N,) int64."""
+    file_names: tuple[str, ...]
+
+    @classmethod
+    def load(
+        cls,
+        store: Store,
+        split: str,
+        *,
+        height: int,
+        width: int,
+        threads: int = os.cpu_count() or 1,
+        progress: Callable[[int, int], None] = no_progress,
+    ) -> Self:
+        """Decode a split into memory; pictures of another size are resized by bicubic interpolation.
+
+        Args:
+            store: An opened store.
+            split: One of its splits.
+            height: Pixels.
+            width: Pixels.
+            threads: Threads that decode; they do not change the result.
+            progress: Called now and then with the number of pictures done and the number there are.
+
+        Raises:
+            ImageMemoryError: The split does not fit in the memory that is free.
+            StoreError: No such split, or a damaged file or picture.
+        """
+        count = store.count(split)
+        _require(image_bytes(count, height, width), torch.device("cpu"), f"{split} of {store.location}")
+        # NumPy asks for huge pages where torch.empty does not: filling them takes a quarter of the time.
+        images = torch.from_numpy(np.empty((count, 3, height, width), np.uint8))
+        done = 0
+        for arrays in map_in_threads(_decode_chunk, _chunks(store, split), threads):
+            _resize_into(images[done : done + len(arrays)], arrays)
+            done += len(arrays)
+            progress(done, count)
+        index = store.index(split)
+        return cls(
+            images=images,
+            person_ids=torch.from_numpy(index["person_id"].to_numpy(np.int64, copy=True)),
+            camera_ids=torch.from_numpy(index["camera_id"].to_numpy(np.int64, copy=True)),
+            file_names=tuple(index["file_name"]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """(K,) int64: the sorted person ids that occur."""
+        return torch.unique(self.person_ids)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N,) int64 in 0..K-1: each person's position in `classes`, the same on every rank and machine."""
+        return torch.searchsorted(self.classes, self.person_ids)
+
+    def select(self, rows: Tensor) -> Self:
+        """A copy of some rows (M,) int64, with labels of their own."""
+        return replace(
+            self,
+            images=self.images[rows],
+            person_ids=self.person_ids[rows],
+            camera_ids=self.camera_ids[rows],
+            file_names=tuple(self.file_names[row] for row in rows.tolist()),
+        )
+
+    def fits(self, device: torch.device) -> bool:
+        """Whether the pictures fit into the free memory of a device, with headroom."""
+        return self.images.nbytes <= HEADROOM * free_bytes(device)
+
+    def to(self, device: torch.device) -> Self:
+        """The set on a device; raises ImageMemoryError when it does not fit there."""
+        if self.images.device == device:
+            return self
+        _require(self.images.nbytes, device, f"{len(self):,} pictures")
+        return replace(
+            self,
+            images=self.images.to(device),
+            person_ids=self.person_ids.to(device),
+            camera_ids=self.camera_ids.to(device),
+        )
+
+
+def image_bytes(count: int, height: int, width: int) -> int:
+    """Memory of `count` pictures as a uint8 tensor, in bytes."""
+    return count * 3 * height * width
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be had now: of a GPU, or of this machine within the limit of its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.stat")
+    if limit.exists() and usage.exists() and (allowed := limit.read_text().strip()) != "max":
+        anonymous = next(
+            int(line.split()[1]) for line in usage.read_text().splitlines() if line.startswith("anon ")
+        )
+        free = min(free, int(allowed) - anonymous)
+    return free
+
+
+def _require(needed: int, device: torch.device, what: str) -> None:
+    free = free_bytes(device)
+    if needed > HEADROOM * free:
+        place, remedy = ("memory", "fewer workers on a machine")
+        if device.type != "cpu":
+            place, remedy = f"the memory of {device}", "keep the pictures on the CPU"
+        raise ImageMemoryError(
+            f"{what} needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB of {place} are free and a "
+            f"tenth of that is left to others: use a smaller height and width, {remedy}, or a larger machine"
+        )
+
+
+def _chunks(store: Store, split: str) -> Iterator[tuple[str, Sequence[str], Sequence[bytes]]]:
+    for table in store.row_groups(split, ["file_name", "image"]):
+        for start in range(0, table.num_rows, CHUNK):
+            part = table.slice(start, CHUNK)
+            yield (
+                f"{store.location}/{split}.parquet",
+                part["file_name"].to_pylist(),
+                part["image"].to_pylist(),
+            )
+
+
+def _decode_chunk(chunk: tuple[str, Sequence[str], Sequence[bytes]]) -> list[np.ndarray]:
+    """Pictures as (3, height, width) uint8 arrays, each of its own size."""
+    where, file_names, pictures = chunk
+    arrays = []
+    for file_name, picture in zip(file_names, pictures, strict=True):
+        try:
+            arrays.append(decode(picture))
+        except PictureError as error:
+            raise StoreError(f"{where}: {file_name}: {error}: prepare the store again") from None
+    return arrays
+
+
+def _resize_into(out: Tensor, arrays: Sequence[np.ndarray]) -> None:
+    """Write pictures to `out` (N, 3, H, W), resizing those of one size in one batch."""
+    rows_of_size: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, array in enumerate(arrays):
+        rows_of_size[array.shape[1], array.shape[2]].append(row)
+    size, pixels = out.shape[-2:], out.numpy()
+    for own_size, rows in rows_of_size.items():
+        if own_size == size:
+            for row in rows:
+                pixels[row] = arrays[row]
+        else:
+            batch = torch.from_numpy(np.stack([arrays[row] for row in rows]))
+            mode = InterpolationMode.BICUBIC
+            out[rows] = transforms.resize(batch, list(size), interpolation=mode, antialias=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValidationSplit:
+    """A training split parted by identity: to train on, and to choose settings by."""
+
+    train: ImageSet
+    query: ImageSet
+    gallery: ImageSet
+
+
+def validation_split(images: ImageSet) -> ValidationSplit:
+    """Hold out the last identities of a training split, so that no search sees the real query and gallery.
+
+    Of K identities in sorted order, round(K * 100 / 751) are held out, at least 2, and at least 2 are left.
+    Their query and gallery follow from the order alone: of each held-out identity that two or more cameras
+    saw, the first picture under every camera with two or more of it is a query; all others are gallery.
+    So every query has a match under another camera.
+
+    Raises:
+        ValueError: There are fewer than 4 identities, or no held-out one gives a query.
+    """
+    people = len(images.classes)
+    if people < 4:
+        raise ValueError(
+            f"a validation split needs 4 or more training identities, there are {people}: add some"
+        )
+    held_out = min(max(round(people * VALIDATION_SHARE), 2), people - 2)
+    trained = images.labels < people - held_out
+    rows_of: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row in torch.nonzero(~trained).flatten().tolist():
+        rows_of[int(images.person_ids[row])][int(images.camera_ids[row])].append(row)
+    queries = torch.zeros_like(trained)
+    for cameras in rows_of.values():
+        if len(cameras) >= 2:
+            queries[[rows[0] for rows in cameras.values() if len(rows) >= 2]] = True
+    if not queries.any():
+        raise ValueError(
+            f"none of the {held_out} held-out identities has two pictures under one camera and one under "
+            "another: a search needs such identities to validate on"
+        )
+    return ValidationSplit(
+        train=images.select(torch.nonzero(trained).flatten()),
+        query=images.select(torch.nonzero(queries).flatten()),
+        gallery=images.select(torch.nonzero(~trained & ~queries).flatten()),
+    )

@@ -1,0 +1,257 @@
+"""Packing: every picture of a listing read, decoded and written, all or nothing."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dgnet_platform.datasets.decode import PictureError, map_in_threads, measure
+from dgnet_platform.datasets.records import (
+    SPLITS,
+    Listing,
+    Problem,
+    Record,
+    unmatched,
+    unmatched_problem,
+)
+from dgnet_platform.datasets.source import Source, SourceError
+from dgnet_platform.datasets.store import (
+    INDEX_COLUMNS,
+    INFO_KEY,
+    SCHEMA,
+    StoreError,
+    StoreInfo,
+    row_digest,
+    split_info,
+    store_fingerprint,
+)
+
+ROW_GROUP_BYTES = 32 * 2**20
+"""Pictures in a row group: long enough that a request to an object store is bound by bandwidth and not by its
+latency (tens of milliseconds), short enough that a reader can hold a few row groups in memory."""
+CHUNK = 64
+"""Pictures that a thread takes at once, so that handing them over costs nothing beside decoding them."""
+
+
+class _Picture(NamedTuple):
+    """A record with all that its row holds."""
+
+    record: Record
+    image: bytes
+    width: int
+    height: int
+    digest: bytes
+
+
+def pack(
+    listing: Listing, folder: Path, *, dataset: str, threads: int, progress: Callable[[int, int], None]
+) -> tuple[StoreInfo, list[Problem]]:
+    """Write the pictures of a listing to `folder`, one Parquet file a split, and flush them to the disk.
+
+    Args:
+        listing: What to pack, checked.
+        folder: An empty folder.
+        dataset: Name in `READERS`.
+        threads: Threads that read and decode; the result does not depend on their number.
+        progress: Called now and then with the number of pictures done and the number there are.
+
+    Returns:
+        What the files' metadata says, and all problems: the listing's, and those of opening the pictures.
+
+    Raises:
+        SourceError: Not one picture could be used.
+    """
+    problems = list(listing.problems)
+    kept: dict[str, list[Record]] = {}
+    digests: dict[str, list[bytes]] = {}
+    with ExitStack() as files:
+        writers: dict[str, _SplitWriter] = {}
+        done = 0
+        for split in SPLITS:
+            records = [record for record in listing.records if record.split == split]
+            if split == "query":  # a match may have turned out to be broken since the listing was checked
+                lonely = set(unmatched(records, kept.get("gallery", [])))
+                problems += map(unmatched_problem, (record for record in records if record in lonely))
+                records = [record for record in records if record not in lonely]
+            for number, picture in enumerate(_examined(listing.source, records, threads)):
+                if number % CHUNK == 0:
+                    progress(done + number, len(listing.records))
+                if isinstance(picture, Problem):
+                    problems.append(picture)
+                    continue
+                if split not in writers:
+                    writers[split] = files.enter_context(_SplitWriter(folder / f"{split}.parquet"))
+                writers[split].add(picture)
+                kept.setdefault(split, []).append(picture.record)
+                digests.setdefault(split, []).append(picture.digest)
+            done += len(records)
+        progress(len(listing.records), len(listing.records))
+        if not kept:
+            raise SourceError(f"{listing.source.where('')}: not one picture decodes, {_first(problems)}")
+        info = _info(listing, dataset, kept, digests, skipped=len(problems))
+        for writer in writers.values():
+            writer.finish(info)
+    for file in folder.iterdir():
+        _flush(file)
+    return info, problems
+
+
+def _first(problems: Sequence[Problem]) -> str:
+    return f"the first of {len(problems):,} problems is {problems[0].file}: {problems[0].reason}"
+
+
+def _info(
+    listing: Listing,
+    dataset: str,
+    kept: dict[str, list[Record]],
+    digests: dict[str, list[bytes]],
+    *,
+    skipped: int,
+) -> StoreInfo:
+    splits = {
+        split: split_info(
+            split, [r.person_id for r in records], [r.camera_id for r in records], digests[split]
+        )
+        for split, records in kept.items()
+    }
+    return StoreInfo(
+        dataset=dataset,
+        splits=splits,
+        classes=tuple(sorted({record.person_id for record in kept.get("train", [])})),
+        fingerprint=store_fingerprint(splits),
+        skipped=skipped,
+        person_names=listing.person_names,
+        origin=listing.origin,
+    )
+
+
+def _examined(source: Source, records: Sequence[Record], threads: int) -> Iterator[_Picture | Problem]:
+    """The records with their pictures, in order, read and decoded by threads."""
+
+    def examine(chunk: Sequence[Record]) -> list[_Picture | Problem]:
+        return [_examine(source, record) for record in chunk]
+
+    chunks = (records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
+    for pictures in map_in_threads(examine, chunks, threads):
+        yield from pictures
+
+
+def _examine(source: Source, record: Record) -> _Picture | Problem:
+    try:
+        image = source.read(record.path)
+        width, height = measure(image)
+    except SourceError as error:
+        return Problem(file=record.path, reason=str(error))
+    except PictureError as error:
+        return Problem(file=record.path, reason=f"{error}: replace it by a whole picture, or remove it")
+    digest = row_digest(
+        file_name=record.file_name,
+        person_id=record.person_id,
+        camera_id=record.camera_id,
+        width=width,
+        height=height,
+        image_sha256=hashlib.sha256(image).hexdigest(),
+    )
+    return _Picture(record=record, image=image, width=width, height=height, digest=digest)
+
+
+class _SplitWriter:
+    """Writes the rows of one split in row groups."""
+
+    def __init__(self, path: Path) -> None:
+        # JPEG does not compress further, and statistics of it would put whole pictures into the footer.
+        options: dict[str, Any] = {"use_dictionary": INDEX_COLUMNS, "write_statistics": INDEX_COLUMNS}
+        self._file = pq.ParquetWriter(path, SCHEMA, compression="none", write_page_checksum=True, **options)
+        self._pictures: list[_Picture] = []
+        self._bytes = 0
+
+    def __enter__(self) -> "_SplitWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, picture: _Picture) -> None:
+        """Append a row."""
+        self._pictures.append(picture)
+        self._bytes += len(picture.image)
+        if self._bytes >= ROW_GROUP_BYTES:
+            self._write_row_group()
+
+    def finish(self, info: StoreInfo) -> None:
+        """Write what is left, and the metadata."""
+        if self._pictures:
+            self._write_row_group()
+        self._file.add_key_value_metadata({INFO_KEY.decode(): info.to_json().decode()})
+
+    def _write_row_group(self) -> None:
+        pictures, self._pictures, self._bytes = self._pictures, [], 0
+        columns = [
+            [picture.image for picture in pictures],
+            [picture.record.person_id for picture in pictures],
+            [picture.record.camera_id for picture in pictures],
+            [picture.record.file_name for picture in pictures],
+            [picture.width for picture in pictures],
+            [picture.height for picture in pictures],
+        ]
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
+        self._file.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), row_group_size=len(pictures))
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` for one writer at a time, removed at the end unless it was published.
+
+    A run that was killed leaves the folder behind; its name starts with a dot and ends in `.partial`, and the
+    next run takes it over. The lock is on the folder itself, so it ends with the process that holds it.
+
+    Raises:
+        StoreError: Another process is writing there.
+    """
+    folder = out.parent / f".{out.name}.partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"{out} is being written by another run: wait for it, or name another --out"
+            ) from None
+        if not _is_open_at(folder, descriptor):
+            raise StoreError(f"{out} was just written by another run: run the same command again")
+        for leftover in folder.iterdir():
+            leftover.unlink()
+        try:
+            yield folder
+        finally:
+            if _is_open_at(folder, descriptor):
+                shutil.rmtree(folder)
+    finally:
+        os.close(descriptor)
+
+
+def _is_open_at(folder: Path, descriptor: int) -> bool:
+    return folder.exists() and os.path.samestat(folder.stat(), os.fstat(descriptor))
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Make a finished staging folder the store at `out`, in one step that a crash cannot halve."""
+    _flush(folder)
+    folder.rename(out)
+    _flush(out.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
