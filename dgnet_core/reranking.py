@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dgnet_core.scoring import dot_products, largest, ragged, row_blocks
 
+_MOST_PAIRS = 2**23  # pairs of list entries looked at together, at some 50 bytes each
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reranking:
@@ -112,10 +114,10 @@ def _reciprocal_neighbours(nearest: Tensor, k1: int) -> tuple[Tensor, Tensor]:
     width = nearest.shape[1] * half.shape[1] * nearest.shape[1]
     found = []
     for block in row_blocks(len(nearest), 8 * width, None):
-        members = _reciprocal(nearest, nearest[block], block)  # b x K
-        candidates = nearest[block]
-        lists = _reciprocal(half, half[candidates].flatten(0, 1), candidates.flatten())
-        lists = lists.view(*candidates.shape, -1)  # b x K x H: R(q, k1 / 2) of each member q
+        owners = torch.arange(block.start, block.stop, device=nearest.device)
+        members = _reciprocal(nearest, owners)  # b x K
+        lists = _reciprocal(half, nearest[block].flatten())
+        lists = lists.view(*members.shape, -1)  # b x K x H: R(q, k1 / 2) of each candidate q
         shared = (lists[..., None] == members[:, None, None, :]).any(3) & (lists >= 0)
         accepted = (members >= 0) & (3 * shared.sum(2) > 2 * (lists >= 0).sum(2))
         added = torch.where(accepted[..., None], lists, -1).flatten(1)
@@ -128,10 +130,9 @@ def _reciprocal_neighbours(nearest: Tensor, k1: int) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def _reciprocal(nearest: Tensor, candidates: Tensor, owners: Tensor | slice) -> Tensor:
-    """R(p, k): the candidates that have their owner among their own neighbours; others become -1."""
-    if isinstance(owners, slice):
-        owners = torch.arange(owners.start, owners.stop, device=nearest.device)
+def _reciprocal(nearest: Tensor, owners: Tensor) -> Tensor:
+    """R(p, k): the neighbours that have their owner among their own neighbours; others become -1."""
+    candidates = nearest[owners]
     mutual = (nearest[candidates] == owners[:, None, None]).any(2)
     return torch.where(mutual, candidates, -1)
 
@@ -158,10 +159,12 @@ def _overlaps(
     count = torch.bincount(columns[of_gallery], minlength=num_queries + num_gallery)
     start = count.cumsum(0) - count
     for block in row_blocks(num_queries, num_gallery, block_rows):
-        first, last = torch.searchsorted(rows, rows.new_tensor([block.start, block.stop])).tolist()
-        mine, place = ragged(start[columns[first:last]], count[columns[first:last]])
-        mine, other = mine + first, of_gallery[place]
         overlap = torch.zeros(block.stop - block.start, num_gallery, device=rows.device)
-        cell = (rows[mine] - block.start) * num_gallery + rows[other] - num_queries
-        overlap.view(-1).index_add_(0, cell, torch.minimum(weights[mine], weights[other]))
+        first, last = torch.searchsorted(rows, rows.new_tensor([block.start, block.stop])).tolist()
+        longest = max(1, int(count[columns[first:last]].max()))
+        for entries in torch.arange(first, last, device=rows.device).split(max(1, _MOST_PAIRS // longest)):
+            mine, place = ragged(start[columns[entries]], count[columns[entries]])
+            mine, other = entries[mine], of_gallery[place]
+            cell = (rows[mine] - block.start) * num_gallery + rows[other] - num_queries
+            overlap.view(-1).index_add_(0, cell, torch.minimum(weights[mine], weights[other]))
         yield block, overlap

@@ -107,11 +107,10 @@ def train_step(
     state.appearance_optimizer.zero_grad()
     feeds = ramped.prim > 0 or ramped.fine > 0
     reread = fake.requires_grad_()
-    output_terms: list[tuple[float, Tensor]] = []
     with frozen(discriminator), autocast:
         scores = [_exact(scores) for scores in discriminator(reread)]
     terms["L_adv"] = 2 * losses.generator_adversarial(scores, recipe.gan)
-    output_terms.append((weight.adversarial, terms["L_adv"]))
+    output_terms = [(weight.adversarial, terms["L_adv"])]
     with frozen(*() if feeds else (appearance_encoder,)):
         with autocast:
             code_back = _exact(appearance_encoder(reread, groups=2))
@@ -127,8 +126,8 @@ def train_step(
     if ramped.structure_code > 0 or ramped.cycle > 0:
         learns = _coin(config.seed, state.iteration) < recipe.reencode_probability
         with frozen(*() if learns else (structure_encoder,)), autocast:
-            structure_back = structure_encoder(to_gray(fake.detach() if learns else reread))
-            terms["L_code2"] = 2 * losses.code_l1(_exact(structure).detach(), _exact(structure_back))
+            structure_back = structure_encoder(to_gray(reread.detach() if learns else reread))
+        terms["L_code2"] = 2 * losses.code_l1(_exact(structure).detach(), _exact(structure_back))
         output_terms.append((ramped.structure_code, terms["L_code2"]))
         if ramped.cycle > 0:
             with autocast:
@@ -136,17 +135,15 @@ def train_step(
             terms["L_cyc"] = 2 * losses.image_l1(real, _exact(cycled))
             output_terms.append((ramped.cycle, terms["L_cyc"]))
 
-    # Descend: crossed images first, then everything the decoder made, then the re-id losses on generated images.
-    _weighted(output_terms).backward(
-        inputs=[reread, *generator_parameters, *([] if recipe.detach_appearance else [appearance])], retain_graph=feeds
-    )
+    # Descend from the crossed images, then from everything the decoder made.
+    leaves = [*generator_parameters, *([] if recipe.detach_appearance else [appearance])]
+    _descend(output_terms, inputs=[reread, *leaves], retain_graph=feeds)
     terms["L_img1"] = 2 * losses.image_l1(real, same)
     terms["L_img2"] = 2 * losses.image_l1(real, paired)
-    torch.autograd.backward(
-        [weight.image * (terms["L_img1"] + terms["L_img2"]), crossed],
-        [None, reread.grad],
-        inputs=[*generator_parameters, *([] if recipe.detach_appearance else [appearance])],
-    )
+    image_terms = [(weight.image, terms["L_img1"]), (weight.image, terms["L_img2"])]
+    _descend(image_terms, inputs=leaves, carried=(crossed, reread.grad))
+
+    # Feed the crossed images to the re-id heads.
     if feeds:
         fed_terms: list[tuple[float, Tensor]] = []
         if ramped.prim > 0:
@@ -154,7 +151,7 @@ def train_step(
             if recipe.needs_teacher:
                 assert state.teacher is not None
                 with autocast:
-                    teacher_labels = state.teacher.labels(fake.detach(), groups=2)
+                    teacher_labels = state.teacher.labels(reread.detach(), groups=2)
             target = losses.soft_label(recipe.soft_label, teacher_labels, swapped, labels, config.num_classes)
             terms["L_prim"] = 2 * losses.prim(prim_logits, target)
             fed_terms.append((ramped.prim, terms["L_prim"]))
@@ -162,36 +159,27 @@ def train_step(
             fine_logits = _logits(appearance_encoder.fine, pooled, 2, position, "dropout fine generated")
             terms["L_fine"] = 2 * losses.identity(fine_logits, labels)
             fed_terms.append((ramped.fine, terms["L_fine"]))
-        _weighted(fed_terms).backward(inputs=appearance_parameters)
+        _descend(fed_terms, inputs=appearance_parameters)
 
     # The re-id losses on real images; BatchNorm's running statistics follow this pass, as in any re-id baseline.
     if batch.erased is not None:
         with autocast:
             erased = batch.erased.flatten(0, 1).contiguous(memory_format=layout)
-            seen = _exact(appearance_encoder(erased, groups=4, track=True))
+            pooled = pool_code(_exact(appearance_encoder(erased, groups=4, track=True)))
     else:
-        seen = code
-    pooled = pool_code(seen)
+        pooled = pool_code(code)
     prim_logits = _logits(appearance_encoder.prim, pooled, 4, position, "dropout prim real", track=True)
     fine_logits = _logits(appearance_encoder.fine, pooled, 4, position, "dropout fine real", track=True)
     terms["L_s_id"] = 2 * losses.identity(prim_logits[: 2 * B], labels)
     terms["L_s_id_positive"] = 2 * losses.identity(prim_logits[2 * B :], labels)
-    real_terms = [
-        (weight.identity, terms["L_s_id"]),
-        (weight.positive_identity, terms["L_s_id_positive"]),
-    ]
+    real_terms = [(weight.identity, terms["L_s_id"]), (weight.positive_identity, terms["L_s_id_positive"])]
     if ramped.fine_real > 0:
         terms["L_s_id_fine"] = 2 * losses.identity(fine_logits[: 2 * B], labels)
         real_terms.append((weight.identity * ramped.fine_real, terms["L_s_id_fine"]))
-    if recipe.detach_appearance:
-        _weighted(real_terms).backward(inputs=appearance_parameters)
-    else:
-        torch.autograd.backward(
-            [_weighted(real_terms), code], [None, appearance.grad], inputs=appearance_parameters
-        )
+    _descend(real_terms, inputs=appearance_parameters, carried=(code, appearance.grad))
 
     # Update both encoders and the decoder.
-    for parameter in appearance_parameters:
+    for parameter in [*generator_parameters, *appearance_parameters]:
         if parameter.grad is None:  # the fine head before its warm-up: weight decay and momentum still act
             parameter.grad = torch.zeros_like(parameter)
     reduce_grads([*generator_parameters, *appearance_parameters])
@@ -230,9 +218,28 @@ def _exact(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
-def _weighted(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
-    """The objective: terms by their weights, those of weight 0 left out."""
-    return torch.stack([weight * term for weight, term in terms if weight > 0]).sum()
+def _descend(
+    terms: Iterable[tuple[float, Tensor]],
+    *,
+    inputs: list[Tensor],
+    carried: tuple[Tensor, Tensor | None] | None = None,
+    retain_graph: bool = False,
+) -> None:
+    """Accumulate the gradients of the weighted terms in `inputs`, and in nothing else.
+
+    Args:
+        terms: weight and scalar; those of weight 0 or without a graph (L_code1 of detached codes) are left out.
+        inputs: the only leaves to reach.
+        carried: a tensor and the gradient that has arrived at it from elsewhere, if any has.
+        retain_graph: the graph will be descended again.
+    """
+    roots: list[Tensor] = [weight * term for weight, term in terms if weight > 0 and term.requires_grad]
+    gradients: list[Tensor | None] = [None] * len(roots)
+    if carried is not None and carried[1] is not None:
+        roots.append(carried[0])
+        gradients.append(carried[1])
+    if roots:
+        torch.autograd.backward(roots, gradients, inputs=inputs, retain_graph=retain_graph)
 
 
 def _coin(seed: int, iteration: int) -> float:

@@ -302,7 +302,7 @@ def test_colour_finds_people_above_chance_and_below_certainty(tiny):
         first.append(match[row[kept].argmax()])
         chance.append(match.mean())
     assert np.mean(chance) < 0.08
-    assert 3 * np.mean(chance) < np.mean(first) < 0.8  # measured over seeds: 0.4 to 0.55
+    assert 3 * np.mean(chance) < np.mean(first) < 0.8  # measured over seeds: 0.35 to 0.56
 
 
 def test_colour_does_not_tell_confusable_people_apart(people):
@@ -316,7 +316,7 @@ def test_colour_does_not_tell_confusable_people_apart(people):
             nearest = max(others, key=lambda shot: feature[query] @ feature[shot])
             told.append(nearest.identity == query.identity)
     assert len(told) == 160
-    assert 0.35 < np.mean(told) < 0.65  # chance 0.5; measured over seeds: 0.5 to 0.58
+    assert 0.35 < np.mean(told) < 0.65  # chance 0.5; measured over seeds: 0.55 to 0.6
 
 
 def test_confusable_people_differ_in_the_picture(people):

@@ -1,0 +1,89 @@
+"""Trained networks put to use: eval mode for a while, and the features of a set of pictures."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dgnet_core.appearance import AppearanceEncoder, pool_code
+from dgnet_core.augment import normalise
+from dgnet_core.features import Features, mirror_average
+from dgnet_core.teacher import Teacher
+
+BATCH_SIZE = 64
+"""Pictures that go through a network at once, unless told otherwise."""
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients within this context; afterwards every submodule is in the mode it was in."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def extract(
+    network: AppearanceEncoder | Teacher,
+    pixels: Tensor,
+    person_ids: Tensor,
+    camera_ids: Tensor,
+    *,
+    height: int,
+    width: int,
+    batch_size: int = BATCH_SIZE,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    progress: Callable[[int], None] = lambda done: None,
+) -> Features:
+    """What retrieval compares: bottleneck outputs of pictures and their mirror images, averaged.
+
+    Args:
+        network: the appearance encoder gives f_prim and f_fine; the teacher, a baseline with one head, gives its
+            feature as the primary half and a fine half of width 0.
+        pixels: (N, 3, h, w), uint8, on any device; only a batch at a time goes to the network's.
+        person_ids: (N,) int64.
+        camera_ids: (N,) int64.
+        height: what the network was trained on, in pixels; pictures of another size are resized.
+        width: the same.
+        batch_size: pictures a batch; the mirror images come on top.
+        precision: bfloat16 runs the network in autocast; the features are float32 in any case.
+        progress: called after each batch with the number of pictures done.
+
+    Returns:
+        Features on the network's device, each half of unit length.
+
+    Raises:
+        ValueError: pixels of another type or shape, or features that are not finite.
+    """
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: uint8 (N, 3, h, w) is needed")
+    weight = next(network.parameters())
+    device = weight.device
+    halves: list[tuple[Tensor, Tensor]] = []
+    with evaluating(network):
+        for batch in pixels.split(batch_size):
+            x = normalise(batch.to(device), height, width).to(weight.dtype)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                prim, fine = _features(network, torch.cat([x, x.flip(3)]))
+            halves.append((mirror_average(*prim.chunk(2)), mirror_average(*fine.chunk(2))))
+            progress(sum(len(prim) for prim, _ in halves))
+    prim, fine = (torch.cat(half) for half in zip(*halves, strict=True))
+    return Features(
+        prim=prim, fine=fine, person_ids=person_ids.to(device), camera_ids=camera_ids.to(device)
+    )
+
+
+def _features(network: AppearanceEncoder | Teacher, x: Tensor) -> tuple[Tensor, Tensor]:
+    """f_prim and f_fine (N, bottleneck) of normalised images (N, 3, H, W); a teacher has no f_fine, (N, 0)."""
+    if isinstance(network, Teacher):
+        feature = network(x)
+        return feature, feature.new_empty(len(feature), 0)
+    pooled = pool_code(network(x))
+    return network.prim(pooled), network.fine(pooled)
