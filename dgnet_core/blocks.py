@@ -78,7 +78,7 @@ def adain(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 class ConvBlock(nn.Module):
-    """Reflect padding, convolution, norm, LeakyReLU 0.2."""
+    """Nearest-neighbour upsampling if asked for, reflect padding, convolution, norm, LeakyReLU 0.2."""
 
     def __init__(
         self,
@@ -90,19 +90,24 @@ class ConvBlock(nn.Module):
         dilation: int = 1,
         norm: Norm = "none",
         activate: bool = True,
+        upsample: bool = False,
     ):
         super().__init__()
+        assert not upsample or kernel == 5, "upsampled_conv is written for 5x5"
         self.padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, dilation=dilation)
         self.norm = LayerNorm(outputs) if norm == "layer" else None
         self.kind = norm
         self.activate = activate
+        self.upsample = upsample
 
     def forward(self, x: Tensor, style: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Map x (B, inputs, H, W); `style` = AdaIN scale and bias, (B, outputs) each."""
-        if self.padding:
-            x = F.pad(x, (self.padding,) * 4, mode="reflect")
-        x = self.conv(x)
+        if self.upsample:
+            assert self.conv.bias is not None
+            x = upsampled_conv(x, self.conv.weight, self.conv.bias)
+        else:
+            x = self.conv(F.pad(x, (self.padding,) * 4, mode="reflect") if self.padding else x)
         if self.norm is not None:
             x = self.norm(x)
         elif self.kind == "instance":
@@ -111,6 +116,46 @@ class ConvBlock(nn.Module):
             assert style is not None
             x = adain(x, *style)
         return F.leaky_relu(x, 0.2) if self.activate else x
+
+
+_PHASES = torch.tensor(
+    [
+        [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]],  # even outputs: taps that fall on the pixel before, here, after
+        [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]],  # odd outputs
+    ]
+)
+
+
+def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """5x5 convolution of the nearest-neighbour upsampled, reflect-padded x, without ever upsampling x.
+
+    The 25 taps of an output pixel fall on only 9 input pixels. Each of the four output phases is a 3x3 convolution of x
+    with sums of taps: 2.8 times fewer multiplications, and no fourfold copy of x. Reflection pairs other pixels at the
+    border, so the outermost outputs are computed from their 5 padded rows or columns as they stand.
+
+    Args:
+        x: (N, I, H, W), H and W at least 2.
+        weight: (O, I, 5, 5).
+        bias: (O).
+
+    Returns:
+        (N, O, 2H, 2W).
+    """
+    H, W = x.shape[2:]
+    phases = _PHASES.to(weight)
+    kernels = torch.einsum("pak,qbl,oikl->opqiab", phases, phases, weight).flatten(0, 2)
+    out = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels, bias.repeat_interleave(4))
+    inside = F.pixel_shuffle(out, 2)[:, :, 1:-1, 1:-1]
+
+    def padded(size: int) -> Tensor:  # which pixel of x each pixel of the padded, upsampled axis shows
+        axis = torch.arange(size, device=x.device).repeat_interleave(2)
+        return torch.cat([axis[1:3].flip(0), axis, axis[-3:-1].flip(0)])
+
+    rows, columns = padded(H), padded(W)
+    top, bottom = (F.conv2d(x[:, :, part][..., columns], weight, bias) for part in (rows[:5], rows[-5:]))
+    left, right = (F.conv2d(x[..., part][:, :, rows], weight, bias) for part in (columns[:5], columns[-5:]))
+    middle = torch.cat([left[:, :, 1:-1], inside, right[:, :, 1:-1]], dim=3)
+    return torch.cat([top, middle, bottom], dim=2)
 
 
 class ResidualBlock(nn.Module):

@@ -69,7 +69,8 @@ class NetworkConfig:
     """Image scales the discriminator looks at, each half as large as the one before."""
 
     def __post_init__(self) -> None:
-        smallest = 4 * (max(self.aspp_dilations) + 1)  # reflect padding must stay inside the structure code
+        # Reflect padding must stay inside the structure code and the discriminator's smallest feature map.
+        smallest = max(4 * (max(self.aspp_dilations) + 1), 2 ** (self.discriminator_scales + 1) + 1)
         for name in ("height", "width"):
             value = getattr(self, name)
             lower, upper = value - value % 4, value + -value % 4
@@ -78,7 +79,8 @@ class NetworkConfig:
                 value >= smallest,
                 self,
                 name,
-                f"at least {smallest} for aspp_dilations {self.aspp_dilations}: use larger images or smaller dilations",
+                f"aspp_dilations {self.aspp_dilations} and discriminator_scales {self.discriminator_scales} need at least"
+                f" {smallest}: use larger images, smaller dilations or fewer scales",
             )
         _check_positive(
             self, "appearance_width", "bottleneck", "structure_width", "residual_blocks", "adain_width",
@@ -363,7 +365,7 @@ def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) ->
         ),
         "loss": LossConfig(code_warmup=warmup, teacher_warmup=warmup),
         "optim": OptimConfig(
-            appearance_lr=0.01,
+            appearance_lr=0.004,
             generator_lr=5e-4,
             discriminator_lr=5e-4,
             milestones=tuple(sorted({max(1, round(share * iterations)) for share in (0.6, 0.9)})),

@@ -1,6 +1,5 @@
 """The decoder G: a structure code rendered in an appearance (paper, section 3.1; layer table in its supplement)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_core.appearance import PARTS
@@ -27,8 +26,8 @@ class Decoder(nn.Module):
         self.scales = nn.ModuleList(mlp(*sizes) for _ in range(PARTS))
         self.biases = nn.ModuleList(mlp(*sizes) for _ in range(PARTS))
         self.blocks = nn.ModuleList(ResidualBlock(channels, "adain") for _ in range(PARTS))
-        self.up1 = ConvBlock(channels, channels // 2, 5, norm="layer")
-        self.up2 = ConvBlock(channels // 2, channels // 4, 5, norm="layer")
+        self.up1 = ConvBlock(channels, channels // 2, 5, norm="layer", upsample=True)
+        self.up2 = ConvBlock(channels // 2, channels // 4, 5, norm="layer", upsample=True)
         self.refine = nn.Sequential(
             ConvBlock(channels // 4, channels // 4, 3),
             ConvBlock(channels // 4, channels // 4, 3),
@@ -42,6 +41,4 @@ class Decoder(nn.Module):
         quarters = appearance.flatten(1).chunk(PARTS, dim=1)  # the release's split: a quarter of the channels each
         for code, scale, bias, block in zip(quarters, self.scales, self.biases, self.blocks, strict=True):
             x = block(x, (scale(code), bias(code)))
-        for up in (self.up1, self.up2):
-            x = up(F.interpolate(x, scale_factor=2, mode="nearest"))
-        return self.refine(x)
+        return self.refine(self.up2(self.up1(x)))

@@ -48,7 +48,7 @@ class Generator(Protocol):
         ...
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Codes and pictures
 
 
@@ -94,7 +94,7 @@ def render(
 def swap_grid(
     networks: Generator, appearance_images: Tensor, structure_images: Tensor, *, batch_size: int = BATCH_SIZE
 ) -> Tensor:
-    """All combinations (paper, Figures 1 and 6): structures in the first row, appearances in the first column.
+    """All combinations (Figures 1 and 6): structures in the first row, appearances in the first column.
 
     Args:
         networks: E_a, E_s and G.
@@ -122,8 +122,8 @@ def interpolate_appearance(
 ) -> Tensor:
     """Between two appearance codes, in a fixed structure (paper, Figure 5).
 
-    Each row: the picture that gives the structure, the first picture, `steps` generated ones from its appearance
-    to the second's in equal parts, the second picture.
+    Each row: the picture that gives the structure, the first picture, `steps` generated ones from its
+    appearance to the second's in equal parts, the second picture.
 
     Args:
         networks: E_a, E_s and G.
@@ -149,18 +149,20 @@ def interpolate_structure(
 ) -> Tensor:
     """Between two structure codes, in a fixed appearance (paper, Figure 9).
 
-    Each row: the picture that gives the appearance, the first picture, `steps` generated ones from its structure
-    to the second's in equal parts, the second picture. Arguments and result as in `interpolate_appearance`.
+    Each row: the picture that gives the appearance, the first picture, `steps` generated ones from its
+    structure to the second's in equal parts, the second picture. Arguments and result as in
+    `interpolate_appearance`.
     """
     codes = _between(structure_codes(networks, first), structure_codes(networks, second), steps)
     appearance = appearance_codes(networks, appearance_images)
     rows = [
-        _draw(networks, row, fixed.expand(steps, -1, -1)) for fixed, row in zip(appearance, codes, strict=True)
+        _draw(networks, row, fixed.expand(steps, -1, -1))
+        for fixed, row in zip(appearance, codes, strict=True)
     ]
     return _interpolation_grid(appearance_images, first, torch.stack(rows), second)
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Swap fidelity
 
 
@@ -187,7 +189,9 @@ def swap_fidelity(generated: Tensor, true: Tensor, *, batch_size: int = BATCH_SI
             found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
             raise ValueError(f"{name} is {found}: uint8 (N, 3, H, W) is needed, see augment.denormalise")
     if generated.shape != true.shape:
-        raise ValueError(f"generated is {tuple(generated.shape)}, true is {tuple(true.shape)}: resize one of them")
+        raise ValueError(
+            f"generated is {tuple(generated.shape)}, true is {tuple(true.shape)}: resize one of them"
+        )
     parts = []
     for x, y in zip(generated.split(batch_size), true.to(generated.device).split(batch_size), strict=True):
         x, y = x.float(), y.float()
@@ -199,7 +203,9 @@ def swap_fidelity(generated: Tensor, true: Tensor, *, batch_size: int = BATCH_SI
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Structural similarity (Wang et al., IEEE TIP 2004): Gaussian window 11 x 11 of sigma 1.5, inside the picture.
+    """Structural similarity (Wang et al., IEEE TIP 2004): Gaussian window of 11 x 11, sigma 1.5.
+
+    Only places where the window lies inside the picture count.
 
     Args:
         x: (N, C, H, W), float, values from 0 to 255.
@@ -227,18 +233,21 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     return (luminance * contrast_and_structure).mean((1, 2, 3))
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What the above is made of
 
 
 def framed_grid(cells: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Pictures (R, C, 3, H, W) with a row (C, 3, H, W) above and a column (R, 3, H, W) beside them, all uint8.
+    """Pictures (R, C, 3, H, W) with a row (C, 3, H, W) above and a column (R, 3, H, W) beside, all uint8.
 
     Returns:
         One picture (3, H', W'), uint8, with a white corner and thin white gaps.
     """
     corner = torch.full_like(top[:1], 255)
-    rows = [torch.cat([corner, top]), *(torch.cat([head[None], row]) for head, row in zip(left, cells, strict=True))]
+    rows = [
+        torch.cat([corner, top]),
+        *(torch.cat([head[None], row]) for head, row in zip(left, cells, strict=True)),
+    ]
     return _tile(torch.stack(rows), wide_rows=(1,), wide_columns=(1,))
 
 

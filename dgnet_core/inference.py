@@ -18,7 +18,7 @@ BATCH_SIZE = 64
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients within this context; afterwards every submodule is in the mode it was in."""
+    """Eval mode without gradients within this context; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()
@@ -40,13 +40,13 @@ def extract(
     width: int,
     batch_size: int = BATCH_SIZE,
     precision: Literal["float32", "bfloat16"] = "float32",
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """What retrieval compares: bottleneck outputs of pictures and their mirror images, averaged.
 
     Args:
-        network: the appearance encoder gives f_prim and f_fine; the teacher, a baseline with one head, gives its
-            feature as the primary half and a fine half of width 0.
+        network: the appearance encoder gives f_prim and f_fine; the teacher, a baseline with one head, gives
+            its feature as the primary half and a fine half of width 0.
         pixels: (N, 3, h, w), uint8, on any device; only a batch at a time goes to the network's.
         person_ids: (N,) int64.
         camera_ids: (N,) int64.
@@ -54,7 +54,7 @@ def extract(
         width: the same.
         batch_size: pictures a batch; the mirror images come on top.
         precision: bfloat16 runs the network in autocast; the features are float32 in any case.
-        progress: called after each batch with the number of pictures done.
+        progress: called after each batch with the number of pictures done and the number there are.
 
     Returns:
         Features on the network's device, each half of unit length.
@@ -63,7 +63,9 @@ def extract(
         ValueError: pixels of another type or shape, or features that are not finite.
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-        raise ValueError(f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: uint8 (N, 3, h, w) is needed")
+        raise ValueError(
+            f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: uint8 (N, 3, h, w) is needed"
+        )
     weight = next(network.parameters())
     device = weight.device
     halves: list[tuple[Tensor, Tensor]] = []
@@ -73,15 +75,14 @@ def extract(
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 prim, fine = _features(network, torch.cat([x, x.flip(3)]))
             halves.append((mirror_average(*prim.chunk(2)), mirror_average(*fine.chunk(2))))
-            progress(sum(len(prim) for prim, _ in halves))
+            if progress is not None:
+                progress(min(len(halves) * batch_size, len(pixels)), len(pixels))
     prim, fine = (torch.cat(half) for half in zip(*halves, strict=True))
-    return Features(
-        prim=prim, fine=fine, person_ids=person_ids.to(device), camera_ids=camera_ids.to(device)
-    )
+    return Features(prim=prim, fine=fine, person_ids=person_ids.to(device), camera_ids=camera_ids.to(device))
 
 
 def _features(network: AppearanceEncoder | Teacher, x: Tensor) -> tuple[Tensor, Tensor]:
-    """f_prim and f_fine (N, bottleneck) of normalised images (N, 3, H, W); a teacher has no f_fine, (N, 0)."""
+    """f_prim and f_fine (N, bottleneck) of normalised images (N, 3, H, W); a teacher's f_fine is (N, 0)."""
     if isinstance(network, Teacher):
         feature = network(x)
         return feature, feature.new_empty(len(feature), 0)

@@ -90,7 +90,10 @@ class TrainState:
             *networks,  # pyright: ignore[reportArgumentType]
             teacher=teacher,
             appearance_optimizer=torch.optim.SGD(
-                [{"params": trunk, "factor": 1.0}, {"params": heads, "factor": optim.head_lr_factor}],
+                [
+                    {"params": trunk, "factor": 1.0},
+                    {"params": heads, "factor": optim.head_lr_factor, "lr": optim.head_lr_factor * optim.appearance_lr},
+                ],
                 lr=optim.appearance_lr,
                 momentum=optim.momentum,
                 nesterov=optim.momentum > 0,

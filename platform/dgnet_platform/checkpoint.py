@@ -1,8 +1,8 @@
 """Checkpoints: a training state as a directory that is whole and unchanged, or is refused.
 
-`checkpoint_00001234/` holds `tensors.pt` (the state, read with `weights_only=True`) and `meta.json` (what it is,
-with a digest of the tensors and one of itself). It is written beside, flushed to the disk and renamed, so
-a crash leaves either the whole directory or none of that name.
+`checkpoint_00001234/` holds `tensors.pt` (the state, read with `weights_only=True`) and `meta.json` (what it
+is, with a digest of the tensors and one of itself). It is written beside, flushed to the disk and renamed,
+so a crash leaves either the whole directory or none of that name.
 """
 
 import hashlib
@@ -12,11 +12,8 @@ import math
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +22,7 @@ import torch
 from dgnet_core.config import DGNetConfig
 from dgnet_core.state import TrainState
 from dgnet_platform.experiment import ConfigError, from_dict, to_dict
+from dgnet_platform.version import code_version
 
 FORMAT = 1
 """Version of the layout; a change that older code would misread raises it."""
@@ -74,20 +72,22 @@ class Meta:
         damaged = f"{path} is damaged or no checkpoint's: use another checkpoint"
         try:
             values = json.loads(text)
-            format, digest = values.pop("format"), values.pop("digest")
+            found, digest = values.pop("format"), values.pop("digest")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{damaged} ({error!r})") from None
-        if format != FORMAT:
+        if found != FORMAT:
             raise CheckpointFormatError(
-                f"{path} is of format {format!r}, this code reads {FORMAT}: read it with the version that wrote it"
+                f"{path} is of format {found!r}, this code reads {FORMAT}: use the version that wrote it"
             )
-        if digest != _digest({**values, "format": format}):
+        if digest != _digest({**values, "format": found}):
             raise CheckpointError(f"{damaged} (its digest does not fit)")
         try:
             return cls(**{**values, "config": from_dict(DGNetConfig, values["config"])})
         except (ConfigError, KeyError, TypeError) as error:
             remedy = f"it was written by {values.get('code')}, read it with that version"
-            raise CheckpointError(f"{path} holds a configuration this code does not know ({error}): {remedy}") from None
+            raise CheckpointError(
+                f"{path} holds a configuration this code does not know ({error}): {remedy}"
+            ) from None
 
 
 def save(
@@ -165,13 +165,16 @@ def read_meta(path: Path) -> Meta:
         size = (path / TENSORS).stat().st_size
     except (FileNotFoundError, NotADirectoryError) as error:
         lost = Path(error.filename).name
-        raise CheckpointError(f"{path} is no whole checkpoint, it has no {lost}: use another checkpoint") from None
+        raise CheckpointError(
+            f"{path} is no whole checkpoint, it has no {lost}: use another checkpoint"
+        ) from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path / META} is damaged, it is no text: use another checkpoint") from None
     meta = Meta.from_json(text, path / META)
     if size != meta.tensors_bytes:
         raise CheckpointError(
-            f"{path / TENSORS} has {size:,} bytes of {meta.tensors_bytes:,}: copy it again, or use another checkpoint"
+            f"{path / TENSORS} has {size:,} bytes, {meta.tensors_bytes:,} were written: copy it again, or use"
+            " another checkpoint"
         )
     return meta
 
@@ -196,12 +199,14 @@ def load(path: Path, state: TrainState) -> Meta:
     try:
         state.load_state_dict(_read(path, state.device))
     except ValueError as error:
-        raise CheckpointError(f"{path / TENSORS}: {error}: build the state from its meta.json's config") from error
+        raise CheckpointError(
+            f"{path / TENSORS}: {error}: build the state from its meta.json's config"
+        ) from error
     return meta
 
 
 def load_networks(path: Path, device: torch.device | str = "cpu") -> tuple[TrainState, Meta]:
-    """A checkpoint's networks to evaluate or draw with, built from its own configuration; optimisers are left new.
+    """A checkpoint's networks to evaluate or draw with, built from its configuration; optimisers are new.
 
     Raises:
         CheckpointError: the checkpoint is refused.
@@ -223,7 +228,7 @@ def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None; damaged ones are set aside as `damaged_...` and logged.
 
     Raises:
-        CheckpointFormatError: a newer one is whole, but of another format: going on from an older one would lose it.
+        CheckpointFormatError: the newest is of another format: going on from an older one would lose it.
         OSError: a checkpoint cannot be read at all, which says nothing about its content.
     """
     for path in reversed(_checkpoints(folder)):
@@ -254,7 +259,9 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
         What was removed, oldest first.
     """
     if keep_last < 1:
-        raise ValueError(f"keep_last: must be at least 1, got {keep_last}; a run resumes from its newest checkpoint")
+        raise ValueError(
+            f"keep_last: must be at least 1, got {keep_last}; a run resumes from its newest checkpoint"
+        )
     metas: dict[Path, Meta] = {}
     for path in _checkpoints(folder):
         try:
@@ -263,7 +270,11 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
             continue
     kept = set(list(metas)[-keep_last:])
     if keep_best is not None:
-        rated = [(value, path) for path, meta in metas.items() if (value := meta.metrics.get(keep_best)) is not None]
+        rated = [
+            (value, path)
+            for path, meta in metas.items()
+            if (value := meta.metrics.get(keep_best)) is not None
+        ]
         kept |= {path for _, path in sorted(rated)[-1:]}
     removed = [path for path in metas if path not in kept]
     for path in removed:
@@ -271,26 +282,11 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
     return removed
 
 
-@cache
-def code_version() -> str:
-    """The package's version and, when this file is under version control, the commit."""
-    try:
-        package = version("dgnet-on-ray")
-    except PackageNotFoundError:
-        package = "unknown"
-    here = Path(__file__).resolve()
-    try:
-        for command in (["ls-files", "--error-unmatch", here.name], ["describe", "--always", "--dirty", "--exclude=*"]):
-            git = ["git", "-C", str(here.parent), *command, *(["--abbrev=40"] if command[0] == "describe" else [])]
-            answer = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return package
-    return f"{package}+{answer}"
-
-
 def _checkpoints(folder: Path) -> list[Path]:
     """Directories named as checkpoints, oldest iteration first."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := _NAME.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := _NAME.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -298,7 +294,9 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     try:
         return torch.load(path / TENSORS, map_location=device, weights_only=True)
     except Exception as error:  # PyTorch meets foreign bytes with almost any exception
-        raise CheckpointError(f"{path / TENSORS} is no file of tensors ({error}): use another checkpoint") from error
+        raise CheckpointError(
+            f"{path / TENSORS} is no file of tensors ({error}): use another checkpoint"
+        ) from error
 
 
 def _remove(path: Path) -> None:

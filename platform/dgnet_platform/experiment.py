@@ -1,4 +1,4 @@
-"""Configurations as plain dictionaries and back, strictly: what is stored with a run rebuilds exactly that run.
+"""Configurations as plain dictionaries and back, strictly: what is stored with a run rebuilds that run.
 
 Configurations are frozen dataclasses of bool, int, float, str, Literal, Optional, tuples and other such
 dataclasses. Dictionaries hold what JSON holds. The way back is a door: unknown keys, missing keys and wrong
@@ -47,11 +47,13 @@ def from_dict(cls: type[Config], values: object, path: str = "") -> Config:
         path: where `values` stands in a larger configuration, for messages.
 
     Raises:
-        ConfigError: an unknown key, a missing key without default, a wrong type, or a value that the class refuses.
+        ConfigError: an unknown key, a missing one without default, a wrong type, or a value it refuses.
     """
     assert is_dataclass(cls)
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path or cls.__name__} is {values!r}: a section with the fields of {cls.__name__} is needed")
+        raise ConfigError(
+            f"{path or cls.__name__} is {values!r}: a section with the fields of {cls.__name__} is needed"
+        )
     known = {field.name: field for field in fields(cls)}
     for key in values:
         if key not in known:
@@ -110,14 +112,22 @@ def _name(kind: Any) -> str:
         if arguments[-1] is Ellipsis:
             return f"a list, each entry {_name(arguments[0])}"
         return f"a list of {len(arguments)} ({', '.join(map(_name, arguments))})"
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "a text", types.NoneType: "null"}
+    words = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a text",
+        types.NoneType: "null",
+    }
     return words.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _advice(cls: type, key: str, path: str) -> str:
-    """Which known key was meant: one of the same section that is spelt alike, or one of that name elsewhere below."""
+    """Which key was meant: one of the section that is spelt alike, or one of that name further down."""
     siblings = [field.name for field in fields(cls)]
-    close = get_close_matches(key, siblings, n=1) or [name for name in _paths(cls) if name.split(".")[-1] == key]
+    close = get_close_matches(key, siblings, n=1) or [
+        name for name in _paths(cls) if name.split(".")[-1] == key
+    ]
     if close:
         return f"did you mean {_join(path, close[0])!r}?"
     return f"{path or cls.__name__} has {', '.join(siblings)}"

@@ -37,14 +37,16 @@ class Trained:
 
 
 def open_trained(path: Path, device: torch.device | str = "cpu") -> Trained:
-    """Networks of a checkpoint directory, or of a folder with the authors' `gen_*.pt`, `dis_*.pt` and `id_*.pt`.
+    """Networks of a checkpoint, or of a folder with the authors' `gen_*.pt`, `dis_*.pt` and `id_*.pt`.
 
     Raises:
         CheckpointError: it is neither, or damaged.
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path} {what}: name a checkpoint's directory, or a folder of the authors' release")
+        raise CheckpointError(
+            f"{path} {what}: name a checkpoint's directory, or a folder of the authors' release"
+        )
     if not (path / META).exists():
         if any(path.glob("id_*.pt")):
             return _open_release(path, device)
@@ -54,12 +56,16 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> Trained:
     state, meta = load_networks(path, device)
     source = f"{path.name}, iteration {meta.iteration:,}, {meta.config.num_classes:,} identities"
     return Trained(
-        state=state, network=meta.config.network, source=source, dataset=meta.dataset, fingerprint=meta.fingerprint
+        state=state,
+        network=meta.config.network,
+        source=source,
+        dataset=meta.dataset,
+        fingerprint=meta.fingerprint,
     )
 
 
 def open_teacher(path: Path, device: torch.device | str = "cpu") -> tuple[Teacher, NetworkConfig]:
-    """A teacher as the release saves it (`net_last.pth`); sizes and number of identities are those of its tensors.
+    """A teacher as the release saves it (`net_last.pth`), of the sizes and identities of its tensors.
 
     Raises:
         CheckpointError: it is missing, or no such file.
@@ -75,9 +81,13 @@ def open_teacher(path: Path, device: torch.device | str = "cpu") -> tuple[Teache
 
 
 def _open_release(folder: Path, device: torch.device | str) -> Trained:
-    """The newest networks of a release folder, of the sizes that their tensors have; pictures are 256 x 128."""
+    """The newest networks of a release folder, of the sizes of their tensors; pictures are 256 x 128."""
     try:
-        numbers = [int(match[1]) for path in folder.glob("id_*.pt") if (match := re.search(r"_(\d+)\.pt$", path.name))]
+        numbers = [
+            int(match[1])
+            for path in folder.glob("id_*.pt")
+            if (match := re.search(r"_(\d+)\.pt$", path.name))
+        ]
         iteration = max(numbers, default=0)
         parts = (release.GENERATOR, release.DISCRIMINATOR, release.APPEARANCE)
         tensors = _read({part: folder / f"{part}_{iteration:08d}.pt" for part in parts})
@@ -99,7 +109,9 @@ def _read(files: Mapping[str, Path]) -> Tensors:
         except FileNotFoundError:
             raise
         except Exception as error:  # PyTorch meets foreign bytes with almost any exception
-            raise CheckpointError(f"{path} is no PyTorch file of tensors: fetch it again ({error})") from error
+            raise CheckpointError(
+                f"{path} is no PyTorch file of tensors: fetch it again ({error})"
+            ) from error
         content = content.get("a", content) if isinstance(content, Mapping) else {}
         tensors |= {(part, name): value for name, value in content.items() if isinstance(value, Tensor)}
     return tensors

@@ -1,0 +1,51 @@
+"""Evaluate trained networks on one store or several.
+
+`uv run jobs/evaluate.py --checkpoint runs/market/checkpoint_00100000 --store data/market --out results/a`
+Several stores (`--store A --store B`) show how the networks transfer. The folder `--out` receives
+results.json, results.parquet and pictures. The exit status is 0, or 2 when something given cannot be used.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dgnet_platform.checkpoint import CheckpointError
+from dgnet_platform.datasets.decode import PictureError
+from dgnet_platform.datasets.images import ImageMemoryError
+from dgnet_platform.datasets.prepare import printable
+from dgnet_platform.datasets.store import StoreError
+from dgnet_platform.evaluation import EvaluateConfig, EvaluationError, evaluate
+from dgnet_platform.results import replacing, tables, write
+
+USER_ERRORS = (CheckpointError, EvaluationError, ImageMemoryError, OSError, PictureError, StoreError)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the job with the given or the command line's arguments; returns the exit status."""
+    console = Console()
+    try:
+        config = tyro.cli(EvaluateConfig, args=args, description=__doc__, config=(tyro.conf.UseAppendAction,))
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with replacing(config.out) as folder, Progress(*columns, console=console, transient=True) as bar:
+            tasks = {}
+
+            def progress(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(printable(what))
+                bar.update(tasks[what], completed=done, total=total)
+
+            evaluation = evaluate(config, progress)
+            write(evaluation, folder)
+    except USER_ERRORS as error:
+        console.print(printable(str(error)), style="bold red", markup=False, soft_wrap=True)
+        return 2
+    console.print(tables(evaluation))
+    console.print(f"Tables and pictures are in {printable(str(config.out))}.", style="green", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""Evaluation of trained networks on stores: retrieval figures, ranked lists, swaps.
+
+Whatever can be wrong with stores and checkpoints is found before anything is extracted.
+"""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from dgnet_core.appearance import AppearanceEncoder
+from dgnet_core.features import Features, multi_query
+from dgnet_core.reranking import Reranking
+from dgnet_core.retrieval import sweep_beta
+from dgnet_core.teacher import Teacher
+from dgnet_platform.datasets import READERS
+from dgnet_platform.datasets.images import ImageSet
+from dgnet_platform.datasets.store import Store
+from dgnet_platform.extraction import Extraction, Progress, ahead, extract_splits
+from dgnet_platform.report import ranked_picture
+from dgnet_platform.swaps import fidelity_rows, grid_picture, people_of
+from dgnet_platform.trained import Trained, open_teacher, open_trained
+
+SWEEP = tuple(tenth / 10 for tenth in range(11))
+"""Weights of f_fine in a sweep."""
+
+
+class EvaluationError(ValueError):
+    """What was asked for cannot be evaluated; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate trained networks on one store or several."""
+
+    store: tuple[str, ...]
+    """Folder or URI of a store with query and gallery; several show how the networks transfer."""
+    out: Path
+    """Folder for tables and pictures; earlier results there are replaced when the new ones are complete."""
+    checkpoint: Path | None = None
+    """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
+    teacher: Path | None = None
+    """The authors' teacher (net_last.pth), for the baseline's row; may stand alone."""
+    beta: float = 0.5
+    """Weight of f_fine beside f_prim (paper: 0.5)."""
+    sweep: bool = False
+    """Also try weights of f_fine from 0 to 1, from the same features."""
+    rerank: bool = False
+    """Also re-rank by k-reciprocal neighbours (Zhong et al., 2017)."""
+    queries_shown: int = 8
+    """Queries in the picture of ranked lists, from the worst to the best; 0 for none."""
+    swap_pairs: int = 128
+    """Pairs for swap fidelity on drawn people, of seen and of unseen identities each; 0 for none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run; auto takes a GPU if there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is faster on a GPU."""
+    batch_size: int = 64
+    """Pictures that go through a network at once."""
+    threads: int = os.cpu_count() or 1
+    """Threads that decode; results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None and self.teacher is None:
+            raise ValueError("--checkpoint or --teacher is needed: what should be evaluated?")
+        if not self.store:
+            raise ValueError("--store is needed: evaluate on what?")
+        if not (0 <= self.beta < math.inf):
+            raise ValueError(f"--beta {self.beta}: must be finite and at least 0")
+        for name, least in (("queries_shown", 0), ("swap_pairs", 0), ("batch_size", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+
+
+@dataclass(kw_only=True, eq=False)
+class Evaluation:
+    """All that came out, store by store."""
+
+    source: str
+    """What was evaluated."""
+    drawn: bool
+    """Whether a store holds drawn people, whose figures stand for no photographs."""
+    retrieval: pd.DataFrame
+    """A row for each store, feature, query mode and ranking; shares in [0, 1]; beta where it has a part."""
+    sweep: pd.DataFrame
+    """The same for each beta of the sweep; empty without one."""
+    swaps: pd.DataFrame
+    """Swap fidelity on drawn people; empty without them."""
+    extraction: pd.DataFrame
+    """Pictures, seconds and share of them spent waiting for data, of each store."""
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    """Pictures to look at by file name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Model:
+    """One thing that extracts features."""
+
+    name: str
+    network: AppearanceEncoder | Teacher
+    trained_on: str
+
+
+def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
+    """Evaluate what `config` names.
+
+    Raises:
+        CheckpointError, StoreError: a file is missing, damaged or foreign.
+        EvaluationError: a store has no query or gallery, a query has no match, or features are not finite.
+        ImageMemoryError: a split does not fit into the memory.
+    """
+    device = _device(config.device)
+    stores = _named([_checked(location) for location in config.store])
+    models: list[_Model] = []
+    trained: Trained | None = None
+    source, size = "", (256, 128)
+    if config.teacher is not None:
+        teacher, network = open_teacher(config.teacher, device)
+        models.append(_Model(name="baseline", network=teacher, trained_on="unknown"))
+        source, size = f"teacher {config.teacher.name}", (network.height, network.width)
+    if config.checkpoint is not None:
+        trained = open_trained(config.checkpoint, device)
+        trained_on = next(
+            (name for name, s in stores.items() if s.info.fingerprint == trained.fingerprint), None
+        )
+        trained_on = trained_on or (_title(trained.dataset) if trained.dataset else "unknown")
+        models.append(_Model(name="DG-Net", network=trained.state.appearance_encoder, trained_on=trained_on))
+        source, size = trained.source, (trained.network.height, trained.network.width)
+
+    networks = {model.name: model.network for model in models}
+    splits = {
+        name: [split for split in ("query", "gallery", "multi_query") if split in store.info.splits]
+        for name, store in stores.items()
+    }
+    how = Extraction(
+        height=size[0],
+        width=size[1],
+        batch_size=config.batch_size,
+        precision=config.precision,
+        device=device,
+    )
+    load = partial(ImageSet.load, height=size[0], width=size[1], threads=config.threads)
+    loaded = ahead([partial(load, stores[name], split) for name in stores for split in splits[name]])
+    retrieval: list[dict[str, object]] = []
+    sweep: list[dict[str, object]] = []
+    swaps: list[dict[str, object]] = []
+    extraction: list[dict[str, object]] = []
+    pictures: dict[str, Image.Image] = {}
+    for name, store in stores.items():
+        report = _prefixed(name, progress)
+        try:
+            features, timing = extract_splits(networks, splits[name], loaded, how, report)
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
+        extraction.append({"store": name, **timing})
+        for model in models:
+            head = {"model": model.name, "trained_on": model.trained_on, "store": name}
+            drawn = {"drawn": bool(store.info.origin)}
+            rows, swept = _rank(features[model.name], config, model.name)
+            retrieval += [head | row | drawn for row in rows]
+            sweep += [head | row | drawn for row in swept]
+        if config.queries_shown:
+            best = features[models[-1].name]
+            picture = ranked_picture(
+                name, store, best["query"], best["gallery"], config.beta, config.queries_shown
+            )
+            pictures[f"ranked_{_slug(name)}.png"] = picture
+        if trained is not None:
+            people = people_of(store)
+            title = f"{name}: swaps of {trained.source}"
+            pictures[f"swaps_{_slug(name)}.png"] = grid_picture(trained, store, people, title)
+            if people is not None and config.swap_pairs:
+                rows = fidelity_rows(trained, store, people, config.swap_pairs, partial(report, "swaps"))
+                swaps += [{"store": name} | row for row in rows]
+    return Evaluation(
+        source=source,
+        drawn=any(store.info.origin for store in stores.values()),
+        retrieval=pd.DataFrame(retrieval),
+        sweep=pd.DataFrame(sweep),
+        swaps=pd.DataFrame(swaps),
+        extraction=pd.DataFrame(extraction),
+        pictures=pictures,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Before: what is to be evaluated
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EvaluationError("--device cuda: PyTorch finds no GPU on this machine; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _checked(location: str) -> Store:
+    """A store whose queries can all be answered."""
+    store = Store.open(location)
+    for split in ("query", "gallery"):
+        if split not in store.info.splits:
+            raise EvaluationError(
+                f"{location} has no {split}, only {', '.join(store.info.splits)}: name another store"
+            )
+    query, gallery = store.index("query"), store.index("gallery")
+    seen_by: defaultdict[int, set[int]] = defaultdict(set)
+    for person, camera in zip(gallery["person_id"], gallery["camera_id"], strict=True):
+        seen_by[person].add(camera)
+    lost = query[
+        [
+            not seen_by[person] - {camera}
+            for person, camera in zip(query["person_id"], query["camera_id"], strict=True)
+        ]
+    ]
+    if len(lost):
+        first = lost.iloc[0]
+        raise EvaluationError(
+            f"{location}: query {first['file_name']} shows person {first['person_id']}, whom no other camera"
+            f" saw in the gallery ({len(lost):,} such queries): prepare it again without them"
+        )
+    return store
+
+
+def _named(stores: Sequence[Store]) -> dict[str, Store]:
+    """Stores by a name for tables: the data set's, and the folder's where that is not enough."""
+    titles = [_title(store.info.dataset) for store in stores]
+    named: dict[str, Store] = {}
+    for title, store in zip(titles, stores, strict=True):
+        folder = store.location.rstrip("/").rpartition("/")[2]
+        name = title if titles.count(title) == 1 and store.info.dataset != "folder" else f"{title} ({folder})"
+        named[name if name not in named else f"{title} ({store.location})"] = store
+    return named
+
+
+def _title(dataset: str) -> str:
+    """A data set's name as its authors write it."""
+    titles = {str(name): reader.title for name, reader in READERS.items()}
+    return titles.get(dataset, dataset)
+
+
+def _prefixed(name: str, progress: Progress) -> Progress:
+    """Progress of one store."""
+    return lambda what, done, total: progress(f"{name}: {what}", done, total)
+
+
+def _slug(name: str) -> str:
+    """A name as part of a file's."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Ranking
+
+
+def _rank(
+    features: dict[str, Features], config: EvaluateConfig, model: str
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows of the results table and of the sweep for one model on one store."""
+    query, gallery = features["query"], features["gallery"]
+    betas = {"f_prim": 0.0, "f_fine": math.inf, "both": config.beta}
+    if not query.fine.shape[1]:
+        betas = {model: 0.0}
+    try:
+        queries = {"single": query}
+        if "multi_query" in features:
+            queries["multi"] = multi_query(query, features["multi_query"])
+        rows = [
+            {
+                "feature": feature,
+                "beta": result.beta if feature == "both" else None,
+                "query": mode,
+                "reranked": reranking is not None,
+                **result.summary(),
+            }
+            for mode, asked in queries.items()
+            for reranking in (None, Reranking())[: 1 + config.rerank]
+            for feature, result in zip(
+                betas, sweep_beta(asked, gallery, list(betas.values()), reranking=reranking), strict=True
+            )
+        ]
+        swept = sweep_beta(query, gallery, SWEEP) if config.sweep and "both" in betas else []
+    except ValueError as error:
+        raise EvaluationError(f"{model}: {error}") from error
+    return rows, [{"feature": "both", "beta": result.beta, **result.summary()} for result in swept]

@@ -1,0 +1,137 @@
+"""Swaps on a store: a grid to look at, and on drawn people how close they come to the true picture.
+
+The true picture of "the appearance of i in the structure of j" can be drawn, because every factor of a
+drawn person is known. Figures on drawn people say how well codes are told apart there; they are never
+figures on photographs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dgnet_core.augment import denormalise, normalise
+from dgnet_core.generation import framed_grid, render, swap_fidelity, swap_grid
+from dgnet_platform.datasets.people import People, Shot
+from dgnet_platform.datasets.people_set import VERSION, shot_of
+from dgnet_platform.datasets.store import Store, StoreError
+from dgnet_platform.report import captioned_grids, stored_pictures
+from dgnet_platform.trained import Trained
+
+APPEARANCES, STRUCTURES = 5, 7
+"""Rows and columns of the swap grid."""
+
+
+def people_of(store: Store) -> People | None:
+    """Who is drawn in a store of drawn people; None for photographs.
+
+    Raises:
+        StoreError: they were drawn by another version of the drawing.
+    """
+    origin = store.info.origin
+    if "drawn_people" not in origin:
+        return None
+    if origin["drawn_people"] != VERSION:
+        raise StoreError(
+            f"{store.location} was drawn by version {origin['drawn_people']} of the drawing, this is "
+            f"{VERSION}: prepare it again"
+        )
+    seed, height, width = (int(str(origin[key])) for key in ("seed", "height", "width"))
+    return People(seed, height=height, width=width)
+
+
+def fidelity_rows(
+    trained: Trained, store: Store, people: People, pairs: int, progress: Callable[[int, int], None]
+) -> list[dict[str, object]]:
+    """Rows of a table: L1, PSNR and SSIM of G(a_i, s_j) against the true picture, averaged.
+
+    For comparison also those of x_j as it is, which a generator that does nothing would reach.
+
+    Pairs are two persons of the training split ("seen", if the networks were trained on this very store) or
+    two persons of query and gallery ("unseen"). They are the same in every call.
+    """
+    trained_here = trained.fingerprint == store.info.fingerprint
+    groups = {
+        "seen" if trained_here else "train split, not trained on": ("train",),
+        "unseen": ("query", "gallery"),
+    }
+    groups = {name: [s for s in splits if s in store.info.splits] for name, splits in groups.items()}
+    groups = {name: splits for name, splits in groups.items() if splits}
+    rows: list[dict[str, object]] = []
+    for number, (name, splits) in enumerate(groups.items()):
+        shots = [shot_of(file) for split in splits for file in store.index(split)["file_name"]]
+        chosen = _pairs([shot for shot in shots if shot.identity > 0], pairs)
+        scores: dict[str, list[Tensor]] = {"G(a_i, s_j)": [], "x_j as it is": []}
+        for first in range(0, len(chosen), 32):
+            batch = chosen[first : first + 32]
+            appearance = _drawn(people, [(i, i) for i, _ in batch], trained)
+            structure = _drawn(people, [(j, j) for _, j in batch], trained)
+            true = denormalise(_drawn(people, batch, trained))
+            for picture, images in zip(
+                scores, (render(trained.state, appearance, structure), structure), strict=True
+            ):
+                fidelity = swap_fidelity(denormalise(images).cpu(), true)
+                scores[picture].append(torch.stack([fidelity.l1, fidelity.psnr, fidelity.ssim]))
+            progress(number * pairs + first + len(batch), len(groups) * pairs)
+        for picture, parts in scores.items():
+            l1, psnr, ssim = torch.cat(parts, dim=1).double().mean(dim=1).tolist()
+            values = {"pairs": len(chosen), "L1": l1, "PSNR": psnr, "SSIM": ssim}
+            rows.append({"identities": name, "picture": picture, **values})
+    return rows
+
+
+def grid_picture(trained: Trained, store: Store, people: People | None, title: str) -> Image.Image:
+    """Swaps among queries of different persons; for drawn people beside the true ones."""
+    index = store.index("query").drop_duplicates("person_id")
+    rows = np.linspace(0, len(index) - 1, min(len(index), APPEARANCES + STRUCTURES)).round().astype(int)
+    rows = index.index[np.unique(rows)].tolist()
+    appearance_rows = rows[::2][:APPEARANCES]
+    structure_rows = [row for row in rows if row not in appearance_rows] or rows
+    appearance, structure = (
+        torch.cat([_normalised(picture, trained) for picture in stored_pictures(store, "query", part)])
+        for part in (appearance_rows, structure_rows)
+    )
+    grids = [
+        (
+            "rendered: each row an appearance, each column a structure",
+            swap_grid(trained.state, appearance, structure),
+        )
+    ]
+    if people is not None:
+        names = store.index("query")["file_name"].tolist()
+        i, j = ([shot_of(names[row]) for row in part] for part in (appearance_rows, structure_rows))
+        true = denormalise(_drawn(people, [(one, other) for one in i for other in j], trained))
+        cells = true.unflatten(0, (len(i), len(j)))
+        grids.append(
+            ("drawn: the true pictures", framed_grid(cells, denormalise(structure), denormalise(appearance)))
+        )
+    return captioned_grids(
+        title, [(caption, grid.numpy()) for caption, grid in grids], cell_height=trained.network.height
+    )
+
+
+def _pairs(shots: Sequence[Shot], pairs: int) -> list[tuple[Shot, Shot]]:
+    """Pairs of shots of two different persons, drawn with a fixed seed."""
+    if len({shot.identity for shot in shots}) < 2:
+        return []
+    rng = np.random.default_rng(0)
+    chosen: list[tuple[Shot, Shot]] = []
+    while len(chosen) < pairs:
+        i, j = (shots[k] for k in rng.integers(0, len(shots), 2))
+        if i.identity != j.identity:
+            chosen.append((i, j))
+    return chosen
+
+
+def _drawn(people: People, pairs: Sequence[tuple[Shot, Shot]], trained: Trained) -> Tensor:
+    """Normalised pictures (N, 3, H, W) of the appearance of the first in the structure of the second."""
+    pictures = [people.draw(appearance_of=i, structure_of=j).transpose(2, 0, 1) for i, j in pairs]
+    return normalise(torch.from_numpy(np.stack(pictures)), trained.network.height, trained.network.width)
+
+
+def _normalised(picture: np.ndarray, trained: Trained) -> Tensor:
+    """A stored picture (3, h, w) as a normalised image (1, 3, H, W)."""
+    pixels = torch.from_numpy(picture.copy())[None]
+    return normalise(pixels, trained.network.height, trained.network.width)

@@ -1,0 +1,421 @@
+"""jobs/evaluate.py from a drawn store and an untrained checkpoint to tables and pictures."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from dgnet_core import release
+from dgnet_core.config import NetworkConfig, laptop
+from dgnet_core.features import Features
+from dgnet_core.state import TrainState
+from dgnet_core.teacher import Teacher
+from dgnet_platform import checkpoint, evaluation, results
+from dgnet_platform.datasets.people import People
+from dgnet_platform.datasets.people_set import Size, write_market
+from dgnet_platform.datasets.prepare import PrepareConfig, prepare
+from dgnet_platform.datasets.store import INFO_KEY, SCHEMA, Store, StoreError
+from dgnet_platform.report import MATCH, WRONG, RankedRow, ranked_lists, stored_pictures
+from dgnet_platform.results import DRAWN, JSON, PARQUET
+from dgnet_platform.swaps import people_of
+from jobs.evaluate import main
+
+SIZE = Size(
+    train_identities=3, test_identities=4, cameras=2,
+    train=8, queries=8, gallery=16, distractors=2, junk=2, hand_drawn=2,
+)  # fmt: skip
+BASE = laptop(3)
+SMALL = replace(
+    BASE.network,
+    height=32,
+    width=16,
+    aspp_dilations=(1, 1, 2),
+    appearance_width=4,
+    bottleneck=8,
+    structure_width=4,
+    adain_width=8,
+    discriminator_width=4,
+)
+CONFIG = replace(BASE, network=SMALL)
+
+
+def drawn_store(folder: Path, seed: int) -> Path:
+    write_market(People(seed), folder / "people", SIZE)
+    prepare(PrepareConfig(dataset="people", source=folder / "people", out=folder / f"store{seed}", threads=1))
+    return folder / f"store{seed}"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn_store(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="module")
+def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn_store(tmp_path_factory.mktemp("two"), 2)
+
+
+@pytest.fixture(scope="module")
+def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    state = TrainState.build(CONFIG)
+    state.iteration = 40
+    info = Store.open(store).info
+    return checkpoint.save(
+        state, CONFIG, tmp_path_factory.mktemp("run"), dataset=info.dataset, fingerprint=info.fingerprint
+    )
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def picture_in(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        return opened.convert("RGB")
+
+
+def frames(picture: Image.Image) -> tuple[int, int]:
+    """Numbers of pixels in the colours of a match's and of a wrong picture's frame."""
+    pixels = np.asarray(picture)
+    return tuple(int((pixels == colour).all(axis=2).sum()) for colour in (MATCH, WRONG))  # pyright: ignore[reportReturnType]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# End to end
+
+
+def test_one_store(store: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "results"
+    arguments = [
+        "--checkpoint",
+        trained,
+        "--store",
+        store,
+        "--out",
+        out,
+        "--swap-pairs",
+        5,
+        "--device",
+        "cpu",
+    ]
+    assert run(*arguments, "--sweep", "--queries-shown", 3) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"drawn people → drawn people +│ f_prim +│ single", shown)
+    assert "both, beta 0.5" in shown
+    assert DRAWN in shown
+    assert "waiting for data" in shown
+
+    assert sorted(path.name for path in out.iterdir()) == [
+        "ranked_drawn-people.png", JSON, PARQUET, "swaps_drawn-people.png",
+    ]  # fmt: skip
+    values = json.loads((out / JSON).read_text())
+    assert values["note"] == DRAWN
+    assert values["source"] == "checkpoint_00000040, iteration 40, 3 identities"
+    table = pd.DataFrame(values["retrieval"])
+    assert list(zip(table["feature"], table["query"], strict=True)) == [
+        (feature, query) for query in ("single", "multi") for feature in ("f_prim", "f_fine", "both")
+    ]
+    assert table["beta"].dropna().tolist() == [0.5, 0.5]
+    assert table["queries"].tolist() == [8] * 6
+    assert table["drawn"].tolist() == [True] * 6
+    figures = table[["rank1", "rank5", "rank10", "mAP", "mINP"]].to_numpy()
+    assert ((figures >= 0) & (figures <= 1)).all()
+    sweep = pd.DataFrame(values["sweep"])
+    assert sweep["beta"].tolist() == [tenth / 10 for tenth in range(11)]
+    for beta, feature in ((0, "f_prim"), (0.5, "both")):
+        row = table[(table["feature"] == feature) & (table["query"] == "single")].iloc[0]
+        assert sweep.set_index("beta").loc[beta, "mAP"] == pytest.approx(row["mAP"])
+    swaps = pd.DataFrame(values["swaps"])
+    assert swaps["identities"].tolist() == ["seen", "seen", "unseen", "unseen"]
+    assert swaps["pairs"].tolist() == [5] * 4
+    rendered, untouched = swaps["SSIM"].tolist()[::2], swaps["SSIM"].tolist()[1::2]
+    assert min(untouched) > max(rendered)  # the networks are not trained
+    assert values["extraction"][0]["pictures"] == 8 + 20 + 16
+    assert 0 <= values["extraction"][0]["waiting"] < 1
+
+    parquet = pd.read_parquet(out / PARQUET)
+    assert parquet["part"].tolist() == ["table"] * 6 + ["sweep over beta"] * 11
+    assert parquet["mAP"].tolist()[:6] == pytest.approx(table["mAP"].tolist())
+    matched, wrong = frames(picture_in(out / "ranked_drawn-people.png"))
+    frame = 72 * 136 - 64 * 128
+    assert (matched + wrong) // frame == 30
+    assert matched // frame > 0
+    assert picture_in(out / "swaps_drawn-people.png").width > 500
+
+
+def test_transfer_baseline_and_re_ranking(
+    store: Path, other_store: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.save(
+        release.release_state_dicts({"teacher": Teacher(SMALL, 5)})["teacher"], tmp_path / "net_last.pth"
+    )
+    arguments = [
+        "--checkpoint",
+        trained,
+        "--teacher",
+        tmp_path / "net_last.pth",
+        "--out",
+        tmp_path / "results",
+    ]
+    options = ["--rerank", "--swap-pairs", 0, "--queries-shown", 0, "--beta", 0.3]
+    assert run(*arguments, "--store", other_store, "--store", store, *options) == 0
+    assert "drawn people (store1) → drawn people (store2)" in capsys.readouterr().out
+    values = json.loads((tmp_path / "results" / JSON).read_text())
+    table = pd.DataFrame(values["retrieval"])
+    assert values["swaps"] == []
+    for name in ("drawn people (store2)", "drawn people (store1)"):
+        rows = table[table["store"] == name]
+        assert set(rows[rows["model"] == "DG-Net"]["trained_on"]) == {"drawn people (store1)"}
+        assert rows[rows["model"] == "baseline"]["feature"].tolist() == ["baseline"] * 4
+        assert rows["reranked"].tolist().count(True) == len(rows) / 2
+    assert set(table[table["feature"] == "both"]["beta"]) == {0.3}
+
+
+def test_the_figures_are_those_of_the_networks(
+    store: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Perfect descriptors give perfect figures: pictures and labels are not mixed up on the way."""
+
+    def perfect(
+        network: object, pixels: torch.Tensor, people: torch.Tensor, cameras: torch.Tensor, **_: object
+    ):
+        half = torch.nn.functional.one_hot(people + 1, 20).float()
+        return Features(prim=half, fine=half, person_ids=people, camera_ids=cameras)
+
+    monkeypatch.setattr("dgnet_platform.extraction.extract", perfect)
+    out = tmp_path / "results"
+    assert run("--checkpoint", trained, "--store", store, "--out", out, "--swap-pairs", 0) == 0
+    table = pd.read_parquet(out / PARQUET)
+    assert (table[["rank1", "mAP", "mINP"]].to_numpy() == 1).all()
+    matched, wrong = frames(picture_in(out / "ranked_drawn-people.png"))
+    assert matched > 0
+    assert wrong > 0  # lists are longer than there are matches
+
+
+def test_a_release_folder(store: Path, tmp_path: Path):
+    network = NetworkConfig(
+        appearance_layers=(1, 1, 1, 1), appearance_width=4, bottleneck=8, pretrained="none",
+        structure_width=2, residual_blocks=1, adain_width=8, discriminator_width=4, discriminator_scales=1,
+    )  # fmt: skip
+    state = TrainState.build(replace(CONFIG, num_classes=6, network=network))
+    state.iteration = 100_000
+    (tmp_path / "released").mkdir()
+    release.save_networks(state, tmp_path / "released")
+    out = tmp_path / "results"
+    assert run("--checkpoint", tmp_path / "released", "--store", store, "--out", out, "--swap-pairs", 2) == 0
+    values = json.loads((out / JSON).read_text())
+    assert values["source"] == "released of the authors' release, iteration 100,000, 6 identities"
+    assert values["retrieval"][0]["trained_on"] == "unknown"
+    assert values["swaps"][0]["identities"] == "train split, not trained on"
+
+
+def test_photographs_have_no_swap_fidelity(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
+    for split, shots in (("train", "a"), ("query", "b"), ("gallery", "cd")):
+        for person in (1, 2) if split == "train" else (3, 4):
+            for shot in shots:
+                camera = 1 if split == "query" else 2
+                path = tmp_path / "own" / split / str(person) / f"{shot}_c{camera}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(People(0).picture(person, camera, ord(shot))).save(path)
+    prepare(PrepareConfig(dataset="folder", source=tmp_path / "own", out=tmp_path / "vehicles"))
+    out = tmp_path / "results"
+    assert run("--checkpoint", trained, "--store", tmp_path / "vehicles", "--out", out) == 0
+    values = json.loads((out / JSON).read_text())
+    assert values["note"] is None
+    assert values["swaps"] == []
+    assert [path.name for path in sorted(out.glob("*.png"))] == SHOWN
+    assert DRAWN not in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Results are replaced as a whole
+
+
+def test_results_replace_results_only_when_complete(
+    store: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "results"
+    quick = ["--checkpoint", trained, "--store", store, "--out", out, "--swap-pairs", 0]
+    assert run(*quick) == 0
+    before = (out / JSON).read_bytes()
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(results.pd.DataFrame, "to_parquet", broken)
+        assert run(*quick, "--queries-shown", 0) == 2
+    assert (out / JSON).read_bytes() == before
+    assert (out / "ranked_drawn-people.png").exists()
+    assert run(*quick, "--queries-shown", 0) == 0
+    assert not (out / "ranked_drawn-people.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+    out.rename(tmp_path / ".results.former")  # killed between the two renames
+    assert run(*quick, "--store", tmp_path / "nothing") == 2
+    assert (out / JSON).exists()
+
+
+def test_other_things_are_never_replaced(
+    store: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    arguments = ["--checkpoint", trained, "--store", store, "--swap-pairs", 0, "--out"]
+    assert run(*arguments, tmp_path) == 2
+    assert "holds other things than results" in capsys.readouterr().out
+    assert run(*arguments, precious) == 2
+    assert "is a file" in capsys.readouterr().out
+    assert run(*arguments, precious / "below") == 2
+    assert run(*arguments, tmp_path / "results") == 0
+    (tmp_path / "results" / "notes.txt").write_text("mine")
+    assert run(*arguments, tmp_path / "results") == 2
+    assert precious.read_text() == (tmp_path / "results" / "notes.txt").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def without(store: Path, split: str, target: Path) -> Path:
+    """A copy of a store that never had a split."""
+    target.mkdir()
+    for path in store.glob("*.parquet"):
+        with pq.ParquetFile(path) as file:
+            table, metadata = file.read(), file.metadata.metadata
+        info = json.loads(metadata[INFO_KEY])
+        del info["splits"][split]
+        if path.stem != split:
+            with pq.ParquetWriter(target / path.name, SCHEMA) as writer:
+                writer.write_table(table)
+                writer.add_key_value_metadata({INFO_KEY.decode(): json.dumps(info)})
+    return target
+
+
+def test_bad_input_is_named_without_a_traceback(
+    store: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def refused(*arguments: object) -> str:
+        assert run(*arguments, "--out", tmp_path / "results") == 2
+        assert list(tmp_path.glob("*results*")) == []
+        return capsys.readouterr().out
+
+    assert "nothing does not exist" in refused("--checkpoint", tmp_path / "nothing", "--store", store)
+    assert "holds no store" in refused("--checkpoint", trained, "--store", tmp_path / "nothing")
+    for split in ("query", "gallery"):
+        lacking = without(store, split, tmp_path / f"no-{split}")
+        assert f"has no {split}, only" in refused("--checkpoint", trained, "--store", lacking)
+
+    damaged = tmp_path / "checkpoint_00000040"
+    damaged.mkdir()
+    for path in trained.iterdir():
+        (damaged / path.name).write_bytes(path.read_bytes())
+    (damaged / checkpoint.TENSORS).write_bytes((damaged / checkpoint.TENSORS).read_bytes()[:-5])
+    assert "tensors.pt has" in refused("--checkpoint", damaged, "--store", store)
+    (tmp_path / "net_last.pth").write_text("no tensors")
+    assert "net_last.pth is no PyTorch file" in refused(
+        "--teacher", tmp_path / "net_last.pth", "--store", store
+    )
+    if not torch.cuda.is_available():
+        assert "finds no GPU" in refused("--checkpoint", trained, "--store", store, "--device", "cuda")
+
+    state = TrainState.build(CONFIG)
+    state.appearance_encoder.fine.norm.bias.data[0] = math.nan
+    broken = checkpoint.save(state, CONFIG, tmp_path / "broken")
+    assert "DG-Net on query: fine: 8 rows hold NaN" in refused("--checkpoint", broken, "--store", store)
+
+
+def test_a_query_without_a_match_is_named(
+    store: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    opened = Store.open(store)
+    person = int(opened.index("query")["person_id"].iloc[-1])
+    index = Store.index
+
+    def other_index(self: Store, split: str) -> pd.DataFrame:
+        rows = index(self, split)
+        return rows.query(f"person_id != {person}") if split == "gallery" else rows
+
+    monkeypatch.setattr(Store, "index", other_index)
+    assert run("--checkpoint", trained, "--store", store, "--out", tmp_path / "results") == 2
+    assert re.search(
+        rf"query {person:04d}_c1s1_000000_00.jpg shows person {person}, whom no", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--store", "x", "--out", "y"],
+        ["--checkpoint", "x", "--out", "y"],
+        ["--checkpoint", "x", "--store", "x", "--out", "y", "--beta", "-1"],
+        ["--checkpoint", "x", "--store", "x", "--out", "y", "--batch-size", "0"],
+    ],
+)
+def test_bad_arguments_end_with_status_2(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def test_ranked_lists_that_run_out(tmp_path: Path):
+    grey = np.full((3, 20, 10), 99, np.uint8)
+    row = RankedRow(query=grey, caption=("AP 50.0 %",), ranked=[grey, grey], is_match=[True, False])
+    picture = ranked_lists("a title", [row], 4)
+    frame = 72 * 136 - 64 * 128
+    assert frames(picture) == (frame, frame)
+
+
+def test_stored_pictures_are_the_stored_ones(store: Path):
+    opened = Store.open(store)
+    first, again, last = stored_pictures(opened, "query", [0, 0, 7])
+    assert np.array_equal(first, again)
+    names = opened.index("query")["file_name"].tolist()
+    for found, name in ((first, names[0]), (last, names[7])):
+        identity, camera = int(name[:4]), int(name[6])
+        assert np.array_equal(found.transpose(1, 2, 0), People(1).picture(identity, camera, 0))
+
+
+def test_people_of_a_store(store: Path):
+    opened = Store.open(store)
+    people = people_of(opened)
+    assert people is not None
+    assert (people.seed, people.height, people.width) == (1, 128, 64)
+    assert people_of(replace(opened, info=replace(opened.info, origin={}))) is None
+    origin = {**opened.info.origin, "drawn_people": 0}
+    with pytest.raises(StoreError, match="drawn by version 0"):
+        people_of(replace(opened, info=replace(opened.info, origin=origin)))
+
+
+def test_tables_print_percentages(store: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
+    config = evaluation.EvaluateConfig(
+        store=(str(store),), out=Path("unused"), checkpoint=trained, swap_pairs=0
+    )
+    seen: list[str] = []
+    found = evaluation.evaluate(config, lambda what, done, total: seen.append(what))
+    assert "drawn people: gallery" in seen
+    Console(width=200).print(results.tables(found))
+    assert f"{100 * found.retrieval['mAP'].iloc[0]:.2f}" in capsys.readouterr().out

@@ -1,0 +1,94 @@
+"""The smallest DG-Net that is still one: for tests that need a step in milliseconds."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgnet_core.augment import training_batch
+from dgnet_core.config import AugmentConfig, DGNetConfig, LossConfig, NetworkConfig, StepConfig, Warmup
+from dgnet_core.sampling import Batch, PairSampler, Position
+from dgnet_core.state import TrainState
+from dgnet_core.teacher import Teacher
+
+CLASSES = 5
+START = 3
+"""Warm-up start of the tiny configuration."""
+
+
+def tiny_config(**overrides) -> DGNetConfig:
+    warmup = Warmup(start=START, slope=0.5)
+    fields = {
+        "num_classes": CLASSES,
+        "batch_size": 4,
+        "iterations": 12,
+        "network": NetworkConfig(
+            height=24, width=12, appearance_layers=(1, 1, 1, 1), appearance_width=4, bottleneck=16, pretrained="none",
+            structure_width=2, aspp_dilations=(1, 1, 1), residual_blocks=1, adain_width=8, discriminator_width=4,
+            discriminator_scales=2,
+        ),
+        "loss": LossConfig(code_warmup=warmup, teacher_warmup=warmup),
+        "augment": AugmentConfig(pad=1),
+        "step": StepConfig(precision="float64"),
+    }  # fmt: skip
+    return DGNetConfig(**(fields | overrides))
+
+
+def tiny_teacher(config: DGNetConfig) -> Teacher:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Teacher(config.network, config.num_classes)
+
+
+def tiny_state(config: DGNetConfig, iteration: int = 0) -> TrainState:
+    state = TrainState.build(config, teacher=tiny_teacher(config))
+    state.iteration = iteration
+    return state
+
+
+def tiny_pictures(config: DGNetConfig, count: int = 23) -> tuple[Tensor, Tensor]:
+    """Pixels (count, 3, H, W) and labels (count) of a training set; every identity has at least one image."""
+    generator = torch.Generator().manual_seed(7)
+    blocks = torch.randint(256, (count, 3, 4, 2), dtype=torch.uint8, generator=generator)
+    pixels = F.interpolate(blocks, (config.network.height, config.network.width))
+    return pixels, torch.arange(count) % config.num_classes
+
+
+def tiny_batch(config: DGNetConfig, iteration: int, rank: int = 0, world_size: int = 1) -> Batch:
+    pixels, labels = tiny_pictures(config)
+    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, rank, world_size)
+    position = Position(seed=config.seed, iteration=iteration, rank=rank, world_size=world_size)
+    batch = training_batch(pixels[rows], labels[rows[:2]], position, config)
+    if config.step.precision != "float64":
+        return batch
+    erased = None if batch.erased is None else batch.erased.double()
+    return replace(batch, images=batch.images.double(), erased=erased)
+
+
+def flat(state: TrainState) -> dict[str, Tensor]:
+    """Every tensor of a state by a path, for comparing two states bit for bit."""
+    found: dict[str, Tensor] = {}
+
+    def walk(path: str, value) -> None:
+        if isinstance(value, Tensor):
+            found[path] = value.clone()
+        elif isinstance(value, dict):
+            for key, child in value.items():
+                walk(f"{path}/{key}", child)
+        elif isinstance(value, list | tuple):
+            for place, child in enumerate(value):
+                walk(f"{path}/{place}", child)
+        else:
+            found[path] = torch.tensor(float("nan") if value is None else value)
+
+    walk("", state.state_dict())
+    return found
+
+
+def assert_same(first: TrainState, second: TrainState) -> None:
+    """Both states are equal in every bit."""
+    a, b = flat(first), flat(second)
+    assert a.keys() == b.keys()
+    for path, value in a.items():
+        assert torch.equal(value, b[path]) or (value.isnan() & b[path].isnan()).all(), path
