@@ -118,12 +118,10 @@ class ConvBlock(nn.Module):
         return F.leaky_relu(x, 0.2) if self.activate else x
 
 
-_PHASES = torch.tensor(
-    [
-        [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]],  # even outputs: taps that fall on the pixel before, here, after
-        [[1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1]],  # odd outputs
-    ]
-)
+def _phases(weight: Tensor, dim: int) -> Tensor:
+    """Five taps along `dim` as three taps on the pixels before, here and after, for even and for odd outputs."""
+    a, b, c, d, e = weight.unbind(dim)
+    return torch.stack([torch.stack([a + b, c + d, e], dim), torch.stack([a, b + c, d + e], dim)], dim=1)
 
 
 def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -142,8 +140,7 @@ def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (N, O, 2H, 2W).
     """
     H, W = x.shape[2:]
-    phases = _PHASES.to(weight)
-    kernels = torch.einsum("pak,qbl,oikl->opqiab", phases, phases, weight).flatten(0, 2)
+    kernels = _phases(_phases(weight, 3), 3).transpose(1, 2).flatten(0, 2)  # (4 * O, I, 3, 3), row phase before column
     out = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels, bias.repeat_interleave(4))
     inside = F.pixel_shuffle(out, 2)[:, :, 1:-1, 1:-1]
 

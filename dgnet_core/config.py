@@ -79,8 +79,8 @@ class NetworkConfig:
                 value >= smallest,
                 self,
                 name,
-                f"aspp_dilations {self.aspp_dilations} and discriminator_scales {self.discriminator_scales} need at least"
-                f" {smallest}: use larger images, smaller dilations or fewer scales",
+                f"aspp_dilations {self.aspp_dilations} and discriminator_scales {self.discriminator_scales} need"
+                f" at least {smallest}: use larger images, smaller dilations or fewer scales",
             )
         _check_positive(
             self, "appearance_width", "bottleneck", "structure_width", "residual_blocks", "adain_width",

@@ -8,7 +8,7 @@ from dgnet_core.config import NetworkConfig
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers between a quarter of the appearance code and the AdaIN scales (or biases) of one residual block."""
+    """From a quarter of the appearance code to the AdaIN scales (or biases) of one residual block."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.LeakyReLU(0.2),
         nn.Linear(hidden, hidden), nn.LeakyReLU(0.2),

@@ -41,9 +41,7 @@ class Features:
             if half.dtype != torch.float32:
                 raise ValueError(f"{name}: expected float32, got {half.dtype}; convert it with .float()")
             if half.ndim != 2:
-                raise ValueError(
-                    f"{name}: expected images x values, got shape {tuple(half.shape)}; flatten it"
-                )
+                raise ValueError(f"{name}: expected images x values, got shape {tuple(half.shape)}; flatten it")
             if half.numel() and not torch.isfinite(torch.stack(torch.aminmax(half))).all():
                 rows = (~torch.isfinite(half)).any(dim=1).nonzero()[:, 0]
                 raise ValueError(
@@ -55,26 +53,20 @@ class Features:
             if ids.dtype != torch.int64:
                 raise ValueError(f"{name}: expected int64, got {ids.dtype}; convert it with .long()")
             if ids.ndim != 1:
-                raise ValueError(
-                    f"{name}: expected one id per image, got shape {tuple(ids.shape)}; flatten it"
-                )
+                raise ValueError(f"{name}: expected one id per image, got shape {tuple(ids.shape)}; flatten it")
         for name in ("fine", "person_ids", "camera_ids"):
             value = getattr(self, name)
             if len(value) != len(self.prim):
                 raise ValueError(
-                    f"{name}: {len(value)} rows, but prim has {len(self.prim)}; "
-                    "give all fields for the same images"
+                    f"{name}: {len(value)} rows, but prim has {len(self.prim)}; give all fields for the same images"
                 )
             if value.device != self.prim.device:
-                raise ValueError(
-                    f"{name}: on {value.device}, but prim is on {self.prim.device}; move it with .to()"
-                )
+                raise ValueError(f"{name}: on {value.device}, but prim is on {self.prim.device}; move it with .to()")
         if not len(self.prim):
             raise ValueError("prim: 0 rows; a query or gallery needs at least one image")
         if self.person_ids.min() < JUNK:
             raise ValueError(
-                f"person_ids: {int(self.person_ids.min())} is below -1; "
-                "number persons from 0 and mark junk as -1"
+                f"person_ids: {int(self.person_ids.min())} is below -1; number persons from 0 and mark junk as -1"
             )
 
     def __len__(self) -> int:
@@ -175,6 +167,4 @@ def check_comparable(query: Features, other: Features, name: str) -> None:
                 "extract both with the same model"
             )
     if query.prim.device != other.prim.device:
-        raise ValueError(
-            f"{name}: on {other.prim.device}, but the query is on {query.prim.device}; move one of them"
-        )
+        raise ValueError(f"{name}: on {other.prim.device}, but the query is on {query.prim.device}; move one of them")

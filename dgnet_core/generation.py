@@ -137,10 +137,7 @@ def interpolate_appearance(
     """
     codes = _between(appearance_codes(networks, first), appearance_codes(networks, second), steps)
     structure = structure_codes(networks, structure_images)
-    rows = [
-        _draw(networks, fixed.expand(steps, -1, -1, -1), row)
-        for fixed, row in zip(structure, codes, strict=True)
-    ]
+    rows = [_draw(networks, fixed.expand(steps, -1, -1, -1), row) for fixed, row in zip(structure, codes, strict=True)]
     return _interpolation_grid(structure_images, first, torch.stack(rows), second)
 
 
@@ -155,10 +152,7 @@ def interpolate_structure(
     """
     codes = _between(structure_codes(networks, first), structure_codes(networks, second), steps)
     appearance = appearance_codes(networks, appearance_images)
-    rows = [
-        _draw(networks, row, fixed.expand(steps, -1, -1))
-        for fixed, row in zip(appearance, codes, strict=True)
-    ]
+    rows = [_draw(networks, row, fixed.expand(steps, -1, -1)) for fixed, row in zip(appearance, codes, strict=True)]
     return _interpolation_grid(appearance_images, first, torch.stack(rows), second)
 
 
@@ -189,9 +183,7 @@ def swap_fidelity(generated: Tensor, true: Tensor, *, batch_size: int = BATCH_SI
             found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
             raise ValueError(f"{name} is {found}: uint8 (N, 3, H, W) is needed, see augment.denormalise")
     if generated.shape != true.shape:
-        raise ValueError(
-            f"generated is {tuple(generated.shape)}, true is {tuple(true.shape)}: resize one of them"
-        )
+        raise ValueError(f"generated is {tuple(generated.shape)}, true is {tuple(true.shape)}: resize one of them")
     parts = []
     for x, y in zip(generated.split(batch_size), true.to(generated.device).split(batch_size), strict=True):
         x, y = x.float(), y.float()

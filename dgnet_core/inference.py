@@ -63,9 +63,7 @@ def extract(
         ValueError: pixels of another type or shape, or features that are not finite.
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-        raise ValueError(
-            f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: uint8 (N, 3, h, w) is needed"
-        )
+        raise ValueError(f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: uint8 (N, 3, h, w) is needed")
     weight = next(network.parameters())
     device = weight.device
     halves: list[tuple[Tensor, Tensor]] = []

@@ -40,7 +40,7 @@ def load_imagenet(trunk: nn.Module, config: NetworkConfig) -> None:
         except (URLError, OSError) as error:
             raise RuntimeError(
                 f"the ImageNet weights could not be downloaded ({error}). Set network.pretrained to the path of a"
-                f" torchvision file fetched elsewhere ({Path(weights.url).name}), or to 'none' to start from random weights"
+                f" torchvision file fetched elsewhere ({Path(weights.url).name}), or to 'none' for random weights"
             ) from error
     else:
         if not Path(source).is_file():

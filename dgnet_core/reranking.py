@@ -41,9 +41,7 @@ class Reranking:
         if not 1 <= self.k2 <= self.k1 + 1:
             raise ValueError(f"k2: must be from 1 to k1 + 1 = {self.k1 + 1}, got {self.k2}; the paper uses 6")
         if not 0 <= self.original_weight <= 1:
-            raise ValueError(
-                f"original_weight: must be from 0 to 1, got {self.original_weight}; the paper uses 0.3"
-            )
+            raise ValueError(f"original_weight: must be from 0 to 1, got {self.original_weight}; the paper uses 0.3")
 
 
 def reranked_scores(
@@ -65,9 +63,7 @@ def reranked_scores(
     """
     images = torch.cat([query, gallery])
     if len(images) <= settings.k1:
-        raise ValueError(
-            f"k1: {settings.k1} neighbours need more than the {len(images)} images given; lower k1"
-        )
+        raise ValueError(f"k1: {settings.k1} neighbours need more than the {len(images)} images given; lower k1")
     squared_norms = images.square().sum(1)
     nearest, farthest = _neighbours(images, squared_norms, settings.k1, block_rows)
     rows, columns = _reciprocal_neighbours(nearest, settings.k1)
@@ -90,9 +86,7 @@ def reranked_scores(
         yield block, -(settings.original_weight * distance + (1 - settings.original_weight) * jaccard)
 
 
-def _neighbours(
-    images: Tensor, squared_norms: Tensor, k1: int, block_rows: int | None
-) -> tuple[Tensor, Tensor]:
+def _neighbours(images: Tensor, squared_norms: Tensor, k1: int, block_rows: int | None) -> tuple[Tensor, Tensor]:
     """N(p, k1): each image and its k1 nearest, nearest first, int64, N x (k1 + 1).
 
     Also the largest squared distance of each row, float32, N.
@@ -137,9 +131,7 @@ def _reciprocal(nearest: Tensor, owners: Tensor) -> Tensor:
     return torch.where(mutual, candidates, -1)
 
 
-def _average(
-    rows: Tensor, columns: Tensor, weights: Tensor, nearest: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _average(rows: Tensor, columns: Tensor, weights: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Local query expansion: the mean of the lists of an image's k2 nearest, itself included."""
     N, k2 = nearest.shape
     count = torch.bincount(rows, minlength=N)

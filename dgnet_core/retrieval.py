@@ -119,9 +119,7 @@ def evaluate(
     block_rows: int | None = None,
 ) -> RetrievalResult:
     """CMC, mAP and mINP for one beta; `sweep_beta` says the rest."""
-    results = sweep_beta(
-        query, gallery, [beta], protocol=protocol, reranking=reranking, block_rows=block_rows
-    )
+    results = sweep_beta(query, gallery, [beta], protocol=protocol, reranking=reranking, block_rows=block_rows)
     return results[0]
 
 
@@ -229,14 +227,10 @@ def _same_person_pairs(query: Features, gallery: Features) -> _Pairs:
     check_comparable(query, gallery, "gallery")
     junk = (query.person_ids == JUNK).nonzero()[:, 0]
     if len(junk):
-        raise ValueError(
-            f"query.person_ids: row {int(junk[0])} is -1, which marks junk; leave such images out"
-        )
+        raise ValueError(f"query.person_ids: row {int(junk[0])} is -1, which marks junk; leave such images out")
     kept = (gallery.person_ids != JUNK).nonzero()[:, 0]
     if not len(kept):
-        raise ValueError(
-            f"gallery.person_ids: all {len(gallery)} are -1, which marks junk; add labelled images"
-        )
+        raise ValueError(f"gallery.person_ids: all {len(gallery)} are -1, which marks junk; add labelled images")
     sorted_ids, order = gallery.person_ids[kept].sort(stable=True)
     start = torch.searchsorted(sorted_ids, query.person_ids)
     end = torch.searchsorted(sorted_ids, query.person_ids, right=True)

@@ -94,7 +94,9 @@ class PairSampler:
     def _shuffle(self, stream: str, epoch: int) -> np.ndarray:
         """The order in which `stream` sees all images in `epoch`; the last one asked for is kept."""
         if self._shuffles.get(stream, (-1,))[0] != epoch:
-            order = np.random.default_rng(stream_seed(self.seed, f"shuffle {stream}", epoch)).permutation(len(self.labels))
+            order = np.random.default_rng(stream_seed(self.seed, f"shuffle {stream}", epoch)).permutation(
+                len(self.labels)
+            )
             self._shuffles[stream] = (epoch, order)
         return self._shuffles[stream][1]
 

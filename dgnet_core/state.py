@@ -103,9 +103,7 @@ class TrainState:
             generator_optimizer=torch.optim.Adam(
                 [*structure.parameters(), *decoder.parameters()], lr=optim.generator_lr, **adam
             ),
-            discriminator_optimizer=torch.optim.Adam(
-                discriminator.parameters(), lr=optim.discriminator_lr, **adam
-            ),
+            discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), lr=optim.discriminator_lr, **adam),
             identity_level=torch.full((2,), torch.nan, dtype=dtype, device=device),
             fault=torch.full((2,), -1, device=device),
         )

@@ -247,9 +247,7 @@ def _coin(seed: int, iteration: int) -> float:
     return stream_seed(seed, "re-encode", iteration) / 2**63
 
 
-def _logits(
-    head: Head, pooled: Tensor, groups: int, position: Position, purpose: str, track: bool = False
-) -> Tensor:
+def _logits(head: Head, pooled: Tensor, groups: int, position: Position, purpose: str, track: bool = False) -> Tensor:
     """Logits (groups * B, K) of pooled codes, with this position's dropout."""
     feature = head(pooled, groups, track)
     if head.dropout == 0:

@@ -8,7 +8,7 @@ from dgnet_core.config import NetworkConfig
 
 
 def to_gray(x: Tensor) -> Tensor:
-    """Mean over the channels, (N, 1, H, W), of normalised images x (N, 3, H, W): no colour reaches the structure code."""
+    """Channel mean (N, 1, H, W) of normalised images x (N, 3, H, W): no colour reaches the structure code."""
     return x.mean(dim=1, keepdim=True)
 
 

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Speed of the data path as a share of what the picture decoder alone reaches: `uv run jobs/bench_data.py`.
 
 Each round times the decoder from bytes in memory to arrays of pixels, then packing a folder, packing a .zip,

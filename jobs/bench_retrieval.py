@@ -207,9 +207,7 @@ def main(queries: int = 3368, gallery: int = 19732, rounds: int = 5, noise: floa
     print(f"{queries:,} queries x {gallery:,} gallery images x 1,024, {torch.get_num_threads()} threads")
 
     run, memory = with_memory(lambda: rank_ours(query_features, gallery_features))
-    print(
-        f"ours: {run.total_s:.2f} s, process peak {memory:,.0f} MiB, mAP {run.average_precision.mean():.4f}"
-    )
+    print(f"ours: {run.total_s:.2f} s, process peak {memory:,.0f} MiB, mAP {run.average_precision.mean():.4f}")
     if rounds == 0:
         return
 
@@ -234,21 +232,15 @@ def main(queries: int = 3368, gallery: int = 19732, rounds: int = 5, noise: floa
             rows = share if name == "numpy loop" else range(queries)
             difference = np.abs(run.average_precision - answer.average_precision[rows]).mean()
             if difference > 1e-5:  # near ties are rounded differently by each
-                raise SystemExit(
-                    f"{name} disagrees: average precision differs by {difference:.2g} on average"
-                )
+                raise SystemExit(f"{name} disagrees: average precision differs by {difference:.2g} on average")
             scale = queries / len(rows)
             runs[name].append(replace(run, product_s=run.product_s * scale, ranking_s=run.ranking_s * scale))
             peak[name] = max(peak[name], memory)
 
-    print(
-        f"{'':14}{'product s':>10}{'ranking s':>10}{'total s':>9}{'peak MiB':>10}  ours is faster by (range)"
-    )
+    print(f"{'':14}{'product s':>10}{'ranking s':>10}{'total s':>9}{'peak MiB':>10}  ours is faster by (range)")
     for name, mine in runs.items():
         if mine:
-            seconds = [
-                np.median([getattr(r, f"{p}_s") for r in mine]) for p in ("product", "ranking", "total")
-            ]
+            seconds = [np.median([getattr(r, f"{p}_s") for r in mine]) for p in ("product", "ranking", "total")]
             ratios = ", ".join(ratio(mine, runs["ours"], part) for part in ("ranking", "total"))
             print("{:14}{:10.2f}{:10.2f}{:9.2f}{:10,.0f}  {}".format(name, *seconds, peak[name], ratios))
 

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env python
 """How fast is the training step? Images/s, ms, memory and the share of the device's matmul peak, side by side.
 
     python jobs/bench_step.py                                  # paper size, every variant that runs here
@@ -18,6 +18,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ PHASES = ("before warm-up", "after warm-up")
 
 
 def separate_passes_step(state: TrainState, batch: Batch, config: DGNetConfig) -> dict[str, Tensor]:
-    """The same iteration, float32 or float64 and default recipe, the plain way: what `train_step` is measured against."""
+    """The same iteration of the default recipe the plain way: what `train_step` is measured against."""
     ramped = schedule.weights(config.loss, config.recipe, state.iteration)
     E_a, E_s, G, D, weight = (
         state.appearance_encoder, state.structure_encoder, state.decoder, state.discriminator, config.loss,
@@ -79,7 +80,7 @@ def separate_passes_step(state: TrainState, batch: Batch, config: DGNetConfig) -
         real_scores = D(real)
         adversarial.append(losses.discriminator_adversarial(D(fake.detach()), real_scores, config.recipe.gan))
         penalty.append(losses.gradient_penalty(real_scores, real))
-    terms["D_adv"], terms["D_penalty"] = sum(adversarial), sum(penalty)  # pyright: ignore[reportArgumentType]
+    terms["D_adv"], terms["D_penalty"] = torch.stack(adversarial).sum(), torch.stack(penalty).sum()
     (weight.adversarial * terms["D_adv"] + weight.gradient_penalty * terms["D_penalty"]).backward()
     state.discriminator_optimizer.step()
 
@@ -97,19 +98,27 @@ def separate_passes_step(state: TrainState, batch: Batch, config: DGNetConfig) -
         add("L_adv", losses.generator_adversarial(D(fake), config.recipe.gan))
         code = frozen_E_a(fake)
         back.append(code.detach())
-        add("L_c_id", losses.identity(logits(frozen_E_a, "prim", code, "dropout prim generated", place, 2, False), labels[a]))
+        add(
+            "L_c_id",
+            losses.identity(logits(frozen_E_a, "prim", code, "dropout prim generated", place, 2, False), labels[a]),
+        )
         add("L_img1", losses.image_l1(clean[place], same[place]))
         add("L_img2", losses.image_l1(clean[place], paired[place]))
         if ramped.prim > 0:
             add("L_code1", losses.code_l1(codes[a], code.detach()))
-            structure = frozen_E_s(to_gray(fake)) if config.recipe.reencode_probability == 0 else E_s(to_gray(fake.detach()))
+            structure = (
+                frozen_E_s(to_gray(fake)) if config.recipe.reencode_probability == 0 else E_s(to_gray(fake.detach()))
+            )
             add("L_code2", losses.code_l1(structures[s].detach(), structure))
             add("structure", structure)
             fed = E_a(fake.detach())
             assert state.teacher is not None
             target = state.teacher.labels(fake.detach(), groups=1)
             add("L_prim", losses.prim(logits(E_a, "prim", fed, "dropout prim generated", place, 2, False), target))
-            add("L_fine", losses.identity(logits(E_a, "fine", fed, "dropout fine generated", place, 2, False), labels[s]))
+            add(
+                "L_fine",
+                losses.identity(logits(E_a, "fine", fed, "dropout fine generated", place, 2, False), labels[s]),
+            )
     if ramped.prim > 0:
         for place, structure in enumerate(sums.pop("structure")):
             add("L_cyc", losses.image_l1(clean[place], G(structure, back[1 - place])))
@@ -146,7 +155,7 @@ class Row:
     ratio: float
     """Times faster than the first variant of the same phase."""
     tflops: float
-    """Floating-point operations of the iteration (twice the multiply-adds, convolutions and matmuls), in 10^12 a second."""
+    """Floating-point operations a second / 10^12: twice the multiply-adds of convolutions and matmuls."""
     of_peak: float
     """Share of the device's matmul rate in the variant's precision, measured beside it."""
     memory_gb: float
@@ -181,7 +190,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(5):
         synchronize(device)
         start = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
@@ -204,6 +213,11 @@ def prepare(config: DGNetConfig, phase: str, device: torch.device) -> tuple[Trai
     return state, batch
 
 
+def one_step(separate: bool, state: TrainState, batch: Callable[[], Batch], config: DGNetConfig) -> None:
+    """One iteration, its augmentation included."""
+    (separate_passes_step if separate else train_step)(state, batch(), config)
+
+
 def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, device: torch.device) -> list[Row]:
     """Time every variant in one phase; they take turns, and the best time of each counts."""
     runs: dict[str, Callable[[], object]] = {}
@@ -211,10 +225,7 @@ def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, de
     for name in variants:
         variant = replace(config, step=VARIANTS[name])
         state, batch = prepare(variant, phase, device)
-        step = separate_passes_step if name == "separate" else train_step
-
-        def run(step=step, state=state, batch=batch, variant=variant) -> None:
-            step(state, batch(), variant)
+        run = runs[name] = partial(one_step, name == "separate", state, batch, variant)
 
         print(f"  {phase}: {name} ...", flush=True)
         if VARIANTS[name].compile:
@@ -230,7 +241,6 @@ def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, de
             memory[name] = torch.cuda.max_memory_allocated(device) / 1e9
         else:
             memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        runs[name] = run
     for _ in range(steps):
         for name, run in runs.items():
             synchronize(device)
@@ -238,7 +248,9 @@ def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, de
             run()
             synchronize(device)
             best[name] = min(best[name], time.perf_counter() - start)
-    peaks = {p: matmul_rate(device, torch.bfloat16 if p == "bfloat16" else torch.float32) for p in ("float32", "bfloat16")}
+    peaks = {
+        p: matmul_rate(device, torch.bfloat16 if p == "bfloat16" else torch.float32) for p in ("float32", "bfloat16")
+    }
     images = 4 * config.batch_size
     return [
         Row(

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Evaluate trained networks on one store or several.
 
 `uv run jobs/evaluate.py --checkpoint runs/market/checkpoint_00100000 --store data/market --out results/a`

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Pack a data set into a store.
 
 `uv run jobs/prepare_data.py --dataset market1501 --source Market-1501-v15.09.15.zip --out data/market`

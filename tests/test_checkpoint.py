@@ -30,9 +30,7 @@ from dgnet_platform.checkpoint import (
 from dgnet_platform.trained import open_teacher, open_trained
 
 BASE = laptop(3)
-SMALL = replace(
-    BASE.network, appearance_width=4, bottleneck=8, structure_width=4, adain_width=8, discriminator_width=4
-)
+SMALL = replace(BASE.network, appearance_width=4, bottleneck=8, structure_width=4, adain_width=8, discriminator_width=4)
 CONFIG = replace(BASE, network=SMALL)
 
 
@@ -53,9 +51,7 @@ def trained(seed: int = 0, iteration: int = 0, config: DGNetConfig = CONFIG) -> 
 def same_tensors(left: TrainState, right: TrainState) -> bool:
     pairs = zip(left.networks.values(), right.networks.values(), strict=True)
     return all(
-        torch.equal(value, other.state_dict()[name])
-        for one, other in pairs
-        for name, value in one.state_dict().items()
+        torch.equal(value, other.state_dict()[name]) for one, other in pairs for name, value in one.state_dict().items()
     )
 
 
@@ -182,9 +178,7 @@ def json_equal(one: bytes, other: bytes) -> bool:
 def test_truncated_and_incomplete_ones_are_refused(path: Path):
     tensors = (path / TENSORS).read_bytes()
     (path / TENSORS).write_bytes(tensors[:-1])
-    with pytest.raises(
-        CheckpointError, match=rf"{TENSORS} has [\d,]+ bytes, [\d,]+ were written: copy it again"
-    ):
+    with pytest.raises(CheckpointError, match=rf"{TENSORS} has [\d,]+ bytes, [\d,]+ were written: copy it again"):
         read_meta(path)
     (path / TENSORS).unlink()
     with pytest.raises(CheckpointError, match=f"it has no {TENSORS}"):

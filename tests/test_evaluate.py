@@ -16,18 +16,20 @@ from PIL import Image
 from rich.console import Console
 
 from dgnet_core import release
+from dgnet_core.augment import normalise
 from dgnet_core.config import NetworkConfig, laptop
 from dgnet_core.features import Features
 from dgnet_core.state import TrainState
 from dgnet_core.teacher import Teacher
-from dgnet_platform import checkpoint, evaluation, results
-from dgnet_platform.datasets.people import People
-from dgnet_platform.datasets.people_set import Size, write_market
+from dgnet_platform import checkpoint, evaluation, results, swaps
+from dgnet_platform.datasets.people import People, Shot
+from dgnet_platform.datasets.people_set import Size, shot_of, write_market
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
 from dgnet_platform.datasets.store import INFO_KEY, SCHEMA, Store, StoreError
 from dgnet_platform.report import MATCH, WRONG, RankedRow, ranked_lists, stored_pictures
 from dgnet_platform.results import DRAWN, JSON, PARQUET
 from dgnet_platform.swaps import people_of
+from dgnet_platform.trained import open_trained
 from jobs.evaluate import main
 
 SIZE = Size(
@@ -161,9 +163,7 @@ def test_one_store(store: Path, trained: Path, tmp_path: Path, capsys: pytest.Ca
 def test_transfer_baseline_and_re_ranking(
     store: Path, other_store: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    torch.save(
-        release.release_state_dicts({"teacher": Teacher(SMALL, 5)})["teacher"], tmp_path / "net_last.pth"
-    )
+    torch.save(release.release_state_dicts({"teacher": Teacher(SMALL, 5)})["teacher"], tmp_path / "net_last.pth")
     arguments = [
         "--checkpoint",
         trained,
@@ -191,9 +191,7 @@ def test_the_figures_are_those_of_the_networks(
 ):
     """Perfect descriptors give perfect figures: pictures and labels are not mixed up on the way."""
 
-    def perfect(
-        network: object, pixels: torch.Tensor, people: torch.Tensor, cameras: torch.Tensor, **_: object
-    ):
+    def perfect(network: object, pixels: torch.Tensor, people: torch.Tensor, cameras: torch.Tensor, **_: object):
         half = torch.nn.functional.one_hot(people + 1, 20).float()
         return Features(prim=half, fine=half, person_ids=people, camera_ids=cameras)
 
@@ -238,7 +236,10 @@ def test_photographs_have_no_swap_fidelity(tmp_path: Path, trained: Path, capsys
     values = json.loads((out / JSON).read_text())
     assert values["note"] is None
     assert values["swaps"] == []
-    assert [path.name for path in sorted(out.glob("*.png"))] == SHOWN
+    assert [path.name for path in sorted(out.glob("*.png"))] == [
+        "ranked_vehicles.png",
+        "swaps_vehicles.png",
+    ]
     assert DRAWN not in capsys.readouterr().out
 
 
@@ -328,9 +329,7 @@ def test_bad_input_is_named_without_a_traceback(
     (damaged / checkpoint.TENSORS).write_bytes((damaged / checkpoint.TENSORS).read_bytes()[:-5])
     assert "tensors.pt has" in refused("--checkpoint", damaged, "--store", store)
     (tmp_path / "net_last.pth").write_text("no tensors")
-    assert "net_last.pth is no PyTorch file" in refused(
-        "--teacher", tmp_path / "net_last.pth", "--store", store
-    )
+    assert "net_last.pth is no PyTorch file" in refused("--teacher", tmp_path / "net_last.pth", "--store", store)
     if not torch.cuda.is_available():
         assert "finds no GPU" in refused("--checkpoint", trained, "--store", store, "--device", "cuda")
 
@@ -357,9 +356,7 @@ def test_a_query_without_a_match_is_named(
 
     monkeypatch.setattr(Store, "index", other_index)
     assert run("--checkpoint", trained, "--store", store, "--out", tmp_path / "results") == 2
-    assert re.search(
-        rf"query {person:04d}_c1s1_000000_00.jpg shows person {person}, whom no", capsys.readouterr().out
-    )
+    assert re.search(rf"query {person:04d}_c1s1_000000_00.jpg shows person {person}, whom no", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -410,10 +407,40 @@ def test_people_of_a_store(store: Path):
         people_of(replace(opened, info=replace(opened.info, origin=origin)))
 
 
+def test_swaps_are_compared_with_the_truth_about_the_same_two_people(
+    store: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened, people = Store.open(store), People(1)
+    height, width = SMALL.height, SMALL.width
+
+    def seen_as(appearance_of: Shot, structure_of: Shot) -> torch.Tensor:
+        picture = people.draw(appearance_of=appearance_of, structure_of=structure_of)
+        return normalise(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None], height, width)[0]
+
+    files = {split: opened.index(split)["file_name"].tolist() for split in ("train", "query", "gallery")}
+    shots = {seen_as(shot, shot).numpy().tobytes(): shot for names in files.values() for shot in map(shot_of, names)}
+    asked: list[tuple[Shot, Shot]] = []
+
+    def oracle(networks: object, appearance: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
+        pairs = [
+            (shots[one.numpy().tobytes()], shots[other.numpy().tobytes()])
+            for one, other in zip(appearance, structure, strict=True)
+        ]
+        asked.extend(pairs)
+        return torch.stack([seen_as(*pair) for pair in pairs])
+
+    monkeypatch.setattr(swaps, "render", oracle)
+    done: list[tuple[int, int]] = []
+    rows = swaps.fidelity_rows(open_trained(trained), opened, people, 40, lambda *at: done.append(at))
+    assert done == [(32, 80), (40, 80), (72, 80), (80, 80)]
+    assert [row["SSIM"] == 1 and row["L1"] == 0 for row in rows] == [True, False, True, False]
+    assert all(i.identity != j.identity and min(i.identity, j.identity) > 0 for i, j in asked)
+    assert {shot.identity for pair in asked[:40] for shot in pair} == {1, 2, 3}
+    assert {shot.identity for pair in asked[40:] for shot in pair} == {4, 5, 6, 7}
+
+
 def test_tables_print_percentages(store: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
-    config = evaluation.EvaluateConfig(
-        store=(str(store),), out=Path("unused"), checkpoint=trained, swap_pairs=0
-    )
+    config = evaluation.EvaluateConfig(store=(str(store),), out=Path("unused"), checkpoint=trained, swap_pairs=0)
     seen: list[str] = []
     found = evaluation.evaluate(config, lambda what, done, total: seen.append(what))
     assert "drawn people: gallery" in seen

@@ -40,9 +40,7 @@ def state() -> TrainState:
     for module in state.appearance_encoder.modules():  # running statistics that differ from any batch's
         for name, buffer in module.named_buffers(recurse=False):
             if name.startswith("running_"):
-                buffer.copy_(
-                    torch.rand(buffer.shape, generator=torch.Generator().manual_seed(len(buffer))) + 0.5
-                )
+                buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(len(buffer))) + 0.5)
     return state
 
 
@@ -96,9 +94,7 @@ def test_render_needs_pairs(state: TrainState):
         render(state, images(2), images(3))
 
 
-def cell(
-    grid: Tensor, row: int, column: int, wide_rows: tuple[int, ...], wide_columns: tuple[int, ...]
-) -> Tensor:
+def cell(grid: Tensor, row: int, column: int, wide_rows: tuple[int, ...], wide_columns: tuple[int, ...]) -> Tensor:
     top = row * (H + GAP) + (WIDE_GAP - GAP) * sum(row >= wide for wide in wide_rows)
     left = column * (W + GAP) + (WIDE_GAP - GAP) * sum(column >= wide for wide in wide_columns)
     return grid[:, top : top + H, left : left + W]
@@ -181,9 +177,7 @@ def test_fidelity_is_that_of_slow_definitions():
     for n in range(3):
         x, y = generated[n].numpy().astype(float), true[n].numpy().astype(float)
         assert float(found.l1[n]) == pytest.approx(np.abs(x - y).mean() / 255, rel=1e-5)
-        assert float(found.psnr[n]) == pytest.approx(
-            10 * math.log10(255**2 / ((x - y) ** 2).mean()), rel=1e-5
-        )
+        assert float(found.psnr[n]) == pytest.approx(10 * math.log10(255**2 / ((x - y) ** 2).mean()), rel=1e-5)
         assert float(found.ssim[n]) == pytest.approx(slow_ssim(x, y), abs=1e-4)
 
 

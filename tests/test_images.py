@@ -37,9 +37,7 @@ def prepared(tmp_path: Path, pictures: dict[str, np.ndarray]) -> Store:
 
 @pytest.fixture
 def pictures() -> dict[str, np.ndarray]:
-    names = [
-        f"train/{person}/c{camera}_{shot}.png" for person in (9, 30, 4) for camera in (1, 2) for shot in "ab"
-    ]
+    names = [f"train/{person}/c{camera}_{shot}.png" for person in (9, 30, 4) for camera in (1, 2) for shot in "ab"]
     return {name: pixels(number, 16, 8) for number, name in enumerate(names)}
 
 
@@ -48,9 +46,7 @@ def test_pixels_and_ids(tmp_path: Path, pictures: dict[str, np.ndarray], monkeyp
     monkeypatch.setattr(pack_module, "ROW_GROUP_BYTES", 600)
     store = prepared(tmp_path, pictures)
     seen: list[tuple[int, int]] = []
-    images = ImageSet.load(
-        store, "train", height=16, width=8, threads=3, progress=lambda *at: seen.append(at)
-    )
+    images = ImageSet.load(store, "train", height=16, width=8, threads=3, progress=lambda *at: seen.append(at))
     assert images.file_names == tuple(sorted(name.removeprefix("train/") for name in pictures))
     for row, name in enumerate(images.file_names):
         assert np.array_equal(images.images[row].permute(1, 2, 0).numpy(), pictures[f"train/{name}"])

@@ -327,9 +327,7 @@ def test_confusable_people_differ_in_the_picture(people):
         assert people.appearance(other) == appearance
         pictures = []
         for body in (structure.body, people.body(other)):
-            jpeg, _ = draw_picture(
-                appearance, replace(structure, body=body), camera, np.random.default_rng(0), 128, 64
-            )
+            jpeg, _ = draw_picture(appearance, replace(structure, body=body), camera, np.random.default_rng(0), 128, 64)
             pictures.append(pixels(io.BytesIO(jpeg)).astype(int))
         difference.append(np.abs(pictures[0] - pictures[1]).mean())
     assert min(difference) > 0.2  # gray levels, of pictures alike to the last grain of noise otherwise

@@ -189,9 +189,7 @@ def test_reader(tmp_path: Path, dataset: Dataset, packed: bool, nested: bool):
     assert listing.problems == ()
     # an archiver's own folder lies beside a nested set, and inside one that is not
     assert listing.ignored == ignored + (packed and not nested)
-    places = [
-        (("train", "gallery", "multi_query", "query").index(r.split), r.file_name) for r in listing.records
-    ]
+    places = [(("train", "gallery", "multi_query", "query").index(r.split), r.file_name) for r in listing.records]
     assert places == sorted(places)
 
 

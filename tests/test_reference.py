@@ -81,7 +81,8 @@ def inputs(state: TrainState) -> Batch:
 def test_step_equals_the_release(case: str) -> None:
     config = config_of(case)
     state = state_of(case, config)
-    unused = {name: torch.from_numpy(fill(f"id.{name}", shape)).double() for name, shape in REFERENCE["state_dict"]["id"].items() if name.startswith("model.fc.")}  # fmt: skip
+    unused = {name: shape for name, shape in REFERENCE["state_dict"]["id"].items() if name.startswith("model.fc.")}
+    unused = [torch.from_numpy(fill(f"id.{name}", shape)).double() for name, shape in unused.items()]
     for number, expected in enumerate(REFERENCE["cases"][case]["steps"]):
         metrics = train_step(state, inputs(state), config)
 
@@ -114,7 +115,7 @@ def test_step_equals_the_release(case: str) -> None:
         assert not missing
 
         # All parameters after the optimisers' step.
-        parts = {"gen": [], "id": list(unused.values()), "dis": []}
+        parts = {"gen": [], "id": list(unused), "dis": []}
         for network, module in state.networks.items():
             part = {"appearance_encoder": "id", "discriminator": "dis"}.get(network, "gen")
             parts[part] += [p.detach() for p in module.parameters()]

@@ -83,9 +83,7 @@ def assert_same(left: RetrievalResult, right: RetrievalResult) -> None:
     assert torch.equal(left.num_matches, right.num_matches)
     assert torch.equal(left.first_match_rank, right.first_match_rank)
     torch.testing.assert_close(left.average_precision, right.average_precision, rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        left.inverse_negative_penalty, right.inverse_negative_penalty, rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(left.inverse_negative_penalty, right.inverse_negative_penalty, rtol=1e-12, atol=0)
 
 
 # The release's numbers
@@ -235,9 +233,7 @@ def test_multi_query_is_the_mean_of_person_and_camera():
 # Slow definitions
 
 
-def slow_query(
-    scores: np.ndarray, persons, cameras, person: int, camera: int
-) -> tuple[float, float, int, float]:
+def slow_query(scores: np.ndarray, persons, cameras, person: int, camera: int) -> tuple[float, float, int, float]:
     """Trapezoid AP, plain AP, rank of the first match and INP, from a sorted list without ties."""
     order = [g for g in np.argsort(-scores) if persons[g] != -1]
     order = [g for g in order if not (persons[g] == person and cameras[g] == camera)]
@@ -410,9 +406,7 @@ def test_constant_features_score_worst():
     constant = one_headed(torch.ones(len(gallery), 1), gallery.person_ids, gallery.camera_ids)
     result = evaluate(one_headed(torch.ones(len(query), 1), query.person_ids, query.camera_ids), constant)
     labelled = int((gallery.person_ids >= 0).sum())
-    same_camera = (query.person_ids[:, None] == gallery.person_ids) & (
-        query.camera_ids[:, None] == gallery.camera_ids
-    )
+    same_camera = (query.person_ids[:, None] == gallery.person_ids) & (query.camera_ids[:, None] == gallery.camera_ids)
     last_places = labelled - same_camera.sum(1) - result.num_matches + 1
     found = result.num_matches > 0
     assert torch.equal(result.first_match_rank[found], last_places[found])
@@ -480,13 +474,9 @@ def test_cuda_gives_the_same():
 
     for reranking in (None, Reranking(k1=8, k2=3)):
         expected = evaluate(query, gallery, reranking=reranking).summary()
-        assert evaluate(on_gpu(query), on_gpu(gallery), reranking=reranking).summary() == pytest.approx(
-            expected
-        )
+        assert evaluate(on_gpu(query), on_gpu(gallery), reranking=reranking).summary() == pytest.approx(expected)
         lists = top_matches(query, gallery, reranking=reranking).gallery_index
-        assert torch.equal(
-            top_matches(on_gpu(query), on_gpu(gallery), reranking=reranking).gallery_index.cpu(), lists
-        )
+        assert torch.equal(top_matches(on_gpu(query), on_gpu(gallery), reranking=reranking).gallery_index.cpu(), lists)
     photos = multi_query(on_gpu(query), on_gpu(query)).prim.cpu()
     torch.testing.assert_close(photos, multi_query(query, query).prim)
 

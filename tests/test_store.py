@@ -34,9 +34,7 @@ from jobs import prepare_data
 ROOT = Path(__file__).parents[1]
 
 
-def encode(
-    color: tuple[int, int, int], size: tuple[int, int] = (4, 8), kind: str = "JPEG", **options: Any
-) -> bytes:
+def encode(color: tuple[int, int, int], size: tuple[int, int] = (4, 8), kind: str = "JPEG", **options: Any) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, color).save(file, kind, **options)
     return file.getvalue()
@@ -59,9 +57,7 @@ def write_market(folder: Path, *, train: int = 3, size: tuple[int, int] = (4, 8)
 
 
 def packed(source: Path, out: Path, **options: Any) -> Prepared:
-    return prepare(
-        PrepareConfig(dataset="market1501", source=source, out=out, **options), lambda done, total: None
-    )
+    return prepare(PrepareConfig(dataset="market1501", source=source, out=out, **options), lambda done, total: None)
 
 
 def rows(store: Store) -> dict[tuple[str, str], dict]:
@@ -86,9 +82,7 @@ def test_store_holds_the_source(tmp_path: Path):
     assert prepared.outcome == "packed"
     assert prepared.ignored == 1
     assert prepared.info == store.info
-    assert {
-        split: (info.pictures, info.people, info.cameras) for split, info in store.info.splits.items()
-    } == {
+    assert {split: (info.pictures, info.people, info.cameras) for split, info in store.info.splits.items()} == {
         "train": (6, 3, 2),
         "gallery": (2, 1, 2),
         "query": (1, 1, 1),
@@ -106,9 +100,7 @@ def test_store_holds_the_source(tmp_path: Path):
     store.verify()
 
 
-PERSONS = st.text(
-    st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"]), min_size=1, max_size=5
-)
+PERSONS = st.text(st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"]), min_size=1, max_size=5)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -197,9 +189,7 @@ def test_out_may_be_an_empty_folder_but_nothing_else(tmp_path: Path):
     out.mkdir()
     assert packed(source, out).outcome == "packed"
     (out / "train.parquet").unlink()
-    with pytest.raises(
-        StoreError, match=r"exists and is no whole store .*train.parquet is missing.*: remove it"
-    ):
+    with pytest.raises(StoreError, match=r"exists and is no whole store .*train.parquet is missing.*: remove it"):
         packed(source, out)
     with pytest.raises(StoreError, match=r"is inside the source .* never written to"):
         packed(source, source / "store")
@@ -219,9 +209,7 @@ def empty_png(width: int, height: int) -> bytes:
     """A few bytes that declare themselves as a picture of any size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
-        )
+        return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
 
     header = struct.pack(">LLBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
@@ -276,9 +264,7 @@ def test_nothing_decodes(tmp_path: Path):
     source = write_market(tmp_path / "market")
     for file in source.rglob("*.jpg"):
         file.write_bytes(b"")
-    with pytest.raises(
-        ValueError, match="not one picture decodes, the first of 9 problems is bounding_box_train/0001"
-    ):
+    with pytest.raises(ValueError, match="not one picture decodes, the first of 9 problems is bounding_box_train/0001"):
         packed(source, tmp_path / "store", skip_bad=True)
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
 
@@ -434,9 +420,7 @@ def test_mixed_stores(store: Store, tmp_path: Path):
 def test_other_format(store: Store, tmp_path: Path):
     info = store.info.to_json().replace(f'"format": {FORMAT}'.encode(), b'"format": 99')
     rewrite(tmp_path / "store" / "gallery.parquet", info=info)
-    with pytest.raises(
-        StoreError, match=rf"gallery.parquet is a store of format 99, this code reads format {FORMAT}"
-    ):
+    with pytest.raises(StoreError, match=rf"gallery.parquet is a store of format 99, this code reads format {FORMAT}"):
         Store.open(store.location)
 
 
@@ -468,9 +452,7 @@ def test_flipped_bit(store: Store, tmp_path: Path):
 def test_removed_row(store: Store, tmp_path: Path):
     file = tmp_path / "store" / "train.parquet"
     rewrite(file, table=pq.read_table(file).slice(1))
-    with pytest.raises(
-        StoreError, match=r"train.parquet was changed after it was packed \(5 rows, 6 were packed\)"
-    ):
+    with pytest.raises(StoreError, match=r"train.parquet was changed after it was packed \(5 rows, 6 were packed\)"):
         Store.open(store.location)
 
 
@@ -480,17 +462,13 @@ def test_edited_row(store: Store, tmp_path: Path, column: str):
     table = pq.read_table(file)
     value = {"image": encode((0, 0, 0)), "file_name": "x.jpg"}.get(column, 7)
     place = table.schema.get_field_index(column)
-    edited = table.set_column(
-        place, table.schema.field(place), pa.array([value], table.schema.field(place).type)
-    )
+    edited = table.set_column(place, table.schema.field(place), pa.array([value], table.schema.field(place).type))
     rewrite(file, table=edited)
     with pytest.raises(StoreError, match=r"query.parquet was changed after it was packed .* fingerprint"):
         Store.open(store.location).verify()
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [(b'"classes": [1, ', b'"classes": [9, '), (b'"people": 3', b'"people": 4')]
-)
+@pytest.mark.parametrize(("old", "new"), [(b'"classes": [1, ', b'"classes": [9, '), (b'"people": 3', b'"people": 4')])
 def test_edited_metadata(store: Store, tmp_path: Path, old: bytes, new: bytes):
     info = store.info.to_json()
     assert old in info
@@ -547,9 +525,7 @@ def test_job_exit_status_for_another_data_set(tmp_path: Path, capsys: pytest.Cap
         (["--dataset", "market1501", "--source", "a", "--threads", "0"], "must be 1 or more"),
     ],
 )
-def test_job_refuses_arguments(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
-):
+def test_job_refuses_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str):
     with pytest.raises(SystemExit, match="2"):
         prepare_data.main([*args, "--out", str(tmp_path / "store")])
     assert message in capsys.readouterr().err

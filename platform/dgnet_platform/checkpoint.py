@@ -85,9 +85,7 @@ class Meta:
             return cls(**{**values, "config": from_dict(DGNetConfig, values["config"])})
         except (ConfigError, KeyError, TypeError) as error:
             remedy = f"it was written by {values.get('code')}, read it with that version"
-            raise CheckpointError(
-                f"{path} holds a configuration this code does not know ({error}): {remedy}"
-            ) from None
+            raise CheckpointError(f"{path} holds a configuration this code does not know ({error}): {remedy}") from None
 
 
 def save(
@@ -165,9 +163,7 @@ def read_meta(path: Path) -> Meta:
         size = (path / TENSORS).stat().st_size
     except (FileNotFoundError, NotADirectoryError) as error:
         lost = Path(error.filename).name
-        raise CheckpointError(
-            f"{path} is no whole checkpoint, it has no {lost}: use another checkpoint"
-        ) from None
+        raise CheckpointError(f"{path} is no whole checkpoint, it has no {lost}: use another checkpoint") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path / META} is damaged, it is no text: use another checkpoint") from None
     meta = Meta.from_json(text, path / META)
@@ -199,9 +195,7 @@ def load(path: Path, state: TrainState) -> Meta:
     try:
         state.load_state_dict(_read(path, state.device))
     except ValueError as error:
-        raise CheckpointError(
-            f"{path / TENSORS}: {error}: build the state from its meta.json's config"
-        ) from error
+        raise CheckpointError(f"{path / TENSORS}: {error}: build the state from its meta.json's config") from error
     return meta
 
 
@@ -259,9 +253,7 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
         What was removed, oldest first.
     """
     if keep_last < 1:
-        raise ValueError(
-            f"keep_last: must be at least 1, got {keep_last}; a run resumes from its newest checkpoint"
-        )
+        raise ValueError(f"keep_last: must be at least 1, got {keep_last}; a run resumes from its newest checkpoint")
     metas: dict[Path, Meta] = {}
     for path in _checkpoints(folder):
         try:
@@ -270,11 +262,7 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
             continue
     kept = set(list(metas)[-keep_last:])
     if keep_best is not None:
-        rated = [
-            (value, path)
-            for path, meta in metas.items()
-            if (value := meta.metrics.get(keep_best)) is not None
-        ]
+        rated = [(value, path) for path, meta in metas.items() if (value := meta.metrics.get(keep_best)) is not None]
         kept |= {path for _, path in sorted(rated)[-1:]}
     removed = [path for path in metas if path not in kept]
     for path in removed:
@@ -284,9 +272,7 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Directories named as checkpoints, oldest iteration first."""
-    found = [
-        (int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := _NAME.fullmatch(path.name))
-    ]
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
@@ -294,9 +280,7 @@ def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     try:
         return torch.load(path / TENSORS, map_location=device, weights_only=True)
     except Exception as error:  # PyTorch meets foreign bytes with almost any exception
-        raise CheckpointError(
-            f"{path / TENSORS} is no file of tensors ({error}): use another checkpoint"
-        ) from error
+        raise CheckpointError(f"{path / TENSORS} is no file of tensors ({error}): use another checkpoint") from error
 
 
 def _remove(path: Path) -> None:

@@ -128,9 +128,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         source, size = f"teacher {config.teacher.name}", (network.height, network.width)
     if config.checkpoint is not None:
         trained = open_trained(config.checkpoint, device)
-        trained_on = next(
-            (name for name, s in stores.items() if s.info.fingerprint == trained.fingerprint), None
-        )
+        trained_on = next((name for name, s in stores.items() if s.info.fingerprint == trained.fingerprint), None)
         trained_on = trained_on or (_title(trained.dataset) if trained.dataset else "unknown")
         models.append(_Model(name="DG-Net", network=trained.state.appearance_encoder, trained_on=trained_on))
         source, size = trained.source, (trained.network.height, trained.network.width)
@@ -169,9 +167,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
             sweep += [head | row | drawn for row in swept]
         if config.queries_shown:
             best = features[models[-1].name]
-            picture = ranked_picture(
-                name, store, best["query"], best["gallery"], config.beta, config.queries_shown
-            )
+            picture = ranked_picture(name, store, best["query"], best["gallery"], config.beta, config.queries_shown)
             pictures[f"ranked_{_slug(name)}.png"] = picture
         if trained is not None:
             people = people_of(store)
@@ -206,18 +202,13 @@ def _checked(location: str) -> Store:
     store = Store.open(location)
     for split in ("query", "gallery"):
         if split not in store.info.splits:
-            raise EvaluationError(
-                f"{location} has no {split}, only {', '.join(store.info.splits)}: name another store"
-            )
+            raise EvaluationError(f"{location} has no {split}, only {', '.join(store.info.splits)}: name another store")
     query, gallery = store.index("query"), store.index("gallery")
     seen_by: defaultdict[int, set[int]] = defaultdict(set)
     for person, camera in zip(gallery["person_id"], gallery["camera_id"], strict=True):
         seen_by[person].add(camera)
     lost = query[
-        [
-            not seen_by[person] - {camera}
-            for person, camera in zip(query["person_id"], query["camera_id"], strict=True)
-        ]
+        [not seen_by[person] - {camera} for person, camera in zip(query["person_id"], query["camera_id"], strict=True)]
     ]
     if len(lost):
         first = lost.iloc[0]
@@ -234,7 +225,9 @@ def _named(stores: Sequence[Store]) -> dict[str, Store]:
     named: dict[str, Store] = {}
     for title, store in zip(titles, stores, strict=True):
         folder = store.location.rstrip("/").rpartition("/")[2]
-        name = title if titles.count(title) == 1 and store.info.dataset != "folder" else f"{title} ({folder})"
+        name = title if titles.count(title) == 1 else f"{title} ({folder})"
+        if store.info.dataset == "folder":
+            name = folder
         named[name if name not in named else f"{title} ({store.location})"] = store
     return named
 

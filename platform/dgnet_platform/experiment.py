@@ -125,9 +125,7 @@ def _name(kind: Any) -> str:
 def _advice(cls: type, key: str, path: str) -> str:
     """Which key was meant: one of the section that is spelt alike, or one of that name further down."""
     siblings = [field.name for field in fields(cls)]
-    close = get_close_matches(key, siblings, n=1) or [
-        name for name in _paths(cls) if name.split(".")[-1] == key
-    ]
+    close = get_close_matches(key, siblings, n=1) or [name for name in _paths(cls) if name.split(".")[-1] == key]
     if close:
         return f"did you mean {_join(path, close[0])!r}?"
     return f"{path or cls.__name__} has {', '.join(siblings)}"

@@ -34,9 +34,7 @@ class RankedRow:
     is_match: Sequence[bool]
 
 
-def ranked_picture(
-    name: str, store: Store, query: Features, gallery: Features, beta: float, count: int
-) -> Image.Image:
+def ranked_picture(name: str, store: Store, query: Features, gallery: Features, beta: float, count: int) -> Image.Image:
     """Ranked lists of some queries of a store, from the worst to the best average precision.
 
     Args:
@@ -78,9 +76,7 @@ def ranked_picture(
         for k, row in enumerate(rows.tolist())
     ]
     feature = f"f_prim and {beta:g} f_fine" if query.fine.shape[1] else "the baseline"
-    title = (
-        f"{name}: queries ranked by {feature}, from the worst to the best (green: same person, red: another)"
-    )
+    title = f"{name}: queries ranked by {feature}, from the worst to the best (green: same person, red: another)"
     return ranked_lists(title, ranked_rows)
 
 
@@ -120,9 +116,7 @@ def captioned_grids(title: str, grids: Sequence[tuple[str, np.ndarray]], *, cell
     panels = []
     for caption, grid in grids:
         panel = Image.fromarray(np.ascontiguousarray(grid.transpose(1, 2, 0)))
-        panels.append(
-            (caption, panel.resize((panel.width * scale, panel.height * scale), Image.Resampling.BICUBIC))
-        )
+        panels.append((caption, panel.resize((panel.width * scale, panel.height * scale), Image.Resampling.BICUBIC)))
     head, between = 66, 40
     width = sum(panel.width for _, panel in panels) + between * (len(panels) - 1) + 2 * _MARGIN
     height = head + max(panel.height for _, panel in panels) + _MARGIN
@@ -152,13 +146,9 @@ def stored_pictures(store: Store, split: str, rows: Sequence[int]) -> list[np.nd
     return [found[row] for row in rows]
 
 
-def _framed(
-    picture: Image.Image, pixels: np.ndarray, corner: tuple[int, int], colour: tuple[int, int, int]
-) -> None:
+def _framed(picture: Image.Image, pixels: np.ndarray, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
     """Paste a picture at `corner` with a frame around it."""
-    inner = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize(
-        _CELL, Image.Resampling.LANCZOS
-    )
+    inner = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).resize(_CELL, Image.Resampling.LANCZOS)
     framed = Image.new("RGB", (_CELL[0] + 2 * _FRAME, _CELL[1] + 2 * _FRAME), colour)
     framed.paste(inner, (_FRAME, _FRAME))
     picture.paste(framed, corner)

@@ -37,13 +37,9 @@ def replacing(out: Path) -> Iterator[Path]:
     if out.exists() and not out.is_dir():
         raise EvaluationError(f"--out {out} is a file: name a folder")
     if out.exists() and any(out.iterdir()) and not _is_results(out):
-        raise EvaluationError(
-            f"--out {out} holds other things than results of an evaluation: name another folder"
-        )
+        raise EvaluationError(f"--out {out} holds other things than results of an evaluation: name another folder")
     if out.exists() and not os.access(out.parent, os.W_OK):
-        raise PermissionError(
-            f"--out {out}: results are replaced as a whole, and {out.parent} cannot be written to"
-        )
+        raise PermissionError(f"--out {out}: results are replaced as a whole, and {out.parent} cannot be written to")
     with staging(out) as folder:
         yield folder
         if out.exists():

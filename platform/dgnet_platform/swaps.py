@@ -69,9 +69,7 @@ def fidelity_rows(
             appearance = _drawn(people, [(i, i) for i, _ in batch], trained)
             structure = _drawn(people, [(j, j) for _, j in batch], trained)
             true = denormalise(_drawn(people, batch, trained))
-            for picture, images in zip(
-                scores, (render(trained.state, appearance, structure), structure), strict=True
-            ):
+            for picture, images in zip(scores, (render(trained.state, appearance, structure), structure), strict=True):
                 fidelity = swap_fidelity(denormalise(images).cpu(), true)
                 scores[picture].append(torch.stack([fidelity.l1, fidelity.psnr, fidelity.ssim]))
             progress(number * pairs + first + len(batch), len(groups) * pairs)
@@ -104,9 +102,7 @@ def grid_picture(trained: Trained, store: Store, people: People | None, title: s
         i, j = ([shot_of(names[row]) for row in part] for part in (appearance_rows, structure_rows))
         true = denormalise(_drawn(people, [(one, other) for one in i for other in j], trained))
         cells = true.unflatten(0, (len(i), len(j)))
-        grids.append(
-            ("drawn: the true pictures", framed_grid(cells, denormalise(structure), denormalise(appearance)))
-        )
+        grids.append(("drawn: the true pictures", framed_grid(cells, denormalise(structure), denormalise(appearance))))
     return captioned_grids(
         title, [(caption, grid.numpy()) for caption, grid in grids], cell_height=trained.network.height
     )

@@ -44,9 +44,7 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> Trained:
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise CheckpointError(
-            f"{path} {what}: name a checkpoint's directory, or a folder of the authors' release"
-        )
+        raise CheckpointError(f"{path} {what}: name a checkpoint's directory, or a folder of the authors' release")
     if not (path / META).exists():
         if any(path.glob("id_*.pt")):
             return _open_release(path, device)
@@ -83,11 +81,7 @@ def open_teacher(path: Path, device: torch.device | str = "cpu") -> tuple[Teache
 def _open_release(folder: Path, device: torch.device | str) -> Trained:
     """The newest networks of a release folder, of the sizes of their tensors; pictures are 256 x 128."""
     try:
-        numbers = [
-            int(match[1])
-            for path in folder.glob("id_*.pt")
-            if (match := re.search(r"_(\d+)\.pt$", path.name))
-        ]
+        numbers = [int(match[1]) for path in folder.glob("id_*.pt") if (match := re.search(r"_(\d+)\.pt$", path.name))]
         iteration = max(numbers, default=0)
         parts = (release.GENERATOR, release.DISCRIMINATOR, release.APPEARANCE)
         tensors = _read({part: folder / f"{part}_{iteration:08d}.pt" for part in parts})
@@ -109,9 +103,7 @@ def _read(files: Mapping[str, Path]) -> Tensors:
         except FileNotFoundError:
             raise
         except Exception as error:  # PyTorch meets foreign bytes with almost any exception
-            raise CheckpointError(
-                f"{path} is no PyTorch file of tensors: fetch it again ({error})"
-            ) from error
+            raise CheckpointError(f"{path} is no PyTorch file of tensors: fetch it again ({error})") from error
         content = content.get("a", content) if isinstance(content, Mapping) else {}
         tensors |= {(part, name): value for name, value in content.items() if isinstance(value, Tensor)}
     return tensors

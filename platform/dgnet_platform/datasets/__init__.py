@@ -36,9 +36,7 @@ def read(dataset: Dataset, source: Source) -> Listing:
     found = [level for level in levels if reader.recognises(level)]
     if len(found) > 1:
         places = " and ".join(level.where("") for level in found)
-        raise SourceError(
-            f"{reader.title} is there more than once, at {places}: name the folder of one of them"
-        )
+        raise SourceError(f"{reader.title} is there more than once, at {places}: name the folder of one of them")
     if found:
         return checked(reader.read(found[0]))
     looks = [(name, other) for name, other in READERS.items() if any(map(other.recognises, levels))]

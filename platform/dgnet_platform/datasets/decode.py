@@ -82,9 +82,7 @@ def no_progress(done: int, total: int) -> None:
     """Show nothing."""
 
 
-def map_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """`map` in threads: results in order, with a bounded number of them waiting to be taken."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()

@@ -142,9 +142,7 @@ _HEAD = np.array([
     (0.62, 0.0439, 0.0520), (0.80, 0.0387, 0.0459), (0.92, 0.0267, 0.0316), (1.00, 0.0052, 0.0061),
 ])  # fmt: skip
 _CURTAIN = np.array([(0, 0.03, 0.012), (0.1, 0.052, 0.02), (0.6, 0.058, 0.024), (1, 0.046, 0.03)])
-_CAP = np.array(
-    [(0, 0.042, 0.051), (0.35, 0.042, 0.051), (0.7, 0.036, 0.044), (0.92, 0.021, 0.026), (1, 0.008, 0.01)]
-)
+_CAP = np.array([(0, 0.042, 0.051), (0.35, 0.042, 0.051), (0.7, 0.036, 0.044), (0.92, 0.021, 0.026), (1, 0.008, 0.01)])
 _BRIM = np.array([(0, 0.086, 0.09), (0.6, 0.08, 0.086), (1, 0.05, 0.06)])
 _BACKPACK = np.array(
     [(0, 0.072, 0.04), (0.12, 0.086, 0.056), (0.5, 0.086, 0.06), (0.85, 0.078, 0.048), (1, 0.04, 0.02)]
@@ -195,13 +193,9 @@ class _Pen:
         """A point of the upper body, which leans forward about the hips and rises and falls with the gait."""
         return x, y + self.lift, z + (y - _HIP) * self.lean
 
-    def limb(
-        self, part: int, a: Point, b: Point, radii: tuple[float, float], along: Span = (0.0, 0.0)
-    ) -> None:
+    def limb(self, part: int, a: Point, b: Point, radii: tuple[float, float], along: Span = (0.0, 0.0)) -> None:
         radius_a, radius_b = radii
-        self.relief.limb(
-            part, self.see(a), self.see(b), self.unit * radius_a, self.unit * radius_b, along, self.yaw
-        )
+        self.relief.limb(part, self.see(a), self.see(b), self.unit * radius_a, self.unit * radius_b, along, self.yaw)
 
     def solid(
         self,
@@ -218,9 +212,7 @@ class _Pen:
     ) -> None:
         ends = self.see(bottom, bias), self.see(top, bias)
         on_canvas = profile * (1, self.unit, self.unit)
-        self.relief.solid(
-            part, *ends, on_canvas, along, self.yaw + turn, self.pitch, opening=opening, boxy=boxy
-        )
+        self.relief.solid(part, *ends, on_canvas, along, self.yaw + turn, self.pitch, opening=opening, boxy=boxy)
 
 
 def pose_figure(relief: Relief, structure: Structure, skirt_hem: float | None, pitch: float) -> None:
@@ -299,8 +291,7 @@ def _draw_arms(pen: _Pen, pose: Pose, build: float, thick: float) -> dict[int, P
             _FOREARM * math.sin(swing + bend) * math.cos(inward),
         )
         wrist, hand = (
-            (elbow[0] + k * forearm[0], elbow[1] + k * forearm[1], elbow[2] + k * forearm[2])
-            for k in (1, 1.16)
+            (elbow[0] + k * forearm[0], elbow[1] + k * forearm[1], elbow[2] + k * forearm[2]) for k in (1, 1.16)
         )
         pen.limb(ARM, shoulder, elbow, (0.031 * thick, 0.029 * thick), (0.0, 0.165))
         pen.limb(ARM, elbow, wrist, (0.029 * thick, 0.021 * thick), (0.165, 0.305))
@@ -335,16 +326,12 @@ def _draw_head(pen: _Pen, body: Body, turn: float) -> None:
         ends = pen.up(-1.9 * back_x, 0.955, -0.062), pen.up(-2.2 * back_x, 0.80, -0.088)
         pen.limb(HAIR, *ends, (0.022, 0.012), (0.955, 0.8))
     elif body.hair == "bun":
-        pen.limb(
-            HAIR, pen.up(-back_x, 0.995, -0.035), pen.up(-back_x, 1.005, -0.04), (0.026, 0.026), (0.99, 1.0)
-        )
+        pen.limb(HAIR, pen.up(-back_x, 0.995, -0.035), pen.up(-back_x, 1.005, -0.04), (0.026, 0.026), (0.99, 1.0))
     if body.hat == "none":
         return
     low, crown = CHIN + (0.66 if body.hat == "beanie" else 0.70) * tall, top + 0.022
     wide = size * (1.18 if body.hair in ("bald", "short", "ponytail", "bun") else 1.26)
-    pen.solid(
-        HAT, pen.up(0, low, 0.006), pen.up(0, crown, 0.002), _CAP * (1, wide, wide), (low, crown), turn=turn
-    )
+    pen.solid(HAT, pen.up(0, low, 0.006), pen.up(0, crown, 0.002), _CAP * (1, wide, wide), (low, crown), turn=turn)
     if body.hat == "cap":
         x, z = math.sin(turn), math.cos(turn)
         pen.limb(

@@ -89,9 +89,7 @@ def _from_folders(source: Source) -> Iterator[_Named | Problem]:
         split, identity, rest = parts
         match = _CAMERA.search(bare_name(rest))
         if match is None:
-            reason = (
-                f"its name does not parse, it has no camera `_c<number>_`: rename it or write a {MANIFEST}"
-            )
+            reason = f"its name does not parse, it has no camera `_c<number>_`: rename it or write a {MANIFEST}"
             found.append(Problem(file=name, reason=reason))
             continue
         with_camera += 1
@@ -118,9 +116,7 @@ def _from_manifest(source: Source) -> Iterator[_Named | Problem]:
     rows = csv.DictReader(io.StringIO(source.read_text(MANIFEST), newline=""), strict=True)
     missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
     if missing:
-        raise SourceError(
-            f"{where} has no column {', '.join(missing)}: its first line must name {', '.join(COLUMNS)}"
-        )
+        raise SourceError(f"{where} has no column {', '.join(missing)}: its first line must name {', '.join(COLUMNS)}")
     try:
         lines = [(rows.line_num, {column: (row[column] or "").strip() for column in COLUMNS}) for row in rows]
     except csv.Error as error:
@@ -133,9 +129,7 @@ def _from_manifest(source: Source) -> Iterator[_Named | Problem]:
     for number, row in lines:
         path, identity, camera, split = (row[column] for column in COLUMNS)
         if climbs_out(path):
-            raise SourceError(
-                f"{where} line {number}: {path!r} leads out of the data set: use paths below it"
-            )
+            raise SourceError(f"{where} line {number}: {path!r} leads out of the data set: use paths below it")
         file_name, reason = stored_name(path), None
         if split not in SPLITS:
             reason = f"split {split!r} is none of {', '.join(SPLITS)}"

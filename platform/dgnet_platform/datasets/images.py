@@ -136,9 +136,7 @@ def free_bytes(device: torch.device) -> int:
     free = psutil.virtual_memory().available
     limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.stat")
     if limit.exists() and usage.exists() and (allowed := limit.read_text().strip()) != "max":
-        anonymous = next(
-            int(line.split()[1]) for line in usage.read_text().splitlines() if line.startswith("anon ")
-        )
+        anonymous = next(int(line.split()[1]) for line in usage.read_text().splitlines() if line.startswith("anon "))
         free = min(free, int(allowed) - anonymous)
     return free
 
@@ -216,9 +214,7 @@ def validation_split(images: ImageSet) -> ValidationSplit:
     """
     people = len(images.classes)
     if people < 4:
-        raise ValueError(
-            f"a validation split needs 4 or more training identities, there are {people}: add some"
-        )
+        raise ValueError(f"a validation split needs 4 or more training identities, there are {people}: add some")
     held_out = min(max(round(people * VALIDATION_SHARE), 2), people - 2)
     trained = images.labels < people - held_out
     rows_of: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))

@@ -116,9 +116,7 @@ def _info(
     skipped: int,
 ) -> StoreInfo:
     splits = {
-        split: split_info(
-            split, [r.person_id for r in records], [r.camera_id for r in records], digests[split]
-        )
+        split: split_info(split, [r.person_id for r in records], [r.camera_id for r in records], digests[split])
         for split, records in kept.items()
     }
     return StoreInfo(
@@ -222,9 +220,7 @@ def staging(out: Path) -> Iterator[Path]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(
-                f"{out} is being written by another run: wait for it, or name another --out"
-            ) from None
+            raise StoreError(f"{out} is being written by another run: wait for it, or name another --out") from None
         if not _is_open_at(folder, descriptor):
             raise StoreError(f"{out} was just written by another run: run the same command again")
         for leftover in folder.iterdir():

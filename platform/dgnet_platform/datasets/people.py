@@ -117,9 +117,7 @@ def _shade(rng: np.random.Generator, table: Iterable[tuple], jitter: float = 0.0
     """One of the colours of a table of (colour, weight), a little lighter or darker and off its hue."""
     bright = rng.uniform(1 - 2 * jitter, 1 + 2 * jitter)
     off_hue = rng.normal(0, 90 * jitter, 3)
-    red, green, blue = (
-        int(min(max(c * bright + n, 8), 250)) for c, n in zip(_pick(rng, table), off_hue, strict=True)
-    )
+    red, green, blue = (int(min(max(c * bright + n, 8), 250)) for c, n in zip(_pick(rng, table), off_hue, strict=True))
     return red, green, blue
 
 
@@ -400,9 +398,7 @@ def _check(shot: Shot) -> Shot:
     return shot
 
 
-def contact_sheet(
-    people: People, identities: Iterable[int], cameras: Iterable[int], frame: int = 0
-) -> np.ndarray:
+def contact_sheet(people: People, identities: Iterable[int], cameras: Iterable[int], frame: int = 0) -> np.ndarray:
     """Identities down, cameras across, as one (rows x height, columns x width, 3) uint8 picture."""
     cameras = list(cameras)
     rows = [np.concatenate([people.picture(i, c, frame) for c in cameras], axis=1) for i in identities]

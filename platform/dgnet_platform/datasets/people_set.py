@@ -142,9 +142,7 @@ def plan(size: Size, seed: int) -> dict[str, list[str]]:
     return folders
 
 
-def _seen_by(
-    rng: np.random.Generator, first: int, identities: int, cameras: int, total: int
-) -> list[tuple[int, int]]:
+def _seen_by(rng: np.random.Generator, first: int, identities: int, cameras: int, total: int) -> list[tuple[int, int]]:
     """`total` pairs of identity and camera, from two cameras to all of them for each identity."""
     counts = np.full(identities, 2)
     while (missing := total - int(counts.sum())) > 0:
@@ -198,9 +196,7 @@ def write_market(
     if workers < 1:
         raise ValueError(f"workers is {workers}; it must be at least 1")
     if folder.exists():
-        raise FileExistsError(
-            f"{folder} exists; drawn people are written to a new folder: remove it or name another"
-        )
+        raise FileExistsError(f"{folder} exists; drawn people are written to a new folder: remove it or name another")
     folders = plan(size, people.seed)
     files = [f"{name}/{file}" for name, content in folders.items() for file in content]
     chunks = [files[k : k + 64] for k in range(0, len(files), 64)]
@@ -249,11 +245,7 @@ def load(folder: Path | str) -> People:
         about = json.loads(path.read_text())
         version, seed, height, width = (about[key] for key in ("drawn_people", "seed", "height", "width"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not describe drawn people ({error!r}); give a folder of write_market"
-        ) from error
+        raise ValueError(f"{path} does not describe drawn people ({error!r}); give a folder of write_market") from error
     if version != VERSION:
-        raise ValueError(
-            f"{path} is of version {version} of the drawing, this is {VERSION}; draw the set again"
-        )
+        raise ValueError(f"{path} is of version {version} of the drawing, this is {VERSION}; draw the set again")
     return People(seed, height=height, width=width)

@@ -51,9 +51,7 @@ class PrepareConfig:
         if self.source is None and not drawn:
             raise ValueError(f"--dataset {self.dataset} needs --source, its folder or .zip")
         if not drawn and (self.size, self.seed) != (None, None):
-            raise ValueError(
-                "--size and --seed are for drawing --dataset people: leave them out with --source"
-            )
+            raise ValueError("--size and --seed are for drawing --dataset people: leave them out with --source")
         if self.threads < 1:
             raise ValueError(f"--threads {self.threads}: must be 1 or more")
 
@@ -84,9 +82,7 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
     existing = _existing(config)
     with _source(config, progress) as source, staging(config.out) as folder:
         listing = read(config.dataset, source)
-        info, problems = pack(
-            listing, folder, dataset=config.dataset, threads=config.threads, progress=progress
-        )
+        info, problems = pack(listing, folder, dataset=config.dataset, threads=config.threads, progress=progress)
         outcome: Literal["packed", "already packed", "refused"] = "packed"
         if problems and not config.skip_bad:
             outcome = "refused"
@@ -108,17 +104,13 @@ def _existing(config: PrepareConfig) -> Store | None:
     """The store that is at `config.out` already; raises StoreError when something else is."""
     out, source = config.out, config.source
     if source is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise StoreError(
-            f"{out} is inside the source {source}, which is never written to: name another --out"
-        )
+        raise StoreError(f"{out} is inside the source {source}, which is never written to: name another --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
         store = Store.open(out)
     except StoreError as error:
-        raise StoreError(
-            f"{out} exists and is no whole store ({error}): remove it, or name another --out"
-        ) from None
+        raise StoreError(f"{out} exists and is no whole store ({error}): remove it, or name another --out") from None
     if store.info.dataset != config.dataset:
         raise StoreError(f"{out} already holds {store.info.dataset}: name another --out, or remove it first")
     return store

@@ -68,9 +68,7 @@ class Relief:
         np.copyto(self.piece[box], np.uint8(piece), where=seen)
         return piece
 
-    def limb(
-        self, part: int, a: Point, b: Point, radius_a: float, radius_b: float, along: Span, yaw: float
-    ) -> None:
+    def limb(self, part: int, a: Point, b: Point, radius_a: float, radius_b: float, along: Span, yaw: float) -> None:
         """Draws a rounded cone from `a` to `b` (canvas units).
 
         Args:

@@ -94,9 +94,7 @@ def _rough(rng: np.random.Generator, height: int, width: int, fine: float, coars
     return 1 + fine * (0.6 * grain + _cloud(rng, height, width, 4)) + coarse * _cloud(rng, height, width, 50)
 
 
-def _laid(
-    rng, x: np.ndarray, y: np.ndarray, size: tuple[float, float], bond: float, spread: float, gap: float
-):
+def _laid(rng, x: np.ndarray, y: np.ndarray, size: tuple[float, float], bond: float, spread: float, gap: float):
     """Factor of stones laid in courses at coordinates x, y: each stone its own tint, dark joints between."""
     row = np.floor(y / size[1])
     u = x / size[0] + bond * (row % 2)
@@ -116,9 +114,7 @@ def _ground_grid() -> tuple[np.ndarray, np.ndarray]:
 
 def _colour(rng: np.random.Generator, *choices: tuple[int, int, int]) -> np.ndarray:
     return (
-        np.array(choices[rng.integers(len(choices))], np.float32)
-        * rng.uniform(0.88, 1.12)
-        * rng.uniform(0.96, 1.04, 3)
+        np.array(choices[rng.integers(len(choices))], np.float32) * rng.uniform(0.88, 1.12) * rng.uniform(0.96, 1.04, 3)
     )
 
 
@@ -163,21 +159,15 @@ def _car(draw: ImageDraw.ImageDraw, x: float, foot: float, length: float, colour
     for pane in ([(27, 24), (36, 33), (49, 33.5), (49, 24)], [(52, 24), (52, 33.5), (65, 33.5), (75, 24)]):
         draw.polygon([(x + a * u, foot - b * u) for a, b in pane], fill=glass)
     for wheel in (19, 80):
-        draw.ellipse(
-            (x + (wheel - 9) * u, foot - 16 * u, x + (wheel + 9) * u, foot + 2 * u), fill=(25, 25, 27)
-        )
-        draw.ellipse(
-            (x + (wheel - 5) * u, foot - 12 * u, x + (wheel + 5) * u, foot - 2 * u), fill=(130, 132, 136)
-        )
+        draw.ellipse((x + (wheel - 9) * u, foot - 16 * u, x + (wheel + 9) * u, foot + 2 * u), fill=(25, 25, 27))
+        draw.ellipse((x + (wheel - 5) * u, foot - 12 * u, x + (wheel + 5) * u, foot - 2 * u), fill=(130, 132, 136))
 
 
 def _tree(draw: ImageDraw.ImageDraw, rng, x: int, foot: int, leaves: np.ndarray) -> None:
     bark = _colour(rng, (84, 66, 48), (96, 88, 76), (64, 54, 46))
     girth = int(rng.integers(9, 20))
     draw.ellipse((x - 3 * girth, foot - 5, x + 3 * girth, foot + 9), fill=_tuple(bark * 0.6))
-    draw.polygon(
-        [(x - girth, foot), (x - girth * 0.6, 0), (x + girth * 0.6, 0), (x + girth, foot)], fill=_tuple(bark)
-    )
+    draw.polygon([(x - girth, foot), (x - girth * 0.6, 0), (x + girth * 0.6, 0), (x + girth, foot)], fill=_tuple(bark))
     draw.polygon(
         [(x - girth, foot), (x - girth * 0.6, 0), (x - girth * 0.2, 0), (x - girth * 0.4, foot)],
         fill=_tuple(bark * 1.35),
@@ -209,11 +199,7 @@ def _bicycle(draw: ImageDraw.ImageDraw, rng, x: int, foot: int) -> None:
 
 def _leafy(rng, height: int, width: int, colour: np.ndarray) -> np.ndarray:
     """(height, width, 3) foliage."""
-    clumps = (
-        _cloud(rng, height, width, 11)
-        + 0.7 * _cloud(rng, height, width, 5)
-        + 0.5 * _cloud(rng, height, width, 40)
-    )
+    clumps = _cloud(rng, height, width, 11) + 0.7 * _cloud(rng, height, width, 5) + 0.5 * _cloud(rng, height, width, 40)
     return colour * np.clip(1 + 0.38 * clumps, 0.25, 2)
 
 
@@ -232,9 +218,7 @@ def backdrop(seed: int, number: int) -> Image.Image:
             wall = _colour(rng, (176, 166, 148), (150, 152, 156), (188, 176, 150)) * _rough(
                 rng, wall_height, _WIDE, 0.03, 0.05
             )
-            ground = _colour(rng, (126, 125, 124), (116, 117, 120)) * _rough(
-                rng, ground_height, _WIDE, 0.07, 0.05
-            )
+            ground = _colour(rng, (126, 125, 124), (116, 117, 120)) * _rough(rng, ground_height, _WIDE, 0.07, 0.05)
         case "lawn":
             wall = _leafy(rng, wall_height, _WIDE, leaves)
             ground = _leafy(rng, ground_height, _WIDE, _colour(rng, (104, 116, 80), (118, 122, 86)))
@@ -244,36 +228,22 @@ def backdrop(seed: int, number: int) -> Image.Image:
                 rng, wx, wy, (22, 8), 0.5, 0.10, 0.18
             )
             wall = wall * _rough(rng, wall_height, _WIDE, 0.04, 0.05)
-            ground = _colour(rng, (150, 144, 136), (136, 134, 132)) * _laid(
-                rng, gx, gy, (62, 62), 0, 0.04, 0.05
-            )
+            ground = _colour(rng, (150, 144, 136), (136, 134, 132)) * _laid(rng, gx, gy, (62, 62), 0, 0.04, 0.05)
             ground = ground * _rough(rng, ground_height, _WIDE, 0.03, 0.04)
         case "shop":
             wall = _colour(rng, (98, 100, 102), (112, 106, 98)) * _rough(rng, wall_height, _WIDE, 0.03, 0.12)
-            ground = _colour(rng, (152, 146, 138), (158, 155, 152)) * _laid(
-                rng, gx, gy, (44, 44), 0, 0.05, 0.07
-            )
+            ground = _colour(rng, (152, 146, 138), (158, 155, 152)) * _laid(rng, gx, gy, (44, 44), 0, 0.05, 0.07)
             ground = ground * _rough(rng, ground_height, _WIDE, 0.02, 0.03)
         case "plaza":
-            wall = _colour(rng, (172, 168, 160), (158, 162, 166)) * _laid(
-                rng, wx, wy, (110, 62), 0.5, 0.025, 0.04
-            )
+            wall = _colour(rng, (172, 168, 160), (158, 162, 166)) * _laid(rng, wx, wy, (110, 62), 0.5, 0.025, 0.04)
             wall = wall * _rough(rng, wall_height, _WIDE, 0.03, 0.06)
-            ground = _colour(rng, (154, 146, 136), (148, 146, 144)) * _laid(
-                rng, gx, gy, (52, 26), 0.5, 0.08, 0.1
-            )
+            ground = _colour(rng, (154, 146, 136), (148, 146, 144)) * _laid(rng, gx, gy, (52, 26), 0.5, 0.08, 0.1)
             ground = ground * _rough(rng, ground_height, _WIDE, 0.03, 0.04)
         case _:
-            wall = _colour(rng, (182, 176, 164), (172, 175, 176)) * _rough(
-                rng, wall_height, _WIDE, 0.012, 0.04
-            )
-            ground = _colour(rng, (142, 137, 130), (130, 133, 135)) * _laid(
-                rng, gx, gy, (84, 84), 0, 0.02, 0.03
-            )
+            wall = _colour(rng, (182, 176, 164), (172, 175, 176)) * _rough(rng, wall_height, _WIDE, 0.012, 0.04)
+            ground = _colour(rng, (142, 137, 130), (130, 133, 135)) * _laid(rng, gx, gy, (84, 84), 0, 0.02, 0.03)
             shine = np.exp(-(((wx[:1] % 260 - 130) / 38) ** 2))[:, :, None]
-            ground = ground * (
-                1 + 0.35 * shine * np.linspace(1, 0.2, ground_height, dtype=np.float32)[:, None, None]
-            )
+            ground = ground * (1 + 0.35 * shine * np.linspace(1, 0.2, ground_height, dtype=np.float32)[:, None, None])
     picture = np.concatenate([np.broadcast_to(wall, (wall_height, _WIDE, 3)), ground])
     picture[_FOOT - 2 : _FOOT + 14] *= np.linspace(0.62, 1, 16, dtype=np.float32)[:, None, None]
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
@@ -339,9 +309,7 @@ def _furnish(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: str, lea
                     (x, 88, x + 52, 160),
                     fill=_tuple(_colour(rng, (214, 90, 60), (220, 200, 90), (90, 150, 190), (225, 225, 220))),
                 )
-                draw.ellipse(
-                    (x + 12, 100, x + 40, 128), fill=_tuple(_colour(rng, (250, 240, 220), (60, 50, 50)))
-                )
+                draw.ellipse((x + 12, 100, x + 40, 128), fill=_tuple(_colour(rng, (250, 240, 220), (60, 50, 50))))
         case "plaza":
             for step in range(4):
                 top = _FOOT - 72 + 18 * step
@@ -355,9 +323,7 @@ def _furnish(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: str, lea
                 draw.ellipse((x - 6, _FOOT - 72, x + 96, _FOOT), fill=_tuple(leaves))
                 for _ in range(26):
                     cx, cy = x + rng.uniform(4, 86), _FOOT - rng.uniform(14, 66)
-                    draw.ellipse(
-                        (cx - 9, cy - 9, cx + 9, cy + 9), fill=_tuple(leaves * rng.uniform(0.6, 1.4))
-                    )
+                    draw.ellipse((cx - 9, cy - 9, cx + 9, cy + 9), fill=_tuple(leaves * rng.uniform(0.6, 1.4)))
         case _:
             draw.rectangle((0, _FOOT - 18, _WIDE, _FOOT), fill=(98, 88, 78))
             draw.rectangle((0, _FOOT - 110, _WIDE, _FOOT - 100), fill=(150, 130, 104))
@@ -464,9 +430,7 @@ def _occlude(image: Image.Image, camera: Camera, rng: np.random.Generator) -> No
             for k in range(12):
                 shade = gray * (0.5 + 0.8 * math.sin(math.pi * (k + 1.5) / 14))
                 left = x + (k / 6 - 1) * girth
-                draw.rectangle(
-                    (left, 0, left + girth / 6 + 1, height), fill=_tuple((shade, shade, shade * 1.03))
-                )
+                draw.rectangle((left, 0, left + girth / 6 + 1, height), fill=_tuple((shade, shade, shade * 1.03)))
         case "railing":
             colour, top = (
                 _tuple(_colour(rng, (150, 152, 156), (70, 72, 70), (170, 150, 60))),

@@ -129,9 +129,7 @@ def _read_file(folder: Path, name: str) -> bytes:
         try:
             size = os.fstat(descriptor).st_size
             if size > MAX_ENTRY_BYTES:
-                raise SourceError(
-                    f"{file} has {size:,} bytes, over the limit of {MAX_ENTRY_BYTES:,}: remove it"
-                )
+                raise SourceError(f"{file} has {size:,} bytes, over the limit of {MAX_ENTRY_BYTES:,}: remove it")
             return os.read(descriptor, size)
         finally:
             os.close(descriptor)

@@ -77,17 +77,13 @@ class StoreInfo:
         values = json.loads(encoded)
         found = values.pop("format", None)
         if found != FORMAT:
-            raise StoreError(
-                f"is a store of format {found}, this code reads format {FORMAT}: prepare it again"
-            )
+            raise StoreError(f"is a store of format {found}, this code reads format {FORMAT}: prepare it again")
         values["splits"] = {name: SplitInfo(**split) for name, split in values["splits"].items()}
         values["person_names"] = {int(number): name for number, name in values["person_names"].items()}
         return cls(**{**values, "classes": tuple(values["classes"])})
 
 
-def row_digest(
-    *, file_name: str, person_id: int, camera_id: int, width: int, height: int, image_sha256: str
-) -> bytes:
+def row_digest(*, file_name: str, person_id: int, camera_id: int, width: int, height: int, image_sha256: str) -> bytes:
     """Digest of one row; a picture counts by the SHA-256 of its encoded bytes."""
     row = f"{file_name}\0{person_id}\0{camera_id}\0{width}\0{height}\0{image_sha256}"
     return hashlib.sha256(row.encode()).digest()
@@ -138,9 +134,7 @@ class Store:
             raise StoreError(
                 f"{location} holds no store (no .parquet files): run jobs/prepare_data.py --out {location}"
             )
-        infos = {
-            split: _read_info(filesystem, f"{root}/{split}.parquet", location) for split in sorted(splits)
-        }
+        infos = {split: _read_info(filesystem, f"{root}/{split}.parquet", location) for split in sorted(splits)}
         first_split, info = next(iter(infos.items()))
         for split, other in infos.items():
             if other != info:
@@ -204,9 +198,7 @@ class Store:
 
     def _split(self, split: str) -> SplitInfo:
         if split not in self.info.splits:
-            raise StoreError(
-                f"{self.location} has no split {split!r}: it has {', '.join(sorted(self.info.splits))}"
-            )
+            raise StoreError(f"{self.location} has no split {split!r}: it has {', '.join(sorted(self.info.splits))}")
         return self.info.splits[split]
 
 
@@ -216,9 +208,7 @@ def _filesystem(location: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(
-            f"{location} is no place pyarrow can read ({error}): use a path, s3:// or gs://"
-        ) from None
+        raise StoreError(f"{location} is no place pyarrow can read ({error}): use a path, s3:// or gs://") from None
 
 
 @contextmanager
@@ -227,9 +217,7 @@ def _naming(where: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise StoreError(
-            f"{where} cannot be read ({error}): copy the store again, or prepare it again"
-        ) from error
+        raise StoreError(f"{where} cannot be read ({error}): copy the store again, or prepare it again") from error
 
 
 def _read_info(filesystem: fs.FileSystem, path: str, location: str) -> StoreInfo:
@@ -242,9 +230,7 @@ def _read_info(filesystem: fs.FileSystem, path: str, location: str) -> StoreInfo
             parquet.schema_arrow,
         )
     if INFO_KEY not in metadata:
-        raise StoreError(
-            f"{where} was not packed by jobs/prepare_data.py, or rewritten since: prepare it again"
-        )
+        raise StoreError(f"{where} was not packed by jobs/prepare_data.py, or rewritten since: prepare it again")
     try:
         info = StoreInfo.from_json(metadata[INFO_KEY])
     except StoreError as error:

@@ -1,0 +1,290 @@
+"""Configuration, schedules, losses, sampling and augmentation: pure functions against hand-computed values."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dgnet_core import losses, schedule
+from dgnet_core.augment import denormalise, erase, flip_and_crop, normalise, training_batch
+from dgnet_core.config import (
+    AugmentConfig,
+    DGNetConfig,
+    LossConfig,
+    NetworkConfig,
+    OptimConfig,
+    RecipeConfig,
+    StepConfig,
+    Warmup,
+    WatchConfig,
+    laptop,
+    paper,
+)  # fmt: skip
+from dgnet_core.sampling import PairSampler, Position
+from tests.tiny import tiny_config
+
+# ----------------------------------------------------------------------------------------------------------------
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NetworkConfig(height=250), r"height = 250: the decoder restores multiples of 4 only: 248 or 252"),
+        (lambda: NetworkConfig(width=36), r"width = 36: aspp_dilations \(3, 6, 9\).* need at least 40"),
+        (lambda: NetworkConfig(discriminator_scales=0), "discriminator_scales = 0: must be positive"),
+        (lambda: NetworkConfig(prim_dropout=1.0), "prim_dropout = 1.0"),
+        (lambda: NetworkConfig(appearance_layers=(1, 0, 1, 1)), "appearance_layers"),
+        (lambda: Warmup(slope=math.inf), "slope = inf: .* a ramp of zero length"),
+        (lambda: Warmup(slope=0), "slope = 0"),
+        (lambda: Warmup(start=-1), "start = -1"),
+        (lambda: LossConfig(image=-1), "LossConfig.image = -1: a weight is a finite number >= 0"),
+        (lambda: LossConfig(alpha=math.nan), "alpha = nan"),
+        (lambda: RecipeConfig(gan="wgan"), "gan = 'wgan': choose one of lsgan, nsgan"),  # pyright: ignore[reportArgumentType]
+        (lambda: RecipeConfig(reencode_probability=2), "reencode_probability = 2"),
+        (lambda: OptimConfig(milestones=(5, 3)), "milestones"),
+        (lambda: OptimConfig(clip_norm=0), "clip_norm = 0"),
+        (lambda: OptimConfig(adam_betas=(0.5, 1.0)), "adam_betas"),
+        (lambda: AugmentConfig(erase_area=(0.5, 0.2)), "erase_area"),
+        (lambda: AugmentConfig(pad=-1), "pad = -1"),
+        (lambda: StepConfig(precision="float16"), "precision = 'float16': choose one of"),  # pyright: ignore[reportArgumentType]
+        (lambda: WatchConfig(factor=1), "factor = 1"),
+        (lambda: DGNetConfig(num_classes=1), "num_classes = 1"),
+        (lambda: DGNetConfig(num_classes=2, batch_size=1), "batch_size = 1: BatchNorm"),
+        (lambda: DGNetConfig(num_classes=2, seed=-1), "seed = -1"),
+    ],
+)
+def test_nonsense_is_refused_by_name(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_adam_accepts_betas_given_as_whole_numbers() -> None:
+    assert OptimConfig(adam_betas=(0, 0.999)).adam_betas == (0.0, 0.999)
+    assert isinstance(OptimConfig(adam_betas=(0, 0.999)).adam_betas[0], float)
+
+
+def test_presets_scale_their_schedule() -> None:
+    assert paper(751).loss.teacher_warmup == Warmup(start=30_000, slope=0.0005)
+    config = laptop(40, iterations=1_000)
+    assert config.loss.teacher_warmup.start == 300
+    assert config.loss.teacher_warmup.end(config.loss.prim) == 340
+    assert config.optim.milestones == (600, 900)
+    assert laptop(40, iterations=1).optim.milestones == (1,)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Schedules
+
+
+@pytest.mark.parametrize(
+    ("iteration", "prim", "code", "cycle", "fine_real"),
+    [
+        (0, 0, 0, 0, 0),
+        (30_000, 0, 0, 0, 0),
+        (30_001, 0.0005, 0.0005, 0.0005, 0),
+        (30_002, 0.001, 0.001, 0.001, 0.0001),
+        (32_000, 1.0, 1.0, 1.0, 0.1999),
+        (34_000, 2.0, 1.0, 2.0, 0.3999),
+        (99_999, 2.0, 1.0, 2.0, 0.4),
+    ],
+)
+def test_weights_of_the_release(iteration: int, prim: float, code: float, cycle: float, fine_real: float) -> None:
+    weights = schedule.weights(LossConfig(), RecipeConfig(), iteration)
+    assert weights.prim == pytest.approx(prim)
+    assert weights.fine == pytest.approx(0.2 * prim)
+    assert weights.appearance_code == weights.structure_code == pytest.approx(code)
+    assert weights.cycle == pytest.approx(cycle)
+    assert weights.fine_real == pytest.approx(fine_real)
+
+
+@given(start=st.integers(0, 1000), slope=st.floats(1e-6, 10), maximum=st.floats(0, 10), t=st.integers(0, 3000))
+def test_ramp_is_zero_before_and_constant_after(start: int, slope: float, maximum: float, t: int) -> None:
+    warmup = Warmup(start=start, slope=slope)
+    value = schedule.ramp(warmup, maximum, t)
+    assert 0 <= value <= maximum
+    if t <= start:
+        assert value == 0
+    if t >= warmup.end(maximum):
+        assert value == pytest.approx(maximum)
+
+
+def test_learning_rates_fall_at_milestones() -> None:
+    optim = OptimConfig()
+    rates = [schedule.decay(optim, t) for t in (0, 59_998, 59_999, 89_998, 89_999, 104_999)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def test_losses_by_hand() -> None:
+    a, b = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 1.0]])
+    assert losses.image_l1(a, b) == losses.code_l1(a, b) == 1.5
+    even = torch.zeros(2, 4)
+    assert losses.identity(even, torch.tensor([0, 3])) == pytest.approx(math.log(4))
+    fake, real = [torch.tensor([0.5, -0.5])], [torch.tensor([1.0, 0.0])]
+    assert losses.discriminator_adversarial(fake, real, "lsgan") == pytest.approx(0.25 + 0.5)
+    assert losses.generator_adversarial(fake, "lsgan") == pytest.approx(2 * (0.25 + 2.25) / 2)
+    zero = [torch.zeros(3)]
+    assert losses.discriminator_adversarial(zero, zero, "nsgan") == pytest.approx(2 * math.log(2))
+    assert losses.generator_adversarial(zero, "nsgan") == pytest.approx(math.log(2))
+    x = torch.ones(2, 1, 1, 2, requires_grad=True)
+    scores = [(3 * x).sum(dim=(2, 3)), x[..., 0]]
+    assert losses.gradient_penalty(scores, x) == pytest.approx(2 * 9 + 1)
+
+
+def test_prim_is_zero_when_the_student_agrees_and_cross_entropy_for_hard_labels() -> None:
+    logits = torch.randn(3, 5)
+    assert losses.prim(logits, logits.softmax(1)) == pytest.approx(0, abs=1e-6)
+    labels = torch.tensor([0, 2, 4])
+    target = losses.soft_label("appearance", None, labels, labels, 5)
+    assert losses.prim(logits, target) == pytest.approx(float(losses.identity(logits, labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize("style", ["dynamic", "pseudo", "appearance", "uniform", "two_label"])
+def test_soft_labels_are_distributions(style) -> None:
+    teacher = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]])
+    appearance, structure = torch.tensor([2, 1]), torch.tensor([0, 1])
+    q = losses.soft_label(style, teacher, appearance, structure, 3)
+    expected = {
+        "dynamic": teacher.tolist(),
+        "pseudo": [[0, 1, 0], [1, 0, 0]],
+        "appearance": [[0, 0, 1], [0, 1, 0]],
+        "uniform": [[1 / 3] * 3] * 2,
+        "two_label": [[0.5, 0, 0.5], [0, 1, 0]],
+    }
+    torch.testing.assert_close(q, torch.tensor(expected[style], dtype=torch.float32))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Sampling
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_sampler_properties(data) -> None:
+    labels = torch.tensor(data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=30)))
+    world_size = data.draw(st.sampled_from([1, 2, 4]))
+    sampler = PairSampler(labels, batch_size=8, seed=data.draw(st.integers(0, 5)))
+    for iteration in data.draw(st.lists(st.integers(0, 50), min_size=1, max_size=5)):  # random access, any order
+        rows = sampler.batch_at(iteration)
+        assert rows.shape == (4, 8)
+        assert torch.equal(labels[rows[:2]], labels[rows[2:]])
+        for image, positive in zip(rows[:2].flatten(), rows[2:].flatten(), strict=True):
+            alone = (labels == labels[image]).sum() == 1
+            assert (image == positive) == alone
+        parts = [sampler.batch_at(iteration, rank, world_size) for rank in range(world_size)]
+        assert torch.equal(torch.cat(parts, dim=1), rows)
+        assert torch.equal(PairSampler(labels, 8, sampler.seed).batch_at(iteration), rows)
+
+
+def test_every_image_is_seen_once_an_epoch() -> None:
+    labels = torch.arange(24) // 3
+    sampler = PairSampler(labels, batch_size=8, seed=3)
+    rows = torch.stack([sampler.batch_at(t) for t in range(3)])
+    for stream in range(2):
+        assert sorted(rows[:, stream].flatten().tolist()) == list(range(24))
+    assert not torch.equal(rows[:, 0], rows[:, 1])
+    later = torch.stack([sampler.batch_at(t) for t in range(3, 6)])
+    assert not torch.equal(rows, later)
+
+
+def test_positives_are_uniform_over_the_others() -> None:
+    sampler = PairSampler(torch.zeros(4, dtype=torch.int64), batch_size=8, seed=0)
+    rows = torch.stack([sampler.batch_at(t) for t in range(600)]).transpose(0, 1).flatten(1)
+    counts = torch.stack([torch.bincount(rows[2][rows[0] == image], minlength=4) for image in range(4)])
+    share = counts / counts.sum(1, keepdim=True)
+    assert share.diagonal().sum() == 0
+    assert (share + torch.eye(4) / 3 - 1 / 3).abs().max() < 0.06
+
+
+def test_sampler_refuses_uneven_shares() -> None:
+    sampler = PairSampler(torch.arange(10), batch_size=8, seed=0)
+    for world_size in (3, 8):
+        with pytest.raises(ValueError, match=f"batch_size = 8 over {world_size} ranks"):
+            sampler.batch_at(0, 0, world_size)
+    with pytest.raises(ValueError, match="one identity per training image"):
+        PairSampler(torch.zeros(0), 8, 0)
+
+
+def test_draws_are_a_function_of_the_position() -> None:
+    def draws(**position):
+        return Position(**position).uniform("a", (2, 3), "cpu")
+
+    whole = Position(seed=1, iteration=5).uniform("a", (4, 3), "cpu")
+    parts = [draws(seed=1, iteration=5, rank=rank, world_size=2) for rank in range(2)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(draws(seed=1, iteration=5), draws(seed=1, iteration=6))
+    assert not torch.equal(draws(seed=1, iteration=5), draws(seed=2, iteration=5))
+    assert not torch.equal(draws(seed=1, iteration=5), Position(seed=1, iteration=5).uniform("b", (2, 3), "cpu"))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Augmentation
+
+
+def test_normalise_and_back() -> None:
+    pixels = torch.randint(256, (2, 3, 8, 4), dtype=torch.uint8)
+    assert torch.equal(denormalise(normalise(pixels, 8, 4)), pixels)
+    x = normalise(torch.full((1, 3, 8, 4), 128, dtype=torch.uint8), 16, 8)
+    expected = (128 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(x[0, :, 3, 3], expected)
+
+
+def test_flip_and_crop_as_padding_would() -> None:
+    x = torch.arange(2 * 1 * 5 * 4, dtype=torch.float32).view(2, 1, 5, 4)
+    pad = 2
+    padded = torch.nn.functional.pad(x, (pad,) * 4, mode="replicate")
+    draws = torch.tensor([[0.9, 0.0, 0.99], [0.1, 0.5, 0.2]])  # no flip, top 0, left 4; flip, top 2, left 1
+    out = flip_and_crop(x, draws, flip=0.5, pad=pad)
+    assert torch.equal(out[0], padded[0, :, 0:5, 4:8])
+    flipped = torch.nn.functional.pad(x.flip(3), (pad,) * 4, mode="replicate")
+    assert torch.equal(out[1], flipped[1, :, 2:7, 1:5])
+
+
+def test_erasing_keeps_to_its_limits() -> None:
+    x = torch.ones(2000, 1, 32, 16)
+    draws = torch.rand(2000, 41, generator=torch.Generator().manual_seed(0))
+    out = erase(x, draws, (0.02, 0.4), (0.3, 3.3), 0.5)
+    share = 1 - out.mean(dim=(1, 2, 3))
+    erased = share > 0
+    assert abs(float(erased.float().mean()) - 0.5) < 0.05
+    assert share[erased].min() > 0.01
+    assert share.max() < 0.45
+    rows, columns = (out == 0).any(3).sum(2), (out == 0).any(2).sum(2)  # a rectangle, not scattered pixels
+    assert torch.equal((rows * columns).flatten(), (out == 0).sum((1, 2, 3)))
+    aspect = (rows / columns).flatten()[erased & (share > 0.1)]
+    assert aspect.min() > 0.2
+    assert aspect.max() < 4.2
+
+
+def test_training_batch_is_the_same_however_many_ranks_share_it() -> None:
+    config = tiny_config(step=StepConfig(), augment=AugmentConfig(pad=2))
+    pixels = torch.randint(256, (4, 4, 3, 40, 20), dtype=torch.uint8)
+    labels = torch.zeros(2, 4, dtype=torch.int64)
+    whole = training_batch(pixels, labels, Position(seed=0, iteration=3), config)
+    for rank in range(2):
+        part = slice(2 * rank, 2 * rank + 2)
+        position = Position(seed=0, iteration=3, rank=rank, world_size=2)
+        half = training_batch(pixels[:, part], labels[:, part], position, config)
+        assert torch.equal(half.images, whole.images[:, part])
+        assert half.erased is not None
+        assert whole.erased is not None
+        assert torch.equal(half.erased, whole.erased[:, part])
+    assert whole.images.shape == (4, 4, 3, 24, 12)
+    config = replace(config, augment=AugmentConfig(flip=0, pad=0, erase=0))
+    plain = training_batch(pixels, labels, Position(seed=0, iteration=3), config)
+    assert plain.erased is None
+    assert torch.equal(plain.images.flatten(0, 1), normalise(pixels.flatten(0, 1), 24, 12))
+
+
+def test_training_batch_wants_pixels() -> None:
+    config = tiny_config()
+    position = Position(seed=0, iteration=0)
+    with pytest.raises(ValueError, match=r"uint8 of shape \(4, B, 3, h, w\)"):
+        training_batch(torch.zeros(4, 2, 3, 8, 8), torch.zeros(2, 2), position, config)

@@ -1,0 +1,45 @@
+"""The house rules that no linter knows: what may be imported where, and that jobs run by path."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted(p for p in (ROOT / "jobs").glob("*.py") if p.name != "__init__.py")
+
+
+def run(code: str, **environment: str) -> str:
+    command, environment = [sys.executable, "-c", code], {"PATH": "/usr/bin:/bin", **environment}
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_standard_library_platform_stays_importable() -> None:
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    out = run("import platform, uuid; print(platform.system())", PYTHONPATH=str(ROOT))
+    assert out.strip()
+
+
+def test_core_needs_torch_torchvision_and_numpy_only() -> None:
+    code = """
+import importlib, pkgutil, sys
+for name in ("ray", "mlflow", "optuna", "pandas", "pyarrow", "tyro", "rich"):
+    sys.modules[name] = None
+import dgnet_core
+for module in pkgutil.iter_modules(dgnet_core.__path__):
+    importlib.import_module(f"dgnet_core.{module.name}")
+import jobs.bench_step
+"""
+    run(code, PYTHONPATH=str(ROOT))
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda p: p.stem)
+def test_jobs_run_by_path_and_explain_themselves(job: Path) -> None:
+    done = subprocess.run([sys.executable, job, "--help"], cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 100
+    assert job.stat().st_mode & 0o111, f"{job} is not executable"
+    assert job.read_text().startswith("#!"), f"{job} has no shebang"

@@ -1,0 +1,124 @@
+"""The networks: shapes, sizes, norms that know several batches, and convolutions that never upsample."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from dgnet_core.appearance import AppearanceEncoder, ResNetTrunk, pool_code
+from dgnet_core.blocks import GroupedBatchNorm, LayerNorm, adain, upsampled_conv
+from dgnet_core.config import NetworkConfig
+from dgnet_core.decoder import Decoder
+from dgnet_core.discriminator import Discriminator
+from dgnet_core.pretrained import load_imagenet
+from dgnet_core.structure import StructureEncoder, to_gray
+from dgnet_core.teacher import Teacher
+from tests.tiny import tiny_config
+
+PAPER = NetworkConfig(pretrained="none")
+TINY = tiny_config().network
+
+
+def test_paper_sizes() -> None:
+    x = torch.randn(2, 3, 256, 128)
+    with torch.no_grad():
+        code = AppearanceEncoder(PAPER, 751).eval()(x)
+        structure = StructureEncoder(PAPER)(to_gray(x))
+        image = Decoder(PAPER)(structure, code)
+        scores = Discriminator(PAPER)(x)
+        label = Teacher(PAPER, 751).labels(x, groups=1)
+    assert code.shape == (2, 2048, 4)
+    assert pool_code(code).shape == (2, 2048)
+    assert structure.shape == (2, 128, 64, 32)
+    assert image.shape == x.shape
+    assert [s.shape[1:] for s in scores] == [(1, 64, 32), (1, 32, 16), (1, 16, 8)]
+    assert label.shape == (2, 751)
+    torch.testing.assert_close(label.sum(dim=1), torch.ones(2))
+
+
+def test_pooled_code_is_the_global_maximum() -> None:
+    trunk = AppearanceEncoder(TINY, 3).eval()
+    x = torch.randn(2, 3, 40, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(pool_code(trunk(x)), trunk.trunk(x).amax(dim=(2, 3)))
+
+
+def test_structure_code_is_blind_to_colour() -> None:
+    x = torch.randn(1, 3, 24, 12)
+    assert torch.equal(to_gray(x), to_gray(x[:, [2, 0, 1]])) or torch.allclose(to_gray(x), to_gray(x[:, [2, 0, 1]]))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_batch_norm_equals_separate_passes(groups: int) -> None:
+    torch.manual_seed(0)
+    ours, theirs = GroupedBatchNorm(3), torch.nn.BatchNorm2d(3)
+    with torch.no_grad():
+        for norm in (ours, theirs):
+            norm.weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+            norm.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    x = torch.randn(groups * 4, 3, 5, 2)
+    out = ours(x, groups, track=True)
+    torch.testing.assert_close(out, torch.cat([theirs(chunk) for chunk in x.chunk(groups)]))
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    ours(x, groups)  # untracked
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_layer_norm_and_adain_by_their_definitions() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, 6)
+    norm = LayerNorm(4)
+    mean, std = x.flatten(1).mean(1), x.flatten(1).std(1)
+    expected = (x - mean[:, None, None, None]) / (std[:, None, None, None] + 1e-5)
+    expected = expected * norm.gamma[:, None, None] + norm.beta[:, None, None]
+    torch.testing.assert_close(norm(x), expected)
+    scale, bias = torch.randn(3, 4), torch.randn(3, 4)
+    out = adain(x, scale, bias)
+    torch.testing.assert_close(out.mean(dim=(2, 3)), bias)
+    torch.testing.assert_close(out.std(dim=(2, 3), unbiased=False), scale.abs(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 7), (5, 3), (8, 8)])
+def test_phases_equal_upsampling_then_convolving(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    shapes = (2, 3, height, width), (4, 3, 5, 5), (4,)
+    x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    plain = F.conv2d(F.pad(F.interpolate(x, scale_factor=2.0), (2,) * 4, mode="reflect"), weight, bias)
+    ours = upsampled_conv(x, weight, bias)
+    torch.testing.assert_close(ours, plain)
+    direction = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, (x, weight, bias), direction)
+    torch.testing.assert_close(torch.autograd.grad(ours, (x, weight, bias), direction), expected)
+
+
+def test_trunk_loads_torchvision_weights(tmp_path) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(weights=None).eval()
+    torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
+    trunk = ResNetTrunk(PAPER, last_stride=2).eval()
+    load_imagenet(trunk, NetworkConfig(pretrained=str(tmp_path / "resnet50.pth")))
+    x = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        expected = torch.nn.Sequential(*list(theirs.children())[:-2])(x)  # without pooling and classifier
+        torch.testing.assert_close(trunk(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_imagenet_sources_that_cannot_be_had(tmp_path, monkeypatch) -> None:
+    trunk = ResNetTrunk(TINY, last_stride=1)
+    with pytest.raises(ValueError, match=r"network\.pretrained to 'none' or to a file"):
+        load_imagenet(trunk, NetworkConfig(appearance_layers=(1, 1, 1, 1)))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        load_imagenet(trunk, NetworkConfig(pretrained="nowhere.pth"))
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not the weights of this ResNet"):
+        load_imagenet(trunk, NetworkConfig(pretrained=str(tmp_path / "other.pth")))
+
+    def offline(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(RuntimeError, match=r"Set network\.pretrained to the path .*resnet50-0676ba61\.pth"):
+        load_imagenet(ResNetTrunk(PAPER, last_stride=1), NetworkConfig())
