@@ -140,7 +140,7 @@ def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (N, O, 2H, 2W).
     """
     H, W = x.shape[2:]
-    kernels = _phases(_phases(weight, 3), 3).transpose(1, 2).flatten(0, 2)  # (4 * O, I, 3, 3), row phase before column
+    kernels = _phases(_phases(weight, 3), 3).flatten(0, 2)  # (4 * O, I, 3, 3), row phase before column
     out = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels, bias.repeat_interleave(4))
     inside = F.pixel_shuffle(out, 2)[:, :, 1:-1, 1:-1]
 

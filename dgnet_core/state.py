@@ -78,7 +78,7 @@ class TrainState:
         if teacher is not None:
             teacher.requires_grad_(False).train()
         for net in [*networks, teacher] if teacher is not None else networks:
-            net.to(device=device, dtype=dtype, memory_format=layout)
+            net.to(device, dtype).to(memory_format=layout)
             if config.step.compile:
                 net.compile()
         appearance, structure, decoder, discriminator = networks

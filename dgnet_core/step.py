@@ -4,7 +4,7 @@ B images a batch on this rank, K identities. Two batches, a and b, are trained o
 of its two batch means. Passes of one network are merged: twice the mean over the merged batch is that sum.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -221,7 +221,7 @@ def _exact(x: Tensor) -> Tensor:
 def _descend(
     terms: Iterable[tuple[float, Tensor]],
     *,
-    inputs: list[Tensor],
+    inputs: Sequence[Tensor],
     carried: tuple[Tensor, Tensor | None] | None = None,
     retain_graph: bool = False,
 ) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +55,15 @@ def drawn_store(folder: Path, seed: int) -> Path:
     write_market(People(seed), folder / "people", SIZE)
     prepare(PrepareConfig(dataset="people", source=folder / "people", out=folder / f"store{seed}", threads=1))
     return folder / f"store{seed}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take longer than networks as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Generation and extraction: grids, interpolations, swap fidelity, features of networks."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +32,27 @@ from dgnet_core.teacher import Teacher
 
 H, W = 32, 16
 BASE = laptop(4)
-CONFIG = replace(BASE, network=replace(BASE.network, height=H, width=W, aspp_dilations=(1, 1, 2)))
+SMALL = replace(
+    BASE.network,
+    height=H,
+    width=W,
+    aspp_dilations=(1, 1, 2),
+    appearance_width=4,
+    bottleneck=8,
+    structure_width=4,
+    adain_width=8,
+    discriminator_width=4,
+)
+CONFIG = replace(BASE, network=SMALL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take longer than networks as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

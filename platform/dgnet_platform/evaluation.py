@@ -119,6 +119,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     """
     device = _device(config.device)
     stores = _named([_checked(location) for location in config.store])
+    people = {name: people_of(store) for name, store in stores.items()}
     models: list[_Model] = []
     trained: Trained | None = None
     source, size = "", (256, 128)
@@ -170,11 +171,10 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
             picture = ranked_picture(name, store, best["query"], best["gallery"], config.beta, config.queries_shown)
             pictures[f"ranked_{_slug(name)}.png"] = picture
         if trained is not None:
-            people = people_of(store)
             title = f"{name}: swaps of {trained.source}"
-            pictures[f"swaps_{_slug(name)}.png"] = grid_picture(trained, store, people, title)
-            if people is not None and config.swap_pairs:
-                rows = fidelity_rows(trained, store, people, config.swap_pairs, partial(report, "swaps"))
+            pictures[f"swaps_{_slug(name)}.png"] = grid_picture(trained, store, people[name], title)
+            if (drawn_people := people[name]) is not None and config.swap_pairs:
+                rows = fidelity_rows(trained, store, drawn_people, config.swap_pairs, partial(report, "swaps"))
                 swaps += [{"store": name} | row for row in rows]
     return Evaluation(
         source=source,
