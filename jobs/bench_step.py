@@ -7,7 +7,7 @@
 
 Needs torch and torchvision only (`PYTHONPATH=. python3 jobs/bench_step.py` where the project is not installed). The
 variant `separate` is the same iteration computed the plain way: one pass per batch and network, copies of the encoders
-for reading generated images back, and parameter gradients that nobody uses. All variants take turns in one process, so
+for reading generated images back, parameter gradients that nobody uses, upsampling before convolving. All variants take turns in one process, so
 their ratios hold on a noisy machine; each is given a warm-up iteration of its own.
 """
 
@@ -20,17 +20,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from dgnet_core import blocks, losses, schedule
 from dgnet_core import config as presets
-from dgnet_core import losses, schedule
 from dgnet_core.appearance import AppearanceEncoder, Head, pool_code
 from dgnet_core.augment import training_batch
 from dgnet_core.config import DGNetConfig, StepConfig
+from dgnet_core.memory import keep_freed_memory
 from dgnet_core.sampling import Batch, Position
 from dgnet_core.state import TrainState
 from dgnet_core.step import train_step
@@ -46,6 +49,11 @@ VARIANTS = {
     "bf16_compiled": StepConfig(precision="bfloat16", compile=True),
 }
 PHASES = ("before warm-up", "after warm-up")
+
+
+def upsample_then_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What `blocks.upsampled_conv` computes, the plain way."""
+    return F.conv2d(F.pad(F.interpolate(x, scale_factor=2.0), (2,) * 4, mode="reflect"), weight, bias)
 
 
 def separate_passes_step(state: TrainState, batch: Batch, config: DGNetConfig) -> dict[str, Tensor]:
@@ -215,7 +223,11 @@ def prepare(config: DGNetConfig, phase: str, device: torch.device) -> tuple[Trai
 
 def one_step(separate: bool, state: TrainState, batch: Callable[[], Batch], config: DGNetConfig) -> None:
     """One iteration, its augmentation included."""
-    (separate_passes_step if separate else train_step)(state, batch(), config)
+    if separate:
+        with patch.object(blocks, "upsampled_conv", upsample_then_convolve):
+            separate_passes_step(state, batch(), config)
+    else:
+        train_step(state, batch(), config)
 
 
 def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, device: torch.device) -> list[Row]:
@@ -304,6 +316,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/bench_step"), help="writes .md and .json")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    keep_freed_memory()
     everywhere = list(VARIANTS) if device.type == "cuda" else ["separate", "eager", "channels_last"]
     config = getattr(presets, arguments.preset)(arguments.classes, batch_size=arguments.batch_size)
     rows: list[Row] = []
