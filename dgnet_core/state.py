@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from dgnet_core.appearance import AppearanceEncoder
 from dgnet_core.config import DGNetConfig
@@ -80,6 +81,8 @@ class TrainState:
         for net in [*networks, teacher] if teacher is not None else networks:
             net.to(device, dtype).to(memory_format=layout)
             if config.step.compile:
+                # The step descends twice through one pass of the appearance encoder, which donated buffers forbid.
+                functorch_config.donated_buffer = False
                 net.compile()
         appearance, structure, decoder, discriminator = networks
         optim = config.optim

@@ -1,6 +1,7 @@
 """The training step: exact, resumable, distributed, healthy - and only the intended networks learn from each term."""
 
 import copy
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_memory_format_changes_rounding_only() -> None:
         train_step(state, tiny_batch(c, RAMPED), c)
     for (path, a), b in zip(flat(states[0]).items(), flat(states[1]).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, equal_nan=True, msg=path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_step_equals_the_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    config = tiny_config(step=StepConfig(precision="float64", compile=True))
+    eager = replace(config, step=replace(config.step, compile=False))
+    states = tiny_state(config, RAMPED), tiny_state(eager, RAMPED)
+    compiled, plain = (train_step(s, tiny_batch(c, RAMPED), c) for s, c in zip(states, (config, eager), strict=True))
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-6, atol=1e-9, msg=name)
+    assert states[0].state_dict()["networks"].keys() == states[1].state_dict()["networks"].keys()
 
 
 # ----------------------------------------------------------------------------------------------------------------
