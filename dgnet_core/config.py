@@ -365,7 +365,6 @@ def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) ->
         ),
         "loss": LossConfig(code_warmup=warmup, teacher_warmup=warmup),
         "optim": OptimConfig(
-            appearance_lr=0.004,
             generator_lr=5e-4,
             discriminator_lr=5e-4,
             milestones=tuple(sorted({max(1, round(share * iterations)) for share in (0.6, 0.9)})),

@@ -1,9 +1,10 @@
 """The training step: exact, resumable, distributed, healthy - and only the intended networks learn from each term."""
 
 import copy
-import shutil
+import logging
 import socket
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -111,11 +112,11 @@ def test_memory_format_changes_rounding_only() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-def test_compiled_step_equals_the_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_compiled_step_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The whole tracing and its autograd, without minutes of code generation.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would collect all of it
     config = tiny_config(step=StepConfig(precision="float64", compile=True))
     eager = replace(config, step=replace(config.step, compile=False))
     states = tiny_state(config, RAMPED), tiny_state(eager, RAMPED)
