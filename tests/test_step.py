@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from dgnet_core.config import AugmentConfig, OptimConfig, RecipeConfig, StepConfig, Warmup, WatchConfig
+from dgnet_core.config import AugmentConfig, OptimConfig, RecipeConfig, StepConfig, Warmup, WatchConfig, laptop
 from dgnet_core.health import raise_fault
 from dgnet_core.sampling import Batch
 from dgnet_core.schedule import weights
@@ -360,22 +360,28 @@ def test_surge_of_the_identity_loss_is_reported() -> None:
 
 @pytest.mark.slow
 def test_bfloat16_follows_float32() -> None:
-    """200 steps across the warm-up start: finite, smoothed losses within 25 % (+ 0.05), adversarial 60 % (+ 0.1)."""
-    from dgnet_core.config import laptop
+    """200 steps across the warm-up start: all finite, and mean losses within a band of float32's.
 
-    curves, bands = {}, {}
+    What is descended is compared at the end of the run (40 % + 0.1), the adversarial game, which amplifies any
+    rounding, over its first 20 steps (10 %).
+    """
+    runs = {}
     for precision in ("float32", "bfloat16"):
         config = laptop(8, iterations=200, batch_size=4, step=StepConfig(precision=precision))
         config = replace(config, network=replace(config.network, height=32, width=16, appearance_width=8))
-        state = tiny_state(config)
-        metrics = run(state, config, 200)
-        bands = {"L_s_id": (0.25, 0.05), "L_img1": (0.25, 0.05), "L_code2": (0.25, 0.05), "L_prim": (0.25, 0.05)}
-        bands |= {"L_adv": (0.6, 0.1), "D_adv": (0.6, 0.1)}  # a game, not a descent
-        curves[precision] = {n: torch.tensor([m[n] for m in metrics[-60:]]).mean() for n in bands}
-        assert all(torch.isfinite(torch.stack(list(m.values()))).all() for m in metrics)
-    for name, exact in curves["float32"].items():
-        relative, absolute = bands[name]
-        assert abs(float(curves["bfloat16"][name] - exact)) <= relative * float(exact) + absolute, name
+        runs[precision] = run(tiny_state(config), config, 200)
+        assert all(torch.isfinite(torch.stack(list(m.values()))).all() for m in runs[precision])
+
+    def gap_and_level(name: str, steps: slice) -> tuple[float, float]:
+        exact, rounded = (float(torch.stack([m[name] for m in runs[p][steps]]).mean()) for p in runs)
+        return abs(rounded - exact), exact
+
+    for name in ("L_s_id", "L_img1", "L_code2", "L_prim"):
+        gap, level = gap_and_level(name, slice(-60, None))
+        assert gap <= 0.4 * level + 0.1, name
+    for name in ("L_adv", "D_adv"):
+        gap, level = gap_and_level(name, slice(20))
+        assert gap <= 0.1 * level, name
 
 
 @pytest.mark.gpu
