@@ -19,14 +19,21 @@ from typing import Any, Self
 
 import torch
 
-from dgnet_core.config import DGNetConfig
+from dgnet_core.baseline import TeacherState
+from dgnet_core.config import DGNetConfig, TeacherConfig
 from dgnet_core.state import TrainState
-from dgnet_platform.experiment import ConfigError, from_dict, to_dict
+from dgnet_core.teacher import Teacher
+from dgnet_platform.plain import ConfigError, from_dict, to_dict
 from dgnet_platform.version import code_version
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a change that older code would misread raises it."""
 TENSORS, META = "tensors.pt", "meta.json"
+KINDS: dict[str, type[DGNetConfig] | type[TeacherConfig]] = {"dgnet": DGNetConfig, "teacher": TeacherConfig}
+"""What is trained, by the name that checkpoints and runs give it, and the class that configures it."""
+
+State = TrainState | TeacherState
+ModelConfig = DGNetConfig | TeacherConfig
 
 _NAME = re.compile(r"checkpoint_(\d{8,})")
 _log = logging.getLogger(__name__)
@@ -44,7 +51,7 @@ class CheckpointFormatError(CheckpointError):
 class Meta:
     """What a checkpoint says of itself."""
 
-    config: DGNetConfig
+    config: ModelConfig
     iteration: int
     """Iterations done."""
     dataset: str | None
@@ -63,7 +70,7 @@ class Meta:
 
     def to_json(self) -> str:
         """The content of `meta.json`."""
-        values = {**asdict(self), "format": FORMAT, "config": to_dict(self.config)}
+        values = {**asdict(self), "format": FORMAT, "kind": kind_of(self.config), "config": to_dict(self.config)}
         return json.dumps({**values, "digest": _digest(values)}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -82,15 +89,33 @@ class Meta:
         if digest != _digest({**values, "format": found}):
             raise CheckpointError(f"{damaged} (its digest does not fit)")
         try:
-            return cls(**{**values, "config": from_dict(DGNetConfig, values["config"])})
+            return cls(**{**values, "config": from_dict(KINDS[values.pop("kind")], values["config"])})
         except (ConfigError, KeyError, TypeError) as error:
             remedy = f"it was written by {values.get('code')}, read it with that version"
             raise CheckpointError(f"{path} holds a configuration this code does not know ({error}): {remedy}") from None
 
 
+def kind_of(config: ModelConfig) -> str:
+    """The key of a configuration's class in `KINDS`."""
+    return next(name for name, cls in KINDS.items() if type(config) is cls)
+
+
+def build(
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    *,
+    teacher: Teacher | None = None,
+    pretrained: bool = True,
+) -> State:
+    """The state of a run before its first iteration; see `TrainState.build` and `TeacherState.build`."""
+    if isinstance(config, TeacherConfig):
+        return TeacherState.build(config, device, pretrained=pretrained)
+    return TrainState.build(config, device, teacher=teacher, pretrained=pretrained)
+
+
 def save(
-    state: TrainState,
-    config: DGNetConfig,
+    state: State,
+    config: ModelConfig,
     folder: Path,
     *,
     dataset: str | None = None,
@@ -185,7 +210,7 @@ def verify(path: Path) -> Meta:
     return meta
 
 
-def load(path: Path, state: TrainState) -> Meta:
+def load(path: Path, state: State) -> Meta:
     """Continue from a checkpoint: networks, optimisers and iteration into `state`.
 
     Raises:
@@ -199,7 +224,7 @@ def load(path: Path, state: TrainState) -> Meta:
     return meta
 
 
-def load_networks(path: Path, device: torch.device | str = "cpu") -> tuple[TrainState, Meta]:
+def load_networks(path: Path, device: torch.device | str = "cpu") -> tuple[State, Meta]:
     """A checkpoint's networks to evaluate or draw with, built from its configuration; optimisers are new.
 
     Raises:
@@ -207,7 +232,7 @@ def load_networks(path: Path, device: torch.device | str = "cpu") -> tuple[Train
     """
     meta = verify(path)
     config = replace(meta.config, step=replace(meta.config.step, compile=False))
-    state = TrainState.build(config, device, pretrained=False)
+    state = build(config, device, pretrained=False)
     saved = _read(path, device)
     try:
         for name, network in state.networks.items():
@@ -225,7 +250,7 @@ def newest(folder: Path) -> Path | None:
         CheckpointFormatError: the newest is of another format: going on from an older one would lose it.
         OSError: a checkpoint cannot be read at all, which says nothing about its content.
     """
-    for path in reversed(_checkpoints(folder)):
+    for path in reversed(checkpoints(folder)):
         try:
             verify(path)
         except CheckpointFormatError:
@@ -255,7 +280,7 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
     if keep_last < 1:
         raise ValueError(f"keep_last: must be at least 1, got {keep_last}; a run resumes from its newest checkpoint")
     metas: dict[Path, Meta] = {}
-    for path in _checkpoints(folder):
+    for path in checkpoints(folder):
         try:
             metas[path] = read_meta(path)
         except CheckpointError:
@@ -270,7 +295,7 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
     return removed
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
     """Directories named as checkpoints, oldest iteration first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]

@@ -25,8 +25,8 @@ from dgnet_platform.datasets import READERS
 from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.extraction import Extraction, Progress, ahead, extract_splits
-from dgnet_platform.report import ranked_picture
-from dgnet_platform.swaps import fidelity_rows, grid_picture, people_of
+from dgnet_platform.report import ranked_picture, stored_pictures
+from dgnet_platform.swaps import fidelity_rows, people_of, stored_grid
 from dgnet_platform.trained import Trained, open_teacher, open_trained
 
 SWEEP = tuple(tenth / 10 for tenth in range(11))
@@ -168,11 +168,18 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
             sweep += [head | row | drawn for row in swept]
         if config.queries_shown:
             best = features[models[-1].name]
-            picture = ranked_picture(name, store, best["query"], best["gallery"], config.beta, config.queries_shown)
-            pictures[f"ranked_{_slug(name)}.png"] = picture
+            pictures[f"ranked_{_slug(name)}.png"] = ranked_picture(
+                name,
+                best["query"],
+                best["gallery"],
+                partial(stored_pictures, store, "query"),
+                partial(stored_pictures, store, "gallery"),
+                config.beta,
+                config.queries_shown,
+            )
         if trained is not None:
             title = f"{name}: swaps of {trained.source}"
-            pictures[f"swaps_{_slug(name)}.png"] = grid_picture(trained, store, people[name], title)
+            pictures[f"swaps_{_slug(name)}.png"] = stored_grid(trained, store, people[name], title)
             if (drawn_people := people[name]) is not None and config.swap_pairs:
                 rows = fidelity_rows(trained, store, drawn_people, config.swap_pairs, partial(report, "swaps"))
                 swaps += [{"store": name} | row for row in rows]

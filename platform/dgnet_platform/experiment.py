@@ -1,147 +1,184 @@
-"""Configurations as plain dictionaries and back, strictly: what is stored with a run rebuilds that run.
+"""An experiment: one tree of settings that is printed, stored with its run, and rebuilt from there.
 
-Configurations are frozen dataclasses of bool, int, float, str, Literal, Optional, tuples and other such
-dataclasses. Dictionaries hold what JSON holds. The way back is a door: unknown keys, missing keys and wrong
-types are errors that name the key's path, such as `network.height`.
+What decides the result (the model, the data, the teacher) gives the run its name; where and how fast it is computed does
+not. So the same command finds its run again, and goes on with it.
 """
 
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
-from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
 
-Config = TypeVar("Config")
+from dgnet_core.config import DGNetConfig, TeacherConfig
+from dgnet_platform.checkpoint import ModelConfig, kind_of
+from dgnet_platform.plain import to_dict
 
-
-class ConfigError(ValueError):
-    """A dictionary that is no configuration; the message names the key and what it could hold."""
-
-
-def to_dict(config: object) -> dict[str, Any]:
-    """A configuration as a dictionary that JSON can hold; tuples become lists.
-
-    Raises:
-        TypeError: a field holds something else.
-    """
-    assert is_dataclass(config)
-    return {field.name: _plain(getattr(config, field.name), field.name) for field in fields(config)}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def _plain(value: object, name: str) -> Any:
-    if is_dataclass(value):
-        return to_dict(value)
-    if isinstance(value, tuple):
-        return [_plain(item, name) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{name} holds a {type(value).__name__}: a configuration holds plain values and tuples")
+class ExperimentError(ValueError):
+    """An experiment that cannot be run as asked; the message names the setting and the remedy."""
 
 
-def from_dict(cls: type[Config], values: object, path: str = "") -> Config:
-    """The configuration that `to_dict` was given.
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What a training run has besides its model: data, machines, storage and tracking."""
 
-    Args:
-        cls: its class.
-        values: a mapping of its fields; those with a default may be missing.
-        path: where `values` stands in a larger configuration, for messages.
+    data: str = ""
+    """The store to train on: folder or URI, made by jobs/prepare_data.py; none: people are drawn."""
+    hold_out: bool = True
+    """Keep the last 100 of 751 training identities out of training, in proportion, and validate on them; otherwise
+    train on all of them, and follow the run on query and gallery."""
+    name: str = ""
+    """Name of the run; none: made of the data set and a hash of all that decides the result."""
+    storage: str = "runs"
+    """Folder of all runs. Workers on several machines must all see it."""
+    tracking_uri: str = ""
+    """MLflow's store or server, such as http://127.0.0.1:5000; none: mlflow.db in the storage folder."""
+    workers: str = "0"
+    """Ray Train workers, each with its share of the batch; 0: train in this process, without a cluster; A:B lets Ray
+    go on with as few as A when nodes are lost, and with up to B when there are more."""
+    gpus: bool = False
+    """Give each worker a GPU."""
+    threads: int = 0
+    """CPU threads of a worker; 0: its share of this machine's."""
+    max_failures: int = 3
+    """How often a run starts again from its newest checkpoint after a worker or a node was lost."""
+    log_every: int = 10
+    """Iterations between fetching metrics from the device and averaging them over workers; each one is kept."""
+    evaluate_every: int = 1_000
+    """Iterations between retrieval figures and pictures."""
+    checkpoint_every: int = 1_000
+    """Iterations between checkpoints."""
+    keep: int = 2
+    """How many of the newest checkpoints stay; the best by validation mAP stays too."""
 
-    Raises:
-        ConfigError: an unknown key, a missing one without default, a wrong type, or a value it refuses.
-    """
-    assert is_dataclass(cls)
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{path or cls.__name__} is {values!r}: a section with the fields of {cls.__name__} is needed"
-        )
-    known = {field.name: field for field in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"unknown key {_join(path, key)!r}: {_advice(cls, str(key), path)}")
-    for name, field in known.items():
-        if name not in values and not _has_default(field):
-            raise ConfigError(f"{_join(path, name)!r} is missing and has no default")
-    hints = get_type_hints(cls)
-    parsed = {name: _parse(hints[name], value, _join(path, name)) for name, value in values.items()}
-    try:
-        return cls(**parsed)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
+    def __post_init__(self) -> None:
+        if self.name and not _NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r}: letters, digits, dots, dashes and underscores only")
+        for name, least in (
+            ("threads", 0), ("max_failures", 0), ("log_every", 1), ("evaluate_every", 1), ("checkpoint_every", 1),
+            ("keep", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}: must be {least} or more")
+        fewest, most = self.fewest_workers, self.most_workers
+        if self.gpus and not most:
+            raise ValueError(
+                "gpus: needs workers, at least 1; workers 0 trains in this process, on its GPU if there is one"
+            )
+        if fewest > most:
+            raise ValueError(f"workers {self.workers!r}: the first number must not be larger than the second")
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the run can do with."""
+        return self._workers()[0]
 
-def _parse(kind: Any, value: Any, path: str) -> Any:
-    """`value` as the type `kind`, or a ConfigError that names `path`."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return from_dict(kind, value, path)  # pyright: ignore[reportArgumentType]
-    if origin in (Union, types.UnionType):
-        if value is None and types.NoneType in arguments:
-            return None
-        options = [argument for argument in arguments if argument is not types.NoneType]
-        if len(options) == 1:
-            return _parse(options[0], value, path)
-        for option in options:
-            try:
-                return _parse(option, value, path)
-            except ConfigError:
-                continue
-    elif origin is Literal:
-        if any(type(value) is type(choice) and value == choice for choice in arguments):
-            return value
-    elif origin is tuple and isinstance(value, list | tuple):
-        if arguments[-1] is Ellipsis:
-            arguments = (arguments[0],) * len(value)
-        if len(value) == len(arguments):
-            items = zip(arguments, value, strict=True)
-            return tuple(_parse(argument, item, f"{path}[{i}]") for i, (argument, item) in enumerate(items))
-    elif kind is float and type(value) in (int, float):
-        return float(value)
-    elif type(value) is kind:
-        return value
-    raise ConfigError(f"{path} is {value!r}: {_name(kind)} is needed")
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run takes when it can have them; 0: none, this process trains."""
+        return self._workers()[1]
 
+    def _workers(self) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", self.workers)
+        if match is None or (match[2] and match[1] == "0"):
+            raise ValueError(f"workers {self.workers!r}: a number such as 4, or fewest and most such as 1:4")
+        return int(match[1]), int(match[2] or match[1])
 
-def _name(kind: Any) -> str:
-    """A type in words."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, arguments))
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(_name, arguments))
-    if origin is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"a list, each entry {_name(arguments[0])}"
-        return f"a list of {len(arguments)} ({', '.join(map(_name, arguments))})"
-    words = {
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "a text",
-        types.NoneType: "null",
-    }
-    return words.get(kind, getattr(kind, "__name__", str(kind)))
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        return self.fewest_workers != self.most_workers
 
 
-def _advice(cls: type, key: str, path: str) -> str:
-    """Which key was meant: one of the section that is spelt alike, or one of that name further down."""
-    siblings = [field.name for field in fields(cls)]
-    close = get_close_matches(key, siblings, n=1) or [name for name in _paths(cls) if name.split(".")[-1] == key]
-    if close:
-        return f"did you mean {_join(path, close[0])!r}?"
-    return f"{path or cls.__name__} has {', '.join(siblings)}"
+@dataclass(frozen=True, kw_only=True)
+class TeacherExperiment(Experiment):
+    """Training of the re-id baseline, DG-Net's teacher."""
+
+    model: TeacherConfig
+    """The baseline and its recipe."""
 
 
-def _paths(cls: type) -> Iterator[str]:
-    """Paths of all fields of a configuration class."""
-    for name, kind in get_type_hints(cls).items():
-        yield name
-        if is_dataclass(kind):
-            yield from (f"{name}.{below}" for below in _paths(kind))  # pyright: ignore[reportArgumentType]
+@dataclass(frozen=True, kw_only=True)
+class DGNetExperiment(Experiment):
+    """Training of DG-Net."""
+
+    model: DGNetConfig
+    """DG-Net and its recipe."""
+    teacher: str = "auto"
+    """A teacher's checkpoint, the authors' net_last.pth, an MLflow run as run:ID, or auto: the one that `baseline`
+    describes, trained on the same data once and found again later."""
+    baseline: TeacherConfig
+    """What `teacher auto` trains."""
 
 
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
+AnyExperiment = TeacherExperiment | DGNetExperiment
+EXPERIMENTS: dict[str, type[TeacherExperiment] | type[DGNetExperiment]] = {
+    "teacher": TeacherExperiment,
+    "dgnet": DGNetExperiment,
+}
+"""Classes of experiments by the kind of model they train."""
 
 
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """All that decides the result of a run; equal identities are the same run."""
+
+    kind: str
+    """Of model: a key of EXPERIMENTS."""
+    dataset: str
+    fingerprint: str
+    """Of the store."""
+    hold_out: bool
+    model: ModelConfig
+    teacher: str | None = None
+    """Digest of the teacher's tensors; None: the run has no teacher."""
+    origin: str | None = None
+    """Digest and iteration of the checkpoint from which the run was forked; None: it starts from scratch."""
+
+    def values(self) -> dict[str, Any]:
+        """As a dictionary that JSON can hold."""
+        return to_dict(self)
+
+    @property
+    def name(self) -> str:
+        """The name of the run that nobody named."""
+        digest = hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()
+        return f"{self.dataset}-{self.kind}-{digest[:8]}"
+
+
+def identity_of(
+    experiment: AnyExperiment, *, dataset: str, fingerprint: str, teacher: str | None, origin: str | None
+) -> Identity:
+    """The identity of an experiment on a store; digests as in `Identity`."""
+    return Identity(
+        kind=kind_of(experiment.model),
+        dataset=dataset,
+        fingerprint=fingerprint,
+        hold_out=experiment.hold_out,
+        model=experiment.model,
+        teacher=teacher,
+        origin=origin,
+    )
+
+
+def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Where two trees of plain values differ: both values by dotted path."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        changed: dict[str, tuple[Any, Any]] = {}
+        for key in [*before, *(key for key in after if key not in before)]:
+            below = f"{path}.{key}" if path else key
+            changed |= differences(before.get(key), after.get(key), below)
+        return changed
+    return {} if before == after else {path: (before, after)}
+
+
+def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A tree of plain values by dotted path, for MLflow's parameters."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        below = f"{path}.{key}" if path else key
+        found |= flat(value, below) if isinstance(value, dict) else {below: value}
+    return found

@@ -1,6 +1,6 @@
 """Pictures to look at: ranked lists, and grids with captions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,14 +34,27 @@ class RankedRow:
     is_match: Sequence[bool]
 
 
-def ranked_picture(name: str, store: Store, query: Features, gallery: Features, beta: float, count: int) -> Image.Image:
-    """Ranked lists of some queries of a store, from the worst to the best average precision.
+PicturesOf = Callable[[Sequence[int]], Sequence[np.ndarray]]
+"""Gives the pictures (3, h, w) uint8 of some rows."""
+
+
+def ranked_picture(
+    name: str,
+    query: Features,
+    gallery: Features,
+    query_pictures: PicturesOf,
+    gallery_pictures: PicturesOf,
+    beta: float,
+    count: int,
+) -> Image.Image:
+    """Ranked lists of some queries, from the worst to the best average precision.
 
     Args:
-        name: of the store, for the title.
-        store: its pictures are shown as they are stored.
-        query: features of its queries.
-        gallery: features of its gallery.
+        name: of the data, for the title.
+        query: features of the queries.
+        gallery: features of the gallery.
+        query_pictures: what the queries look like.
+        gallery_pictures: what the gallery looks like; only the listed ones are asked for.
         beta: weight of f_fine; without a part if there is none.
         count: queries shown.
     """
@@ -59,8 +72,8 @@ def ranked_picture(name: str, store: Store, query: Features, gallery: Features, 
     )
     lists = top_matches(shown, gallery, LIST_LENGTH, beta)
     listed = sorted({row for row in lists.gallery_index.flatten().tolist() if row >= 0})
-    pictures = dict(zip(listed, stored_pictures(store, "gallery", listed), strict=True))
-    of_queries = stored_pictures(store, "query", rows.tolist())
+    pictures = dict(zip(listed, gallery_pictures(listed), strict=True))
+    of_queries = query_pictures(rows.tolist())
     indices, matches = lists.gallery_index.tolist(), lists.is_match.tolist()
     ranked_rows = [
         RankedRow(

@@ -62,34 +62,64 @@ def fidelity_rows(
     rows: list[dict[str, object]] = []
     for number, (name, splits) in enumerate(groups.items()):
         shots = [shot_of(file) for split in splits for file in store.index(split)["file_name"]]
-        chosen = _pairs([shot for shot in shots if shot.identity > 0], pairs)
-        scores: dict[str, list[Tensor]] = {"G(a_i, s_j)": [], "x_j as it is": []}
-        for first in range(0, len(chosen), 32):
-            batch = chosen[first : first + 32]
-            appearance = _drawn(people, [(i, i) for i, _ in batch], trained)
-            structure = _drawn(people, [(j, j) for _, j in batch], trained)
-            true = denormalise(_drawn(people, batch, trained))
-            for picture, images in zip(scores, (render(trained.state, appearance, structure), structure), strict=True):
-                fidelity = swap_fidelity(denormalise(images).cpu(), true)
-                scores[picture].append(torch.stack([fidelity.l1, fidelity.psnr, fidelity.ssim]))
-            progress(number * pairs + first + len(batch), len(groups) * pairs)
-        for picture, parts in scores.items():
-            l1, psnr, ssim = torch.cat(parts, dim=1).double().mean(dim=1).tolist()
-            values = {"pairs": len(chosen), "L1": l1, "PSNR": psnr, "SSIM": ssim}
-            rows.append({"identities": name, "picture": picture, **values})
+        chosen = choose_pairs(shots, pairs)
+        scores = fidelity(trained, people, chosen) if chosen else {}
+        for picture, values in scores.items():
+            rows.append({"identities": name, "picture": picture, "pairs": len(chosen), **values})
+        progress((number + 1) * pairs, len(groups) * pairs)
     return rows
 
 
-def grid_picture(trained: Trained, store: Store, people: People | None, title: str) -> Image.Image:
+def fidelity(
+    trained: Trained, people: People, pairs: Sequence[tuple[Shot, Shot]], *, batch_size: int = 32
+) -> dict[str, dict[str, float]]:
+    """Mean L1, PSNR and SSIM of G(a_i, s_j), and of x_j as it is, against the true picture of each pair (i, j)."""
+    scores: dict[str, list[Tensor]] = {"G(a_i, s_j)": [], "x_j as it is": []}
+    for first in range(0, len(pairs), batch_size):
+        batch = pairs[first : first + batch_size]
+        appearance = _drawn(people, [(i, i) for i, _ in batch], trained)
+        structure = _drawn(people, [(j, j) for _, j in batch], trained)
+        true = denormalise(_drawn(people, batch, trained))
+        for picture, images in zip(scores, (render(trained.state, appearance, structure), structure), strict=True):
+            parts = swap_fidelity(denormalise(images).cpu(), true)
+            scores[picture].append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
+    means = {picture: torch.cat(parts, dim=1).double().mean(dim=1).tolist() for picture, parts in scores.items()}
+    return {picture: dict(zip(("L1", "PSNR", "SSIM"), values, strict=True)) for picture, values in means.items()}
+
+
+def stored_grid(trained: Trained, store: Store, people: People | None, title: str) -> Image.Image:
     """Swaps among queries of different persons; for drawn people beside the true ones."""
-    index = store.index("query").drop_duplicates("person_id")
-    rows = np.linspace(0, len(index) - 1, min(len(index), APPEARANCES + STRUCTURES)).round().astype(int)
-    rows = index.index[np.unique(rows)].tolist()
-    appearance_rows = rows[::2][:APPEARANCES]
-    structure_rows = [row for row in rows if row not in appearance_rows] or rows
+    index = store.index("query")
+    rows = different_people(index["person_id"].tolist())
+    pictures = stored_pictures(store, "query", rows)
+    return grid_picture(trained, pictures, [index["file_name"][row] for row in rows], people, title)
+
+
+def different_people(person_ids: Sequence[int]) -> list[int]:
+    """Rows of pictures of different persons, enough for a grid, spread over all there are."""
+    first = list({person: row for row, person in reversed(list(enumerate(person_ids)))}.values())[::-1]
+    places = np.linspace(0, len(first) - 1, min(len(first), APPEARANCES + STRUCTURES)).round().astype(int)
+    return [first[place] for place in np.unique(places)]
+
+
+def grid_picture(
+    trained: Trained, pictures: Sequence[np.ndarray], file_names: Sequence[str], people: People | None, title: str
+) -> Image.Image:
+    """Swaps among pictures (3, h, w) uint8 of different persons; for drawn people beside the true ones.
+
+    Args:
+        trained: the networks.
+        pictures: every other one gives an appearance, the rest a structure.
+        file_names: theirs; drawn people are drawn again from them.
+        people: who is drawn in them; None for photographs.
+        title: above the picture.
+    """
+    places = range(len(pictures))
+    appearance_places = [*places[::2]][:APPEARANCES]
+    structure_places = [place for place in places if place not in appearance_places] or [*places]
     appearance, structure = (
-        torch.cat([_normalised(picture, trained) for picture in stored_pictures(store, "query", part)])
-        for part in (appearance_rows, structure_rows)
+        torch.cat([_normalised(pictures[place], trained) for place in part])
+        for part in (appearance_places, structure_places)
     )
     grids = [
         (
@@ -98,8 +128,7 @@ def grid_picture(trained: Trained, store: Store, people: People | None, title: s
         )
     ]
     if people is not None:
-        names = store.index("query")["file_name"].tolist()
-        i, j = ([shot_of(names[row]) for row in part] for part in (appearance_rows, structure_rows))
+        i, j = ([shot_of(file_names[place]) for place in part] for part in (appearance_places, structure_places))
         true = denormalise(_drawn(people, [(one, other) for one in i for other in j], trained))
         cells = true.unflatten(0, (len(i), len(j)))
         grids.append(("drawn: the true pictures", framed_grid(cells, denormalise(structure), denormalise(appearance))))
@@ -108,8 +137,9 @@ def grid_picture(trained: Trained, store: Store, people: People | None, title: s
     )
 
 
-def _pairs(shots: Sequence[Shot], pairs: int) -> list[tuple[Shot, Shot]]:
-    """Pairs of shots of two different persons, drawn with a fixed seed."""
+def choose_pairs(shots: Sequence[Shot], pairs: int) -> list[tuple[Shot, Shot]]:
+    """Pairs of shots of two different persons, the same in every call; none of distractors and junk."""
+    shots = [shot for shot in shots if shot.identity > 0]
     if len({shot.identity for shot in shots}) < 2:
         return []
     rng = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dgnet_core import config as presets
 from dgnet_core import release
+from dgnet_core.baseline import TeacherState
 from dgnet_core.config import NetworkConfig
 from dgnet_core.state import TrainState
 from dgnet_core.teacher import Teacher
@@ -52,6 +53,8 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> Trained:
         hint = f"it holds checkpoints, name one such as {inside[-1].parent}" if inside else "name another"
         raise CheckpointError(f"{path} holds no checkpoint, neither {META} nor the release's id_*.pt: {hint}")
     state, meta = load_networks(path, device)
+    if not isinstance(state, TrainState):
+        raise CheckpointError(f"{path} is a teacher's: name a checkpoint of DG-Net")
     source = f"{path.name}, iteration {meta.iteration:,}, {meta.config.num_classes:,} identities"
     return Trained(
         state=state,
@@ -63,11 +66,16 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> Trained:
 
 
 def open_teacher(path: Path, device: torch.device | str = "cpu") -> tuple[Teacher, NetworkConfig]:
-    """A teacher as the release saves it (`net_last.pth`), of the sizes and identities of its tensors.
+    """A teacher from a checkpoint of ours, or as the release saves it (`net_last.pth`).
 
     Raises:
-        CheckpointError: it is missing, or no such file.
+        CheckpointError: it is missing, damaged, or no teacher.
     """
+    if path.is_dir():
+        state, meta = load_networks(path, device)
+        if not isinstance(state, TeacherState):
+            raise CheckpointError(f"{path} is a checkpoint of DG-Net: name a teacher's, made by jobs/train_teacher.py")
+        return state.teacher.requires_grad_(False), meta.config.network
     try:
         tensors = _read({release.TEACHER: path})
         network = _appearance_sizes(tensors, "teacher", "head")

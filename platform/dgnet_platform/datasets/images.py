@@ -201,21 +201,30 @@ class ValidationSplit:
     gallery: ImageSet
 
 
+def held_out_people(people: int) -> int:
+    """How many of a training split's identities are held out for validation: 100 of 751, at least 2, 2 are left.
+
+    Raises:
+        ValueError: There are fewer than 4 identities.
+    """
+    if people < 4:
+        raise ValueError(f"a validation split needs 4 or more training identities, there are {people}: add some")
+    return min(max(round(people * VALIDATION_SHARE), 2), people - 2)
+
+
 def validation_split(images: ImageSet) -> ValidationSplit:
     """Hold out the last identities of a training split, so that no search sees the real query and gallery.
 
-    Of K identities in sorted order, round(K * 100 / 751) are held out, at least 2, and at least 2 are left.
-    Their query and gallery follow from the order alone: of each held-out identity that two or more cameras
-    saw, the first picture under every camera with two or more of it is a query; all others are gallery.
-    So every query has a match under another camera.
+    Of K identities in sorted order the last `held_out_people(K)` are held out. Their query and gallery follow
+    from the order alone: of each held-out identity that two or more cameras saw, the first picture under every
+    camera with two or more of it is a query; all others are gallery. So every query has a match under another
+    camera.
 
     Raises:
         ValueError: There are fewer than 4 identities, or no held-out one gives a query.
     """
     people = len(images.classes)
-    if people < 4:
-        raise ValueError(f"a validation split needs 4 or more training identities, there are {people}: add some")
-    held_out = min(max(round(people * VALIDATION_SHARE), 2), people - 2)
+    held_out = held_out_people(people)
     trained = images.labels < people - held_out
     rows_of: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for row in torch.nonzero(~trained).flatten().tolist():

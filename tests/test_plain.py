@@ -20,7 +20,7 @@ from dgnet_core.config import (
     Warmup,
     WatchConfig,
 )
-from dgnet_platform.experiment import ConfigError, from_dict, to_dict
+from dgnet_platform.plain import ConfigError, from_dict, to_dict
 
 weights = st.floats(0, 100)
 positive = st.floats(1e-6, 100)

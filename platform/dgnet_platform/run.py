@@ -1,0 +1,103 @@
+"""A run: its folder, and the record in it that says what it is. Whoever has the folder can go on with the run."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from dgnet_platform.experiment import EXPERIMENTS, AnyExperiment, ExperimentError
+from dgnet_platform.plain import from_dict, to_dict
+
+RECORD = "run.json"
+STOP = "stop"
+"""A file of this name in a run's folder asks it to save a checkpoint and stop."""
+RESULTS = "results"
+"""Folder of the final evaluation."""
+FORMAT = 1
+"""Version of the record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run is. Its folder also holds checkpoints, journal, pictures and results."""
+
+    folder: Path
+    """Absolute: workers' working directories are elsewhere."""
+    experiment: AnyExperiment
+    identity: dict[str, Any]
+    """Values of the run's `Identity`."""
+    teacher: str | None = None
+    """Path of the teacher that labels generated images."""
+    origin: str | None = None
+    """Path of the checkpoint that the run was forked from."""
+    tracking_uri: str
+    mlflow_experiment: str
+    """Id of MLflow's experiment."""
+    mlflow_run: str
+    """Id of MLflow's run."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.name
+
+    def save(self) -> None:
+        """Write the record, whole or not at all; raises OSError."""
+        values = {
+            "format": FORMAT,
+            "kind": self.identity["kind"],
+            "experiment": to_dict(self.experiment),
+            "identity": self.identity,
+            "teacher": self.teacher,
+            "origin": self.origin,
+            "tracking_uri": self.tracking_uri,
+            "mlflow_experiment": self.mlflow_experiment,
+            "mlflow_run": self.mlflow_run,
+        }
+        partial = self.folder / f".{RECORD}.partial"
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.rename(self.folder / RECORD)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The run in a folder.
+
+        Raises:
+            FileNotFoundError: there is none, or this machine does not see it.
+            ExperimentError: its record is damaged or of another version.
+        """
+        path = folder / RECORD
+        try:
+            values = json.loads(path.read_text())
+            if values.pop("format") != FORMAT:
+                raise ExperimentError(f"{path} is of another version: use the version that wrote it")
+            experiment = from_dict(EXPERIMENTS[values.pop("kind")], values.pop("experiment"))
+            return cls(folder=folder, experiment=experiment, **values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, ExperimentError):
+                raise
+            raise ExperimentError(f"{path} is damaged or of another version ({error}): name another run") from None
+
+    @classmethod
+    def find(cls, folder: Path) -> Self | None:
+        """The run in a folder, or None where there is none."""
+        return cls.read(folder) if (folder / RECORD).exists() else None
+
+    def ask_to_stop(self) -> None:
+        """Have the run save a checkpoint and stop at its next iterations, wherever it runs."""
+        (self.folder / STOP).touch()
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for it."""
+        return os.path.exists(self.folder / STOP)  # noqa: PTH110 - once an iteration: Path.exists is twice as slow
+
+    def forget_stop(self) -> None:
+        """Nobody asked any more: the run starts."""
+        (self.folder / STOP).unlink(missing_ok=True)
+
+
+def folder_of(storage: str, name: str) -> Path:
+    """Absolute folder of a run by its name."""
+    return Path(storage).expanduser().resolve() / name

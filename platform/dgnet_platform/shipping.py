@@ -1,0 +1,192 @@
+"""Carries a run's journal to MLflow from a process of its own, so that neither its work nor its absence slows training.
+
+The shipper asks MLflow how far it has come (the metric `iteration`) and sends what follows, whole iterations at a time. When
+MLflow does not answer it tries again, from there: nothing is lost, nothing sent twice. It ends when the training process
+says so, or is gone, and the journal is empty.
+"""
+
+import fcntl
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from PIL import Image
+
+from dgnet_platform.checkpoint import CheckpointError, checkpoints, read_meta
+from dgnet_platform.journal import Entry, Tail, read
+from dgnet_platform.run import Run
+from dgnet_platform.tracking import AWAY, client
+
+BATCH = 1000
+"""Metrics in a request; MLflow takes no more."""
+POLL, RETRY = 1.0, 3.0
+"""Seconds between looks at the journal, and before trying again."""
+PATIENCE = 30.0
+"""Seconds without an answer after which the shipper of a run that is over gives up."""
+
+_log = logging.getLogger(__name__)
+
+
+class Shipper:
+    """The shipping process of a run, as the training process sees it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]):
+        self._process = process
+
+    @classmethod
+    def start(cls, folder: Path) -> Self:
+        """Start to ship the journal in a run's folder; what it has to complain of goes to shipping.log there."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with (folder / "shipping.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dgnet_platform.shipping", str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the training process; this one ends when that does
+            )
+        return cls(process)
+
+    def finish(self) -> None:
+        """Wait until the journal is shipped, or MLflow has not answered for PATIENCE."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def ship(run: Run, finished: Callable[[], bool], *, patience: float = PATIENCE, monitor: bool = False) -> bool:
+    """Ship a run's journal until `finished` and nothing is left.
+
+    Args:
+        run: whose journal.
+        finished: whether no more lines will come.
+        patience: seconds without an answer after which a finished run's shipping is given up.
+        monitor: also tell MLflow of this machine's load meanwhile.
+
+    Returns:
+        Whether all of it is there. Another process that ships the same run is waited for.
+    """
+    with (run.folder / ".shipping.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        load: SystemMetricsMonitor | None = None
+        give_up = math.inf
+        try:
+            while True:
+                try:
+                    connected = client(run.tracking_uri)
+                    done = connected.get_run(run.mlflow_run).data.metrics.get("iteration", 0)
+                    tail, models = Tail(run.folder, after=int(done)), _Models(connected, run)
+                    if monitor and load is None:
+                        load = SystemMetricsMonitor(run.mlflow_run, resume_logging=True, tracking_uri=run.tracking_uri)
+                        load.start()
+                    while True:
+                        over = finished()  # before reading: all lines written until now are read
+                        entries = list(tail.read(BATCH // 20))
+                        _send(connected, run, entries)
+                        models.follow()
+                        give_up = math.inf
+                        if not entries and over:
+                            return True
+                        if not entries:
+                            time.sleep(POLL)
+                except AWAY as error:
+                    _log.warning("MLflow at %s does not take the journal, trying again: %s", run.tracking_uri, error)
+                    if finished():
+                        give_up = min(give_up, time.monotonic() + patience)
+                    if time.monotonic() > give_up:
+                        return False
+                    time.sleep(RETRY)
+        finally:
+            if load is not None:
+                load.finish()
+
+
+def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
+    """Send lines in order, each with all its metrics in one request."""
+    batch: list[Metric] = []
+    for entry in entries:
+        for name, file in entry.pictures.items():
+            if not (run.folder / file).exists():  # somebody removed it
+                continue
+            with Image.open(run.folder / file) as picture:
+                connected.log_image(run.mlflow_run, picture.convert("RGB"), key=name, step=entry.iteration)
+        metrics = {**entry.metrics, "iteration": float(entry.iteration)}
+        line = [Metric(name, value, entry.time, entry.iteration) for name, value in metrics.items()]
+        if len(batch) + len(line) > BATCH:
+            connected.log_batch(run.mlflow_run, metrics=batch)
+            batch = []
+        batch += line
+    if batch:
+        connected.log_batch(run.mlflow_run, metrics=batch)
+
+
+class _Models:
+    """Checkpoints as MLflow's models: those in the run's folder, with their iteration and figures."""
+
+    def __init__(self, connected: MlflowClient, run: Run):
+        self._client = connected
+        self._run = run
+        found = connected.search_logged_models(
+            [run.mlflow_experiment], f"source_run_id = '{run.mlflow_run}' AND tags.`dgnet.checkpoint` = 'true'"
+        )
+        self._ids = {model.name: model.model_id for model in found}
+
+    def follow(self) -> None:
+        """Make models of new checkpoints; delete those of checkpoints that were removed."""
+        present = {path.name: path for path in checkpoints(self._run.folder)}
+        for name in self._ids.keys() - present.keys():
+            self._client.delete_logged_model(self._ids.pop(name))
+        for name in sorted(present.keys() - self._ids.keys()):
+            try:
+                meta = read_meta(present[name])
+            except CheckpointError:
+                continue  # removed meanwhile, or damaged
+            model = mlflow.create_external_model(
+                name=name,
+                source_run_id=self._run.mlflow_run,
+                experiment_id=self._run.mlflow_experiment,
+                model_type=self._run.identity["kind"],
+                tags={"dgnet.checkpoint": "true", "dgnet.path": str(present[name])},
+                params={"iteration": str(meta.iteration)},
+            )
+            self._ids[name] = model.model_id
+            entry = next((entry for entry in read(self._run.folder) if entry.iteration == meta.iteration), None)
+            figures = {k: v for k, v in entry.metrics.items() if k.startswith(("val/", "test/"))} if entry else {}
+            if entry and figures:
+                metrics = [
+                    Metric(key, value, entry.time, entry.iteration, model_id=model.model_id)
+                    for key, value in figures.items()
+                ]
+                self._client.log_batch(self._run.mlflow_run, metrics=metrics)
+            self._client.log_outputs(self._run.mlflow_run, [LoggedModelOutput(model.model_id, meta.iteration)])
+
+
+def main(folder: str) -> int:
+    """Ship the run in `folder` until standard input closes."""
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    os.nice(5)
+    over = threading.Event()
+
+    def wait_for_end() -> None:
+        sys.stdin.buffer.read()
+        over.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    run = Run.read(Path(folder))
+    return 0 if ship(run, over.is_set, monitor=True) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

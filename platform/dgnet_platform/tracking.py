@@ -1,0 +1,184 @@
+"""MLflow, behind one face: connections, runs, and what is told of a run before and after it trains.
+
+What happens meanwhile goes through the journal; `shipping` takes it from there.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from dgnet_platform.datasets.store import Store
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+AWAY = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+"""What MLflow raises when its store or server does not answer."""
+FOLDER_TAG, NAME_TAG = "dgnet.folder", "dgnet.name"
+_SQLITE = "sqlite:///"
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be used as asked; the message names the URI and the remedy."""
+
+
+def default_uri(storage: str) -> str:
+    """The tracking URI of runs that name none: a database in the storage folder."""
+    return f"{_SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+
+
+def ui_command(uri: str) -> str:
+    """How to look at the runs: a command, or the server's address."""
+    return uri if uri.startswith("http") else f"uv run mlflow ui --backend-store-uri {uri}"
+
+
+def client(uri: str) -> MlflowClient:
+    """A client that gives up after seconds, not after the four minutes of MLflow's defaults."""
+    for name, value in {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri)
+
+
+def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """A client, and the id of an experiment, which is made if need be.
+
+    Raises:
+        TrackingError: the store or server cannot be reached.
+    """
+    try:
+        with _alone(uri):
+            connected = client(uri)
+            found = connected.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"MLflow's experiment {experiment} at {uri} was deleted: restore it with `mlflow experiments restore"
+                    f" --experiment-id {found.experiment_id}`, or name another --tracking-uri"
+                )
+            return connected, found.experiment_id if found else connected.create_experiment(experiment, _place(uri))
+    except AWAY as error:
+        remedy = "is the server running?" if uri.startswith("http") else "can it be written?"
+        raise TrackingError(f"MLflow at {uri} cannot be reached ({_first_line(error)}): {remedy}") from error
+
+
+def open_run(
+    connected: MlflowClient,
+    experiment_id: str,
+    *,
+    name: str,
+    folder: Path,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    store: Store,
+) -> str:
+    """Make the MLflow run of a run folder; returns its id. One that was made for it but never written to is taken."""
+    key = f"{socket.gethostname()}:{folder}"
+    for run in connected.search_runs([experiment_id], f"tags.`{FOLDER_TAG}` = '{key}'", ViewType.ACTIVE_ONLY, 1):
+        if not run.data.metrics:
+            return run.info.run_id
+    run_id = connected.create_run(experiment_id, run_name=name, tags={FOLDER_TAG: key, NAME_TAG: name}).info.run_id
+    values = [Param(key, str(value)) for key, value in params.items()]
+    labels = [RunTag(key, value) for key, value in tags.items()]
+    for first in range(0, len(values), 100):
+        connected.log_batch(run_id, params=values[first : first + 100])
+    connected.log_batch(run_id, tags=labels)
+    data = MetaDataset(_StoreSource(store.location), name=store.info.dataset, digest=store.info.fingerprint[:36])
+    context = InputTag("mlflow.data.context", "training")
+    connected.log_inputs(run_id, [DatasetInput(data._to_mlflow_entity(), [context])])
+    return run_id
+
+
+def reopen_run(connected: MlflowClient, run_id: str) -> None:
+    """Mark a run as running again.
+
+    Raises:
+        TrackingError: MLflow does not know it any more.
+    """
+    try:
+        connected.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        raise TrackingError(
+            f"MLflow run {run_id} cannot be gone on with ({_first_line(error)}): name the --tracking-uri it is tracked"
+            " by, or another --name for a new run"
+        ) from error
+
+
+def close_run(connected: MlflowClient, run_id: str, status: Status, reason: str = "") -> None:
+    """Mark a run as ended, and say why."""
+    if reason:
+        connected.set_tag(run_id, "dgnet.reason", reason)
+    connected.set_terminated(run_id, status)
+
+
+class _StoreSource(FileSystemDatasetSource):
+    """Where a store is, as MLflow wants to be told."""
+
+    def __init__(self, location: str):
+        self._location = location
+
+    @property
+    def uri(self) -> str:
+        return self._location
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "dgnet_store"
+
+    def load(self, dst_path: str | None = None) -> str:
+        """The store's location; stores are not copied."""
+        return self._location
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> "FileSystemDatasetSource":
+        raise TypeError(f"{raw_source!r} is no store")
+
+    def to_dict(self) -> dict[Any, Any]:
+        """The location, as JSON holds it."""
+        return {"uri": self._location}
+
+    @classmethod
+    def from_dict(cls, source_dict: dict[Any, Any]) -> "FileSystemDatasetSource":
+        """What `to_dict` was given."""
+        return cls(source_dict["uri"])
+
+
+def _place(uri: str) -> str | None:
+    """Where an experiment's artifacts go: beside a database; a server decides for itself."""
+    return (_database(uri).parent / "mlflow-artifacts").as_uri() if uri.startswith(_SQLITE) else None
+
+
+def _database(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE))
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Only one process at a time within this context: two that make the same database at once break it."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    _database(uri).parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{_database(uri)}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]

@@ -1,0 +1,110 @@
+"""Figures and pictures of a run under way: always of the same people, so that they can be compared over time."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from dgnet_core.baseline import TeacherState
+from dgnet_core.config import DGNetConfig
+from dgnet_core.inference import extract
+from dgnet_core.retrieval import sweep_beta
+from dgnet_platform.checkpoint import ModelConfig, State
+from dgnet_platform.datasets.images import ImageSet
+from dgnet_platform.datasets.people import People
+from dgnet_platform.datasets.people_set import shot_of
+from dgnet_platform.report import PicturesOf, ranked_picture
+from dgnet_platform.swaps import choose_pairs, different_people, fidelity, grid_picture
+from dgnet_platform.trained import Trained
+
+BETA = 0.5
+"""Weight of f_fine in `both` (paper, section 4.1)."""
+BETAS = {"prim": 0.0, "fine": float("inf"), "both": BETA}
+PAIRS = 32
+"""Swaps that are compared with the true picture."""
+QUERIES_SHOWN = 6
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validation:
+    """What came out after some iteration."""
+
+    metrics: dict[str, float]
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validator:
+    """Validates on a query and a gallery."""
+
+    config: ModelConfig
+    prefix: str
+    """Before the names of metrics: "val" for held-out training identities, "test" for query and gallery."""
+    query: ImageSet
+    gallery: ImageSet
+    people: People | None
+    """Who is drawn in the pictures; None for photographs."""
+
+    def __call__(self, state: State) -> Validation:
+        """Retrieval figures in [0, 1], ranked lists; for DG-Net swaps, and on drawn people their fidelity."""
+        network = state.teacher if isinstance(state, TeacherState) else state.appearance_encoder
+        size = self.config.network.height, self.config.network.width
+        precision = "bfloat16" if self.config.step.precision == "bfloat16" else "float32"
+        query, gallery = (
+            extract(
+                network,
+                images.images,
+                images.person_ids,
+                images.camera_ids,
+                height=size[0],
+                width=size[1],
+                precision=precision,
+            )
+            for images in (self.query, self.gallery)
+        )
+        betas = {"baseline": 0.0} if isinstance(state, TeacherState) else BETAS
+        metrics = {
+            f"{self.prefix}/{feature}/{figure}": value
+            for feature, result in zip(betas, sweep_beta(query, gallery, list(betas.values())), strict=True)
+            for figure, value in result.summary().items()
+            if not figure.startswith("queries")
+        }
+        title = f"iteration {state.iteration:,}"
+        beta = list(betas.values())[-1]
+        pictures = {
+            "ranked": ranked_picture(
+                title, query, gallery, _pictures_of(self.query), _pictures_of(self.gallery), beta, QUERIES_SHOWN
+            )
+        }
+        if not isinstance(state, TeacherState):
+            trained = Trained(state=state, network=self.config.network, source=title, dataset=None, fingerprint=None)
+            rows = different_people(self.query.person_ids.tolist())
+            names = [self.query.file_names[row] for row in rows]
+            pictures["swaps"] = grid_picture(trained, _pictures_of(self.query)(rows), names, self.people, title)
+            if self.people is not None:
+                pairs = choose_pairs([shot_of(name) for name in self.gallery.file_names], PAIRS)
+                scores = fidelity(trained, self.people, pairs)["G(a_i, s_j)"] if pairs else {}
+                metrics |= {f"{self.prefix}/swap/{figure}": value for figure, value in scores.items()}
+        return Validation(metrics=metrics, pictures=pictures)
+
+    @property
+    def objective(self) -> str:
+        """The metric to choose a checkpoint by."""
+        feature = "both" if isinstance(self.config, DGNetConfig) else "baseline"
+        return f"{self.prefix}/{feature}/mAP"
+
+
+def _pictures_of(images: ImageSet) -> PicturesOf:
+    """Gives the pictures of some rows of an image set."""
+    return lambda rows: [images.images[row].cpu().numpy() for row in rows]
+
+
+def save_pictures(pictures: dict[str, Image.Image], folder: Path, iteration: int) -> dict[str, str]:
+    """Write pictures below a run's folder; returns their paths relative to it, by name."""
+    files = {}
+    for name, picture in pictures.items():
+        file = Path("pictures") / name / f"{iteration:08d}.png"
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / file, "PNG")
+        files[name] = file.as_posix()
+    return files
