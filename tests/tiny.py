@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_core.augment import training_batch
+from dgnet_core.baseline import TeacherState
 from dgnet_core.config import AugmentConfig, DGNetConfig, LossConfig, NetworkConfig, StepConfig, Warmup
 from dgnet_core.sampling import Batch, PairSampler, Position, share
 from dgnet_core.state import TrainState
@@ -67,7 +68,7 @@ def tiny_batch(config: DGNetConfig, iteration: int, rank: int = 0, world_size: i
     return replace(batch, images=batch.images.double(), erased=erased)
 
 
-def flat(state: TrainState) -> dict[str, Tensor]:
+def flat(state: TrainState | TeacherState) -> dict[str, Tensor]:
     """Every tensor of a state by a path, for comparing two states bit for bit."""
     found: dict[str, Tensor] = {}
 
@@ -87,7 +88,7 @@ def flat(state: TrainState) -> dict[str, Tensor]:
     return found
 
 
-def assert_same(first: TrainState, second: TrainState) -> None:
+def assert_same(first: TrainState | TeacherState, second: TrainState | TeacherState) -> None:
     """Both states are equal in every bit."""
     a, b = flat(first), flat(second)
     assert a.keys() == b.keys()
