@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgnet_core.config import DGNetConfig
+from dgnet_core.config import DGNetConfig, TeacherConfig
 from dgnet_core.sampling import Batch, Position
 
 MEAN = (0.485, 0.456, 0.406)
@@ -77,24 +77,26 @@ def erase(x: Tensor, draws: Tensor, share: tuple[float, float], aspect: tuple[fl
     return x.masked_fill((inside_rows & chosen)[:, None, :, None] & inside_columns[:, None, None, :], 0)
 
 
-def training_batch(pixels: Tensor, labels: Tensor, position: Position, config: DGNetConfig) -> Batch:
+def training_batch(pixels: Tensor, labels: Tensor, position: Position, config: DGNetConfig | TeacherConfig) -> Batch:
     """Augment one iteration's pictures.
 
     Args:
-        pixels: (4, B, 3, h, w), uint8: batch a, batch b and their positives; any size, any device.
-        labels: (2, B) identities of a and b.
+        pixels: (S, B, 3, h, w), uint8: batch a, batch b and their positives (S = 4), or batch a alone for the teacher
+            (S = 1); any size, any device.
+        labels: (2, B) identities of a and b, or (1, B).
         position: where in the run this is; the only source of randomness.
         config: image size and augmentation.
 
     Raises:
         ValueError: wrong shape or dtype.
     """
-    if pixels.dtype != torch.uint8 or pixels.ndim != 5 or pixels.shape[:1] + pixels.shape[2:3] != (4, 3):
+    if pixels.dtype != torch.uint8 or pixels.ndim != 5 or pixels.shape[2] != 3:
         found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
-        raise ValueError(f"pixels are {found}: uint8 of shape (4, B, 3, h, w) is needed")
-    B, augment = pixels.shape[1], config.augment
+        raise ValueError(f"pixels are {found}: uint8 of shape (S, B, 3, h, w) is needed, S = 4 or the teacher's 1")
+    S, B = pixels.shape[:2]
+    augment = config.augment
     size = config.network.height, config.network.width
-    draws = position.uniform("augment", (B, 4, 4 + 4 * ATTEMPTS), pixels.device)  # images of one place in the batch
+    draws = position.uniform("augment", (B, S, 4 + 4 * ATTEMPTS), pixels.device)  # images of one place in the batch
     draws = draws.transpose(0, 1).flatten(0, 1)
     images = normalise(pixels.flatten(0, 1), *size)
     if augment.flip or augment.pad:
@@ -102,5 +104,5 @@ def training_batch(pixels: Tensor, labels: Tensor, position: Position, config: D
     erased = None
     if augment.erase:
         erased = erase(images, draws[:, 3:], augment.erase_area, augment.erase_aspect, augment.erase)
-        erased = erased.unflatten(0, (4, B))
-    return Batch(images=images.unflatten(0, (4, B)), erased=erased, labels=labels, position=position)
+        erased = erased.unflatten(0, (S, B))
+    return Batch(images=images.unflatten(0, (S, B)), erased=erased, labels=labels, position=position)

@@ -1,8 +1,8 @@
 """The whole configuration of DG-Net: frozen dataclasses, a docstring per field, checked when built."""
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, get_args
 
 GanType = Literal["lsgan", "nsgan"]
 SoftLabel = Literal["dynamic", "pseudo", "appearance", "uniform", "two_label", "none"]
@@ -32,6 +32,18 @@ def _check_weight(section: object, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
         _check(value >= 0 and math.isfinite(value), section, name, "a weight is a finite number >= 0")
+
+
+def _check_milestones(section: Any) -> None:
+    ordered = list(section.milestones) == sorted(set(section.milestones)) and min(section.milestones, default=1) > 0
+    _check(ordered, section, "milestones", "iterations > 0 in rising order")
+
+
+def _check_run(run: Any) -> None:
+    _check(run.num_classes >= 2, run, "num_classes", "re-id needs at least 2 identities")
+    _check(0 <= run.seed < 2**63, run, "seed", "an integer in [0, 2^63)")
+    _check(run.iterations >= 1, run, "iterations", "at least 1")
+    _check(run.batch_size >= 2, run, "batch_size", "BatchNorm needs a batch of at least 2 on every rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +234,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "appearance_lr", "head_lr_factor", "generator_lr", "discriminator_lr", "decay")
         _check_weight(self, "momentum", "weight_decay")
-        ordered = list(self.milestones) == sorted(set(self.milestones)) and min(self.milestones, default=1) > 0
-        _check(ordered, self, "milestones", "iterations > 0 in rising order")
+        _check_milestones(self)
         _check(all(0 <= b < 1 for b in self.adam_betas), self, "adam_betas", "two numbers in [0, 1)")
         object.__setattr__(self, "adam_betas", tuple(float(b) for b in self.adam_betas))  # Adam refuses an int 0
         if self.clip_norm is not None:
@@ -317,10 +328,94 @@ class DGNetConfig:
     """Divergence watch."""
 
     def __post_init__(self) -> None:
-        _check(self.num_classes >= 2, self, "num_classes", "re-id needs at least 2 identities")
-        _check(0 <= self.seed < 2**63, self, "seed", "an integer in [0, 2^63)")
-        _check(self.iterations >= 1, self, "iterations", "at least 1")
-        _check(self.batch_size >= 2, self, "batch_size", "BatchNorm needs a batch of at least 2 on every rank")
+        _check_run(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """One run of the teacher, the usual re-id baseline; the defaults are those of `paper_teacher` on Market-1501."""
+
+    num_classes: int
+    """Identities in the training set, the same as DG-Net's."""
+    seed: int = 0
+    """Every draw of the run is a function of this, the iteration and the position in the batch."""
+    iterations: int = 24_255
+    """Length of the run (60 epochs)."""
+    batch_size: int = 32
+    """Images in a batch, over all ranks."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Image size, ResNet, bottleneck and what it starts from; all else in it is DG-Net's."""
+    dropout: float = 0.5
+    """Dropout before the classifier."""
+    label_smoothing: float = 0.0
+    """Share of each label's weight that is spread evenly over all identities."""
+    lr: float = 0.005
+    """SGD on the trunk."""
+    head_lr_factor: float = 10.0
+    """The head learns this many times faster than the trunk."""
+    momentum: float = 0.9
+    """Nesterov momentum of that SGD."""
+    weight_decay: float = 5e-4
+    """L2 decay of every parameter."""
+    warmup_iterations: int = 2_021
+    """The learning rates rise from a tenth in so many iterations (5 epochs); 0: no warm-up."""
+    milestones: tuple[int, ...] = (16_170,)
+    """The first iterations (counted from 1) of a lower rate: each multiplies all learning rates by `decay`
+    (40 epochs)."""
+    decay: float = 0.1
+    """Factor at a milestone."""
+    clip_norm: float | None = None
+    """Largest L2 norm of the gradient; None: no clipping."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmentation."""
+    step: StepConfig = field(default_factory=StepConfig)
+    """Precision and memory format."""
+
+    def __post_init__(self) -> None:
+        _check_run(self)
+        _check(0 <= self.dropout < 1, self, "dropout", "a probability in [0, 1)")
+        _check(0 <= self.label_smoothing < 1, self, "label_smoothing", "a share in [0, 1)")
+        _check_positive(self, "lr", "head_lr_factor", "decay")
+        _check_weight(self, "momentum", "weight_decay")
+        _check(self.warmup_iterations >= 0, self, "warmup_iterations", "iterations, >= 0")
+        _check_milestones(self)
+        if self.clip_norm is not None:
+            _check_positive(self, "clip_norm")
+
+
+AnyConfig = TypeVar("AnyConfig", DGNetConfig, TeacherConfig)
+
+
+def rescaled(config: AnyConfig, iterations: int) -> AnyConfig:
+    """The same run at another length: warm-ups, ramps and milestones keep their share of it.
+
+    Args:
+        config: the run.
+        iterations: its new length.
+
+    Raises:
+        ValueError: it is not at least 1.
+    """
+    config, factor = replace(config, iterations=iterations), iterations / config.iterations
+
+    def milestones(old: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted({max(1, round(factor * milestone)) for milestone in old}))
+
+    def warmup(old: Warmup) -> Warmup:
+        return Warmup(start=round(factor * old.start), slope=old.slope / factor)
+
+    if isinstance(config, TeacherConfig):
+        return replace(
+            config,
+            warmup_iterations=round(factor * config.warmup_iterations),
+            milestones=milestones(config.milestones),
+        )
+    loss = config.loss
+    return replace(
+        config,
+        loss=replace(loss, code_warmup=warmup(loss.code_warmup), teacher_warmup=warmup(loss.teacher_warmup)),
+        optim=replace(config.optim, milestones=milestones(config.optim.milestones)),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -337,6 +432,24 @@ def paper(num_classes: int, **overrides: object) -> DGNetConfig:
     return DGNetConfig(num_classes=num_classes, **overrides)  # pyright: ignore[reportArgumentType]
 
 
+def paper_teacher(num_classes: int, images: int, **overrides: object) -> TeacherConfig:
+    """The usual re-id baseline: ResNet-50, 256 x 128, 60 epochs of batch 32, warm-up in 5, a tenth of the rate from 40.
+
+    Args:
+        num_classes: identities in the training set.
+        images: pictures in the training set, which make an epoch.
+        overrides: top-level fields of TeacherConfig to replace; another batch size changes the epoch's length.
+    """
+    batch_size = overrides.get("batch_size", TeacherConfig.batch_size)
+    epoch = images / batch_size  # pyright: ignore[reportOperatorIssue]
+    lengths: dict[str, object] = {
+        "iterations": max(1, round(60 * epoch)),
+        "warmup_iterations": round(5 * epoch),
+        "milestones": (max(1, round(40 * epoch)),),
+    }
+    return TeacherConfig(num_classes=num_classes, **(lengths | overrides))  # pyright: ignore[reportArgumentType]
+
+
 def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) -> DGNetConfig:
     """Small networks and pictures for two CPU cores: the same code, the paper's schedule scaled to `iterations`.
 
@@ -347,28 +460,47 @@ def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) ->
         iterations: length of the run, all other lengths follow from it.
         overrides: top-level fields of DGNetConfig to replace.
     """
-    warmup = Warmup(start=round(0.3 * iterations), slope=2.0 / max(1, round(0.04 * iterations)))
-    preset: dict[str, object] = {
-        "network": NetworkConfig(
-            height=64,
-            width=32,
-            appearance_layers=(1, 1, 1, 1),
-            appearance_width=16,
-            bottleneck=128,
-            pretrained="none",
-            structure_width=6,
-            aspp_dilations=(1, 2, 3),
-            residual_blocks=2,
-            adain_width=64,
-            discriminator_width=12,
-            discriminator_scales=2,
-        ),
-        "loss": LossConfig(code_warmup=warmup, teacher_warmup=warmup),
-        "optim": OptimConfig(
-            generator_lr=5e-4,
-            discriminator_lr=5e-4,
-            milestones=tuple(sorted({max(1, round(share * iterations)) for share in (0.6, 0.9)})),
-        ),
-        "augment": AugmentConfig(pad=3),
-    }
-    return DGNetConfig(num_classes=num_classes, iterations=iterations, **(preset | overrides))  # pyright: ignore[reportArgumentType]
+    warmup = Warmup(start=300, slope=0.05)
+    preset = DGNetConfig(
+        num_classes=num_classes,
+        iterations=1_000,
+        network=_laptop_network(),
+        loss=LossConfig(code_warmup=warmup, teacher_warmup=warmup),
+        optim=OptimConfig(generator_lr=5e-4, discriminator_lr=5e-4, milestones=(600, 900)),
+        augment=AugmentConfig(pad=3),
+    )
+    return replace(rescaled(preset, iterations), **overrides)
+
+
+def laptop_teacher(
+    num_classes: int, images: int, *, iterations: int | None = None, **overrides: object
+) -> TeacherConfig:
+    """The teacher of `laptop`: its network and pictures, `paper_teacher`'s schedule scaled to `iterations`.
+
+    Args:
+        num_classes: identities in the training set.
+        images: pictures in the training set.
+        iterations: length of the run, all other lengths follow from it; None: 20 epochs.
+        overrides: top-level fields of TeacherConfig to replace.
+    """
+    network, augment = _laptop_network(), AugmentConfig(pad=3)
+    preset = paper_teacher(num_classes, images, network=network, augment=augment)
+    length = max(1, round(preset.iterations / 3)) if iterations is None else iterations
+    return replace(rescaled(preset, length), **overrides)
+
+
+def _laptop_network() -> NetworkConfig:
+    return NetworkConfig(
+        height=64,
+        width=32,
+        appearance_layers=(1, 1, 1, 1),
+        appearance_width=16,
+        bottleneck=128,
+        pretrained="none",
+        structure_width=6,
+        aspp_dilations=(1, 2, 3),
+        residual_blocks=2,
+        adain_width=64,
+        discriminator_width=12,
+        discriminator_scales=2,
+    )

@@ -1,5 +1,7 @@
 """Whether a run is well: the first loss or gradient that was not finite, and surges of the identity loss."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -9,13 +11,28 @@ from dgnet_core.state import TrainState
 TERMS = (
     "D_adv", "D_penalty", "grad_discriminator", "L_adv", "L_c_id", "L_code1", "L_code2", "L_cyc", "L_img1", "L_img2",
     "L_prim", "L_fine", "L_s_id", "L_s_id_positive", "L_s_id_fine", "grad_generator", "grad_appearance",
+    "L_id", "grad_teacher",
 )  # fmt: skip
-"""Losses and gradient norms in the order in which the step computes them."""
+"""Losses and gradient norms in the order in which a step of DG-Net, or of the teacher, computes them."""
 
 
-def record_fault(state: TrainState, metrics: dict[str, Tensor]) -> None:
+class Watched(Protocol):
+    """The state of a run of either kind."""
+
+    fault: Tensor
+    """(2) int64: first iteration with a loss or gradient that was not finite, and which of TERMS; -1: none."""
+    iteration: int
+    """Iterations done."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        ...
+
+
+def record_fault(state: Watched, metrics: dict[str, Tensor]) -> None:
     """Remember on the device the first iteration, and its first term, that was not finite; raise at once on the CPU."""
-    zero = state.identity_level.new_zeros(())
+    zero = next(iter(metrics.values())).new_zeros(())
     bad = ~torch.stack([metrics.get(name, zero) for name in TERMS]).isfinite()
     first = torch.stack([torch.full_like(state.fault[0], state.iteration), bad.int().argmax()])
     state.fault = torch.where((state.fault[0] < 0) & bad.any(), first, state.fault)
@@ -23,7 +40,7 @@ def record_fault(state: TrainState, metrics: dict[str, Tensor]) -> None:
         raise_fault(state)
 
 
-def raise_fault(state: TrainState) -> None:
+def raise_fault(state: Watched) -> None:
     """Raise if any loss or gradient since the state was built was not finite. Waits for the device.
 
     Raises:
@@ -33,7 +50,7 @@ def raise_fault(state: TrainState) -> None:
     if iteration >= 0:
         raise FloatingPointError(
             f"iteration {iteration}: {TERMS[term]} is not finite; the weights of this run are spoilt from here on."
-            " Go back to its last checkpoint, and lower the learning rates, set optim.clip_norm or use float32"
+            " Go back to its last checkpoint, and lower the learning rates, set clip_norm or use float32"
         )
 
 

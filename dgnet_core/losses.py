@@ -19,9 +19,15 @@ def code_l1(code: Tensor, read_back: Tensor) -> Tensor:
     return F.l1_loss(read_back, code)
 
 
-def identity(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy in nats of logits (N, K) against identities (N): Eq. 3, 6 and 9."""
-    return F.cross_entropy(logits, labels)
+def identity(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in nats of logits (N, K) against identities (N): Eq. 3, 6 and 9.
+
+    Args:
+        logits: (N, K).
+        labels: (N) in [0, K).
+        smoothing: share of each label's weight that is spread evenly over all K identities.
+    """
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 def discriminator_adversarial(fake: Sequence[Tensor], real: Sequence[Tensor], gan: GanType) -> Tensor:

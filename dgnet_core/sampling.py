@@ -15,6 +15,22 @@ def stream_seed(seed: int, purpose: str, index: int) -> int:
     return int(words[0] >> np.uint64(1))  # torch seeds are signed
 
 
+def share(batch_size: int, rank: int, world_size: int) -> range:
+    """The places of the global batch that a rank takes: consecutive, and as many as the others' or one more or less.
+
+    Raises:
+        ValueError: there is no such rank, or some rank would get fewer than two images.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank = {rank}: {world_size} ranks are numbered from 0 to {world_size - 1}")
+    if batch_size // world_size < 2:
+        raise ValueError(
+            f"batch_size = {batch_size} over {world_size} ranks: BatchNorm needs at least 2 images on every rank, use"
+            f" batch_size >= {2 * world_size} or at most {max(1, batch_size // 2)} ranks"
+        )
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Position:
     """Where in a run a batch stands; every random draw of the iteration is a function of this."""
@@ -23,26 +39,38 @@ class Position:
     """The run's seed."""
     iteration: int
     """0-based iteration."""
-    rank: int = 0
-    """Which part of the global batch."""
-    world_size: int = 1
-    """Into how many parts the global batch is split."""
+    first: int = 0
+    """The place of this rank's first image in the global batch."""
+    total: int | None = None
+    """Images in the global batch; None: this rank has all of them."""
 
     def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
         """Uniform draws in [0, 1) of `shape`, first dimension = this rank's images.
 
         Draws are made for the whole global batch and this rank's rows returned, so an image's draws do not depend
         on how many ranks share the work.
+
+        Raises:
+            ValueError: this rank's images reach beyond the global batch.
         """
+        total = shape[0] if self.total is None else self.total
+        places = range(self.first, self.first + shape[0])
+        if self.first < 0 or places.stop > total:
+            raise ValueError(
+                f"places {places.start} to {places.stop - 1} of a batch of {total}: set first and total to the rank's"
+                " share of the global batch"
+            )
         generator = torch.Generator(device).manual_seed(stream_seed(self.seed, purpose, self.iteration))
-        rows = shape[0]
-        draws = torch.rand((self.world_size * rows, *shape[1:]), generator=generator, device=device)
-        return draws[self.rank * rows : (self.rank + 1) * rows]
+        draws = torch.rand((total, *shape[1:]), generator=generator, device=device)
+        return draws[places.start : places.stop]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one rank trains on in one iteration. B images each in batch a, batch b and their positives."""
+    """What one rank trains on in one iteration. B images each in batch a, batch b and their positives.
+
+    The teacher trains on batch a alone: 1 instead of 4 and of 2 below.
+    """
 
     images: Tensor
     """(4, B, 3, H, W), normalised: batch a, batch b, positives of a, positives of b."""
@@ -106,23 +134,24 @@ class PairSampler:
         epochs, offsets = np.divmod(places, len(self.labels))
         return np.concatenate([self._shuffle(stream, int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
 
-    def batch_at(self, iteration: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        """Image indices (4, batch_size / world_size) of an iteration: a, b, positives of a, positives of b.
+    def batch_at(self, iteration: int, places: range | None = None) -> Tensor:
+        """Image indices (4, len(places)) of an iteration: a, b, positives of a, positives of b.
+
+        Args:
+            iteration: 0-based.
+            places: of the global batch, as `share` splits it; None: all of them.
 
         Raises:
-            ValueError: the batch cannot be split evenly over the ranks, or leaves a rank fewer than two images.
+            ValueError: there are no such places in the batch.
         """
-        share, rest = divmod(self.batch_size, world_size)
-        if rest or (share < 2 <= self.batch_size):
-            raise ValueError(
-                f"batch_size = {self.batch_size} over {world_size} ranks: use a multiple of the number of ranks,"
-                " with at least 2 images a rank for BatchNorm"
-            )
+        places = range(self.batch_size) if places is None else places
+        if not places or min(places) < 0 or max(places) >= self.batch_size:
+            raise ValueError(f"places = {places}: choose from range(0, {self.batch_size}), as share() does")
         images = np.stack([self._images(stream, iteration) for stream in ("a", "b")])
         draws = np.random.default_rng(stream_seed(self.seed, "positives", iteration)).random(images.shape)
         others = np.maximum(self._count[images] - 1, 1)
         place = np.minimum((draws * others).astype(np.int64), others - 1)
         place += (place >= self._rank[images]) & (self._count[images] > 1)  # skip the image itself
         positives = self._by_identity[self._first[images] + place]
-        rows = np.concatenate([images, positives])[:, rank * share : (rank + 1) * share]
+        rows = np.concatenate([images, positives])[:, places.start : places.stop : places.step]
         return torch.from_numpy(np.ascontiguousarray(rows))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dgnet_core.config import LossConfig, OptimConfig, RecipeConfig, Warmup
+from dgnet_core.config import LossConfig, OptimConfig, RecipeConfig, TeacherConfig, Warmup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,12 @@ def weights(loss: LossConfig, recipe: RecipeConfig, iteration: int) -> Weights:
     )
 
 
-def decay(optim: OptimConfig, iteration: int) -> float:
+def decay(optim: OptimConfig | TeacherConfig, iteration: int) -> float:
     """Factor on every learning rate at an iteration; milestones count from 1, as the release's schedulers do."""
     return optim.decay ** sum(iteration + 1 >= milestone for milestone in optim.milestones)
+
+
+def teacher_rate(config: TeacherConfig, iteration: int) -> float:
+    """Learning rate of the teacher's trunk: from a tenth up in a straight line, then down at the milestones."""
+    risen = min(1.0, iteration / config.warmup_iterations) if config.warmup_iterations else 1.0
+    return config.lr * (0.1 + 0.9 * risen) * decay(config, iteration)

@@ -1,5 +1,6 @@
 """The state of a training run: networks, optimisers, iteration - what a checkpoint holds."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -8,12 +9,50 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 
 from dgnet_core.appearance import AppearanceEncoder
-from dgnet_core.config import DGNetConfig
+from dgnet_core.config import DGNetConfig, StepConfig
 from dgnet_core.decoder import Decoder
 from dgnet_core.discriminator import Discriminator
 from dgnet_core.pretrained import load_imagenet
 from dgnet_core.structure import StructureEncoder
 from dgnet_core.teacher import Teacher
+
+
+def dtype_of(step: StepConfig) -> torch.dtype:
+    """What weights and images are kept in."""
+    return torch.float64 if step.precision == "float64" else torch.float32
+
+
+def layout_of(step: StepConfig) -> torch.memory_format:
+    """How weights and images lie in memory."""
+    return torch.channels_last if step.channels_last else torch.contiguous_format
+
+
+def place(network: nn.Module, step: StepConfig, device: torch.device | str) -> None:
+    """Put a network on the device, in the precision and memory format of the step, and compile it if asked to."""
+    network.to(device, dtype_of(step)).to(memory_format=layout_of(step))
+    if step.compile:
+        # The step descends twice through one pass of the appearance encoder, which donated buffers forbid.
+        functorch_config.donated_buffer = False
+        network.compile()
+
+
+def trunk_and_heads(
+    trunk: nn.Module, heads: Iterable[nn.Module], *, lr: float, head_lr_factor: float, momentum: float,
+    weight_decay: float,
+) -> torch.optim.SGD:  # fmt: skip
+    """Nesterov SGD with rate `lr` on a re-id trunk and `head_lr_factor` times as much on its heads."""
+    head_parameters = [parameter for head in heads for parameter in head.parameters()]
+    return torch.optim.SGD(
+        [
+            {"params": trunk.parameters(), "factor": 1.0},
+            {"params": head_parameters, "factor": head_lr_factor, "lr": head_lr_factor * lr},
+        ],
+        lr=lr,
+        momentum=momentum,
+        nesterov=momentum > 0,
+        weight_decay=weight_decay,
+        fused=True,
+    )
 
 
 @dataclass
@@ -63,8 +102,6 @@ class TrainState:
                 f"the teacher knows {teacher.head.classifier.out_features} identities, the training set has"
                 f" {config.num_classes}: train the teacher on the same training set"
             )
-        dtype = torch.float64 if config.step.precision == "float64" else torch.float32
-        layout = torch.channels_last if config.step.channels_last else torch.contiguous_format
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = config.network
@@ -79,35 +116,26 @@ class TrainState:
         if teacher is not None:
             teacher.requires_grad_(False).train()
         for net in [*networks, teacher] if teacher is not None else networks:
-            net.to(device, dtype).to(memory_format=layout)
-            if config.step.compile:
-                # The step descends twice through one pass of the appearance encoder, which donated buffers forbid.
-                functorch_config.donated_buffer = False
-                net.compile()
+            place(net, config.step, device)
         appearance, structure, decoder, discriminator = networks
         optim = config.optim
-        trunk = appearance.get_submodule("trunk").parameters()
-        heads = [*appearance.get_submodule("prim").parameters(), *appearance.get_submodule("fine").parameters()]
         adam: dict[str, Any] = {"betas": optim.adam_betas, "weight_decay": optim.weight_decay, "fused": True}
         return cls(
             *networks,  # pyright: ignore[reportArgumentType]
             teacher=teacher,
-            appearance_optimizer=torch.optim.SGD(
-                [
-                    {"params": trunk, "factor": 1.0},
-                    {"params": heads, "factor": optim.head_lr_factor, "lr": optim.head_lr_factor * optim.appearance_lr},
-                ],
+            appearance_optimizer=trunk_and_heads(
+                appearance.get_submodule("trunk"),
+                [appearance.get_submodule("prim"), appearance.get_submodule("fine")],
                 lr=optim.appearance_lr,
+                head_lr_factor=optim.head_lr_factor,
                 momentum=optim.momentum,
-                nesterov=optim.momentum > 0,
                 weight_decay=optim.weight_decay,
-                fused=True,
             ),
             generator_optimizer=torch.optim.Adam(
                 [*structure.parameters(), *decoder.parameters()], lr=optim.generator_lr, **adam
             ),
             discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), lr=optim.discriminator_lr, **adam),
-            identity_level=torch.full((2,), torch.nan, dtype=dtype, device=device),
+            identity_level=torch.full((2,), torch.nan, dtype=dtype_of(config.step), device=device),
             fault=torch.full((2,), -1, device=device),
         )
 

@@ -1,4 +1,4 @@
-"""One training iteration of DG-Net, top to bottom. Every backward pass of the project is in this file.
+"""One training iteration of DG-Net, top to bottom. Every backward pass is in step.py and baseline.py.
 
 B images a batch on this rank, K identities. Two batches, a and b, are trained on at once and each loss term is the sum
 of its two batch means. Passes of one network are merged: twice the mean over the merged batch is that sum.
@@ -13,14 +13,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dgnet_core import losses, schedule
 from dgnet_core.appearance import Head, pool_code
-from dgnet_core.config import DGNetConfig
+from dgnet_core.config import DGNetConfig, TeacherConfig
 from dgnet_core.health import identity_surge, record_fault
 from dgnet_core.sampling import Batch, Position, stream_seed
-from dgnet_core.state import TrainState
+from dgnet_core.state import TrainState, dtype_of, layout_of
 from dgnet_core.structure import to_gray
 
 ReduceGrads = Callable[[list[nn.Parameter]], None]
-"""Replaces each parameter's gradient by its average over all ranks."""
+"""Replaces each parameter's gradient by its average over all ranks, weighted by their numbers of images."""
 
 LARGEST_INPUT = 10.0
 """Normalised images stay far below this; raw pixels do not."""
@@ -57,7 +57,7 @@ def train_step(
     ramped = schedule.weights(weight, recipe, state.iteration)
     rate = schedule.decay(config.optim, state.iteration)
     autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
-    layout = torch.channels_last if config.step.channels_last else torch.contiguous_format
+    layout = layout_of(config.step)
     appearance_encoder, structure_encoder = state.appearance_encoder, state.structure_encoder
     decoder, discriminator = state.decoder, state.discriminator
     generator_parameters = [*structure_encoder.parameters(), *decoder.parameters()]
@@ -73,7 +73,7 @@ def train_step(
     # Encode the real images. The clean pass has a graph only where something descends through it.
     one_pass = batch.erased is None
     with autocast, torch.set_grad_enabled(one_pass or not recipe.detach_appearance):
-        code = _exact(appearance_encoder(images, groups=4, track=one_pass))  # (4B, C, 4)
+        code = exact(appearance_encoder(images, groups=4, track=one_pass))  # (4B, C, 4)
     appearance = code.detach().requires_grad_(not recipe.detach_appearance)  # cut: its gradient is carried on below
     own, positive = appearance.chunk(2)
     other = own.roll(B, dims=0)
@@ -82,7 +82,7 @@ def train_step(
 
         # Generate: own appearance, a positive's, and the other batch's (x_ab: structure of a, appearance of b).
         generated = decoder(structure.repeat(3, 1, 1, 1), torch.cat([own, positive, other]))
-    same, paired, crossed = _exact(generated).chunk(3)  # (2B, 3, H, W) each
+    same, paired, crossed = exact(generated).chunk(3)  # (2B, 3, H, W) each
 
     # Update the discriminator (Eq. 7).
     state.discriminator_optimizer.zero_grad()
@@ -90,15 +90,15 @@ def train_step(
     images_with_grad = real.detach().requires_grad_()
     real_scores = discriminator.forward(images_with_grad)  # float32, and eager: compiled graphs have no second gradient
     with autocast:
-        fake_scores = [_exact(scores) for scores in discriminator(fake)]
+        fake_scores = [exact(scores) for scores in discriminator(fake)]
     terms["D_adv"] = 2 * losses.discriminator_adversarial(fake_scores, real_scores, recipe.gan)
     terms["D_penalty"] = 2 * losses.gradient_penalty(real_scores, images_with_grad)
     discriminator_loss = weight.adversarial * terms["D_adv"] + weight.gradient_penalty * terms["D_penalty"]
     discriminator_parameters = list(discriminator.parameters())
     discriminator_loss.backward(inputs=discriminator_parameters)
     reduce_grads(discriminator_parameters)
-    terms["grad_discriminator"] = _clip(discriminator_parameters, config.optim.clip_norm)
-    _set_rate(state.discriminator_optimizer, config.optim.discriminator_lr * rate)
+    terms["grad_discriminator"] = clip(discriminator_parameters, config.optim.clip_norm)
+    set_rate(state.discriminator_optimizer, config.optim.discriminator_lr * rate)
     state.discriminator_optimizer.step()
 
     # Read the crossed images back. `reread` cuts the graph: what descends to it is carried on into the decoder, while
@@ -108,12 +108,12 @@ def train_step(
     feeds = ramped.prim > 0 or ramped.fine > 0
     reread = fake.requires_grad_()
     with frozen(discriminator), autocast:
-        scores = [_exact(scores) for scores in discriminator(reread)]
+        scores = [exact(scores) for scores in discriminator(reread)]
     terms["L_adv"] = 2 * losses.generator_adversarial(scores, recipe.gan)
     output_terms = [(weight.adversarial, terms["L_adv"])]
     with frozen(*() if feeds else (appearance_encoder,)):
         with autocast:
-            code_back = _exact(appearance_encoder(reread, groups=2))
+            code_back = exact(appearance_encoder(reread, groups=2))
         pooled = pool_code(code_back)
         prim_logits = _logits(appearance_encoder.prim, pooled, 2, position, "dropout prim generated")
         terms["L_c_id"] = 2 * losses.identity(prim_logits, swapped)
@@ -127,12 +127,12 @@ def train_step(
         learns = _coin(config.seed, state.iteration) < recipe.reencode_probability
         with frozen(*() if learns else (structure_encoder,)), autocast:
             structure_back = structure_encoder(to_gray(reread.detach() if learns else reread))
-        terms["L_code2"] = 2 * losses.code_l1(_exact(structure).detach(), _exact(structure_back))
+        terms["L_code2"] = 2 * losses.code_l1(exact(structure).detach(), exact(structure_back))
         output_terms.append((ramped.structure_code, terms["L_code2"]))
         if ramped.cycle > 0:
             with autocast:
                 cycled = decoder(structure_back, code_back.roll(B, dims=0))
-            terms["L_cyc"] = 2 * losses.image_l1(real, _exact(cycled))
+            terms["L_cyc"] = 2 * losses.image_l1(real, exact(cycled))
             output_terms.append((ramped.cycle, terms["L_cyc"]))
 
     # Descend from the crossed images, then from everything the decoder made.
@@ -165,7 +165,7 @@ def train_step(
     if batch.erased is not None:
         with autocast:
             erased = batch.erased.flatten(0, 1).contiguous(memory_format=layout)
-            pooled = pool_code(_exact(appearance_encoder(erased, groups=4, track=True)))
+            pooled = pool_code(exact(appearance_encoder(erased, groups=4, track=True)))
     else:
         pooled = pool_code(code)
     prim_logits = _logits(appearance_encoder.prim, pooled, 4, position, "dropout prim real", track=True)
@@ -183,10 +183,10 @@ def train_step(
         if parameter.grad is None:  # the fine head before its warm-up: weight decay and momentum still act
             parameter.grad = torch.zeros_like(parameter)
     reduce_grads([*generator_parameters, *appearance_parameters])
-    terms["grad_generator"] = _clip(generator_parameters, config.optim.clip_norm)
-    terms["grad_appearance"] = _clip(appearance_parameters, config.optim.clip_norm)
-    _set_rate(state.generator_optimizer, config.optim.generator_lr * rate)
-    _set_rate(state.appearance_optimizer, config.optim.appearance_lr * rate)
+    terms["grad_generator"] = clip(generator_parameters, config.optim.clip_norm)
+    terms["grad_appearance"] = clip(appearance_parameters, config.optim.clip_norm)
+    set_rate(state.generator_optimizer, config.optim.generator_lr * rate)
+    set_rate(state.appearance_optimizer, config.optim.appearance_lr * rate)
     state.generator_optimizer.step()
     state.appearance_optimizer.step()
 
@@ -213,7 +213,7 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
             network.requires_grad_(True)
 
 
-def _exact(x: Tensor) -> Tensor:
+def exact(x: Tensor) -> Tensor:
     """x in float32 if autocast made it bfloat16: losses, codes and logits are computed in full precision."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
@@ -249,7 +249,11 @@ def _coin(seed: int, iteration: int) -> float:
 
 def _logits(head: Head, pooled: Tensor, groups: int, position: Position, purpose: str, track: bool = False) -> Tensor:
     """Logits (groups * B, K) of pooled codes, with this position's dropout."""
-    feature = head(pooled, groups, track)
+    return dropped_logits(head, head(pooled, groups, track), groups, position, purpose)
+
+
+def dropped_logits(head: Head, feature: Tensor, groups: int, position: Position, purpose: str) -> Tensor:
+    """Logits (groups * B, K) of a head's feature, with this position's dropout."""
     if head.dropout == 0:
         return head.logits(feature)
     width = feature.shape[1]
@@ -257,7 +261,7 @@ def _logits(head: Head, pooled: Tensor, groups: int, position: Position, purpose
     return head.logits(feature, noise.transpose(0, 1).flatten(0, 1))
 
 
-def _clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     """L2 norm of the gradients; they are scaled down to `limit` if there is one."""
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if limit is not None:
@@ -265,7 +269,7 @@ def _clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     return norm
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group to `rate` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
@@ -273,41 +277,66 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def check_inputs(state: TrainState, batch: Batch, config: DGNetConfig) -> None:
     """Raise a ValueError that names the field, its value and the remedy if batch, state and configuration differ."""
-    size = (config.network.height, config.network.width)
-    dtype = torch.float64 if config.step.precision == "float64" else torch.float32
-    classes = state.appearance_encoder.prim.classifier.out_features
-    if classes != config.num_classes:
-        raise ValueError(f"num_classes = {config.num_classes}, the state was built for {classes}: build a new one")
     if config.recipe.needs_teacher and state.teacher is None:
         raise ValueError(
             f"recipe.soft_label = {config.recipe.soft_label!r} needs a teacher: give TrainState.build one, or choose"
             " 'appearance', 'uniform', 'two_label' or 'none'"
         )
-    if batch.position.iteration != state.iteration:
+    classes = state.appearance_encoder.prim.classifier.out_features
+    check_batch(batch, config, classes, state.iteration, state.device, sets=4, labelled=2)
+
+
+def check_batch(
+    batch: Batch,
+    config: DGNetConfig | TeacherConfig,
+    classes: int,
+    iteration: int,
+    device: torch.device,
+    *,
+    sets: int,
+    labelled: int,
+) -> None:
+    """Raise a ValueError if the batch is not what a state trains on next.
+
+    Args:
+        batch: to be checked.
+        config: of the run.
+        classes: identities that the state was built for.
+        iteration: where the state stands.
+        device: where the state lives.
+        sets: batches side by side in `batch.images`.
+        labelled: how many of them `batch.labels` names the identities of.
+    """
+    size = (config.network.height, config.network.width)
+    dtype = dtype_of(config.step)
+    if classes != config.num_classes:
+        raise ValueError(f"num_classes = {config.num_classes}, the state was built for {classes}: build a new one")
+    if batch.position.iteration != iteration:
         raise ValueError(
-            f"batch.position.iteration = {batch.position.iteration}, the state is at {state.iteration}: ask the sampler"
+            f"batch.position.iteration = {batch.position.iteration}, the state is at {iteration}: ask the sampler"
             " for the state's iteration"
         )
     for name, x in (("images", batch.images), ("erased", batch.erased)):
         if x is None:
             continue
-        if x.ndim != 5 or x.shape[0] != 4 or x.shape[2:] != (3, *size):
-            wanted = f"(4, B, 3, {size[0]}, {size[1]})"
+        if x.ndim != 5 or x.shape[0] != sets or x.shape[2:] != (3, *size):
+            wanted = f"({sets}, B, 3, {size[0]}, {size[1]})"
             raise ValueError(f"batch.{name} has shape {tuple(x.shape)}: {wanted} is needed, resize the images")
         if x.shape[1] < 2:
             raise ValueError(f"batch.{name} has {x.shape[1]} image a batch: BatchNorm needs at least 2 on every rank")
         if x.dtype != dtype:
             raise ValueError(f"batch.{name} is {x.dtype}: step.precision = {config.step.precision!r} needs {dtype}")
-        if x.device != state.device:
-            raise ValueError(f"batch.{name} is on {x.device}, the state on {state.device}: move the batch")
-        on_host = x.device.type == "cpu" or state.iteration == 0  # elsewhere looking at values would stall the device
+        if x.device != device:
+            raise ValueError(f"batch.{name} is on {x.device}, the state on {device}: move the batch")
+        on_host = x.device.type == "cpu" or iteration == 0  # elsewhere looking at values would stall the device
         if on_host and not float(x.abs().amax()) < LARGEST_INPUT:
             raise ValueError(f"batch.{name} has values beyond {LARGEST_INPUT} or not finite: pass normalised images")
     labels = batch.labels
     if labels.dtype != torch.int64 or labels.device.type != "cpu":
         raise ValueError(f"batch.labels is {labels.dtype} on {labels.device}: int64 on the CPU is needed")
-    if labels.shape != (2, batch.images.shape[1]):
-        raise ValueError(f"batch.labels has shape {tuple(labels.shape)}: (2, {batch.images.shape[1]}) is needed")
+    if labels.shape != (labelled, batch.images.shape[1]):
+        wanted = f"({labelled}, {batch.images.shape[1]})"
+        raise ValueError(f"batch.labels has shape {tuple(labels.shape)}: {wanted} is needed")
     if int(labels.min()) < 0 or int(labels.max()) >= config.num_classes:
         raise ValueError(
             f"batch.labels holds {int(labels.min())} to {int(labels.max())}: num_classes = {config.num_classes} allows"

@@ -11,6 +11,7 @@ class Teacher(nn.Module):
     """ResNet with average pooling and one bottleneck head (the release's baseline)."""
 
     def __init__(self, config: NetworkConfig, num_classes: int, dropout: float = 0.5):
+        """Random weights of the sizes of `config`; `dropout` acts in training only (see baseline.py)."""
         super().__init__()
         self.trunk = ResNetTrunk(config, last_stride=2)
         self.head = Head(config.appearance_channels, config.bottleneck, num_classes, dropout)

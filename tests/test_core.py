@@ -23,7 +23,7 @@ from dgnet_core.config import (
     laptop,
     paper,
 )  # fmt: skip
-from dgnet_core.sampling import PairSampler, Position
+from dgnet_core.sampling import PairSampler, Position, share
 from tests.tiny import tiny_config
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_soft_labels_are_distributions(style) -> None:
 @settings(max_examples=40, deadline=None)
 def test_sampler_properties(data) -> None:
     labels = torch.tensor(data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=30)))
-    world_size = data.draw(st.sampled_from([1, 2, 4]))
+    world_size = data.draw(st.sampled_from([1, 2, 3, 4]))
     sampler = PairSampler(labels, batch_size=8, seed=data.draw(st.integers(0, 5)))
     for iteration in data.draw(st.lists(st.integers(0, 50), min_size=1, max_size=5)):  # random access, any order
         rows = sampler.batch_at(iteration)
@@ -178,7 +178,7 @@ def test_sampler_properties(data) -> None:
         for image, positive in zip(rows[:2].flatten(), rows[2:].flatten(), strict=True):
             alone = (labels == labels[image]).sum() == 1
             assert (image == positive) == alone
-        parts = [sampler.batch_at(iteration, rank, world_size) for rank in range(world_size)]
+        parts = [sampler.batch_at(iteration, share(8, rank, world_size)) for rank in range(world_size)]
         assert torch.equal(torch.cat(parts, dim=1), rows)
         assert torch.equal(PairSampler(labels, 8, sampler.seed).batch_at(iteration), rows)
 
@@ -203,11 +203,36 @@ def test_positives_are_uniform_over_the_others() -> None:
     assert (share + torch.eye(4) / 3 - 1 / 3).abs().max() < 0.06
 
 
-def test_sampler_refuses_uneven_shares() -> None:
+@given(batch_size=st.integers(2, 100), world_size=st.integers(1, 50))
+def test_shares_are_the_whole_batch_in_order(batch_size: int, world_size: int) -> None:
+    if batch_size < 2 * world_size:
+        with pytest.raises(ValueError, match=f"batch_size = {batch_size} over {world_size} ranks"):
+            share(batch_size, 0, world_size)
+        return
+    shares = [share(batch_size, rank, world_size) for rank in range(world_size)]
+    assert [place for places in shares for place in places] == list(range(batch_size))
+    assert {len(places) - batch_size // world_size for places in shares} <= {0, 1}
+
+
+def test_eight_images_over_three_ranks() -> None:
+    shares = [share(8, rank, 3) for rank in range(3)]
+    assert shares == [range(2), range(2, 5), range(5, 8)]
+    draws = [
+        Position(seed=1, iteration=5, first=places.start, total=8).uniform("a", (len(places), 3), "cpu")
+        for places in shares
+    ]
+    assert torch.equal(torch.cat(draws), Position(seed=1, iteration=5).uniform("a", (8, 3), "cpu"))
+
+
+def test_sampler_refuses_places_outside_the_batch() -> None:
     sampler = PairSampler(torch.arange(10), batch_size=8, seed=0)
-    for world_size in (3, 8):
-        with pytest.raises(ValueError, match=f"batch_size = 8 over {world_size} ranks"):
-            sampler.batch_at(0, 0, world_size)
+    for places in (range(6, 9), range(-1, 2), range(0)):
+        with pytest.raises(ValueError, match=r"choose from range\(0, 8\)"):
+            sampler.batch_at(0, places)
+    with pytest.raises(ValueError, match="rank = 2: 2 ranks are numbered from 0 to 1"):
+        share(8, 2, 2)
+    with pytest.raises(ValueError, match="places 6 to 8 of a batch of 8"):
+        Position(seed=0, iteration=0, first=6, total=8).uniform("a", (3,), "cpu")
     with pytest.raises(ValueError, match="one identity per training image"):
         PairSampler(torch.zeros(0), 8, 0)
 
@@ -217,7 +242,7 @@ def test_draws_are_a_function_of_the_position() -> None:
         return Position(**position).uniform("a", (2, 3), "cpu")
 
     whole = Position(seed=1, iteration=5).uniform("a", (4, 3), "cpu")
-    parts = [draws(seed=1, iteration=5, rank=rank, world_size=2) for rank in range(2)]
+    parts = [draws(seed=1, iteration=5, first=first, total=4) for first in (0, 2)]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(draws(seed=1, iteration=5), draws(seed=1, iteration=6))
     assert not torch.equal(draws(seed=1, iteration=5), draws(seed=2, iteration=5))
@@ -268,9 +293,8 @@ def test_training_batch_is_the_same_however_many_ranks_share_it() -> None:
     pixels = torch.randint(256, (4, 4, 3, 40, 20), dtype=torch.uint8)
     labels = torch.zeros(2, 4, dtype=torch.int64)
     whole = training_batch(pixels, labels, Position(seed=0, iteration=3), config)
-    for rank in range(2):
-        part = slice(2 * rank, 2 * rank + 2)
-        position = Position(seed=0, iteration=3, rank=rank, world_size=2)
+    for part in (slice(0, 2), slice(2, 4), slice(1, 4)):
+        position = Position(seed=0, iteration=3, first=part.start, total=4)
         half = training_batch(pixels[:, part], labels[:, part], position, config)
         assert torch.equal(half.images, whole.images[:, part])
         assert half.erased is not None
@@ -286,5 +310,5 @@ def test_training_batch_is_the_same_however_many_ranks_share_it() -> None:
 def test_training_batch_wants_pixels() -> None:
     config = tiny_config()
     position = Position(seed=0, iteration=0)
-    with pytest.raises(ValueError, match=r"uint8 of shape \(4, B, 3, h, w\)"):
+    with pytest.raises(ValueError, match=r"uint8 of shape \(S, B, 3, h, w\)"):
         training_batch(torch.zeros(4, 2, 3, 8, 8), torch.zeros(2, 2), position, config)

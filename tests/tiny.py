@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_core.augment import training_batch
+from dgnet_core.baseline import TeacherState
 from dgnet_core.config import AugmentConfig, DGNetConfig, LossConfig, NetworkConfig, StepConfig, Warmup
-from dgnet_core.sampling import Batch, PairSampler, Position
+from dgnet_core.sampling import Batch, PairSampler, Position, share
 from dgnet_core.state import TrainState
 from dgnet_core.teacher import Teacher
 
@@ -57,8 +58,9 @@ def tiny_pictures(config: DGNetConfig, count: int = 23) -> tuple[Tensor, Tensor]
 
 def tiny_batch(config: DGNetConfig, iteration: int, rank: int = 0, world_size: int = 1) -> Batch:
     pixels, labels = tiny_pictures(config)
-    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, rank, world_size)
-    position = Position(seed=config.seed, iteration=iteration, rank=rank, world_size=world_size)
+    places = share(config.batch_size, rank, world_size)
+    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places)
+    position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
     batch = training_batch(pixels[rows], labels[rows[:2]], position, config)
     if config.step.precision != "float64":
         return batch
@@ -66,7 +68,7 @@ def tiny_batch(config: DGNetConfig, iteration: int, rank: int = 0, world_size: i
     return replace(batch, images=batch.images.double(), erased=erased)
 
 
-def flat(state: TrainState) -> dict[str, Tensor]:
+def flat(state: TrainState | TeacherState) -> dict[str, Tensor]:
     """Every tensor of a state by a path, for comparing two states bit for bit."""
     found: dict[str, Tensor] = {}
 
@@ -86,7 +88,7 @@ def flat(state: TrainState) -> dict[str, Tensor]:
     return found
 
 
-def assert_same(first: TrainState, second: TrainState) -> None:
+def assert_same(first: TrainState | TeacherState, second: TrainState | TeacherState) -> None:
     """Both states are equal in every bit."""
     a, b = flat(first), flat(second)
     assert a.keys() == b.keys()
