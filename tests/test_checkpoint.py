@@ -108,6 +108,7 @@ def test_everything_comes_back(path: Path):
 
 def test_networks_alone_are_built_from_the_checkpoint(path: Path):
     state, meta = load_networks(path)
+    assert isinstance(state, TrainState)
     assert same_tensors(state, trained())
     assert state.iteration == meta.iteration == 1234
     assert not state.appearance_optimizer.state

@@ -89,7 +89,8 @@ class Meta:
         if digest != _digest({**values, "format": found}):
             raise CheckpointError(f"{damaged} (its digest does not fit)")
         try:
-            return cls(**{**values, "config": from_dict(KINDS[values.pop("kind")], values["config"])})
+            kind = KINDS[values.pop("kind")]
+            return cls(**{**values, "config": from_dict(kind, values["config"])})
         except (ConfigError, KeyError, TypeError) as error:
             remedy = f"it was written by {values.get('code')}, read it with that version"
             raise CheckpointError(f"{path} holds a configuration this code does not know ({error}): {remedy}") from None
@@ -150,7 +151,7 @@ def save(
                 torch.save(state.state_dict(), file)
         except RuntimeError as error:  # how PyTorch reports a full disk
             raise OSError(f"{partial / TENSORS} could not be written ({error}): is the disk full?") from error
-        size, digest = _measure(partial / TENSORS)
+        size, digest = measure(partial / TENSORS)
         meta = Meta(
             config=config,
             iteration=state.iteration,
@@ -203,7 +204,7 @@ def read_meta(path: Path) -> Meta:
 def verify(path: Path) -> Meta:
     """As `read_meta`, and that the tensors are those that were written, by their digest."""
     meta = read_meta(path)
-    if _measure(path / TENSORS)[1] != meta.tensors_sha256:
+    if measure(path / TENSORS)[1] != meta.tensors_sha256:
         raise CheckpointError(
             f"{path / TENSORS} was changed after it was written: copy it again, or use another checkpoint"
         )
@@ -320,7 +321,7 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _measure(path: Path) -> tuple[int, str]:
+def measure(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

@@ -35,7 +35,8 @@ def average(tensors: Iterable[Tensor], share: float) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket]).mul_(share)
         dist.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in bucket])
-        torch._foreach_copy_(bucket, [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)])
+        for tensor, part in zip(bucket, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], share: float) -> None:

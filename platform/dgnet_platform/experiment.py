@@ -1,7 +1,7 @@
 """An experiment: one tree of settings that is printed, stored with its run, and rebuilt from there.
 
-What decides the result (the model, the data, the teacher) gives the run its name; where and how fast it is computed does
-not. So the same command finds its run again, and goes on with it.
+What decides the result (the model, the data, the teacher) gives the run its name; where and how fast it is computed
+does not. So the same command finds its run again, and goes on with it.
 """
 
 import hashlib

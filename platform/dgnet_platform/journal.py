@@ -1,7 +1,7 @@
 """The journal: a run's own record of its metrics and pictures, one line of JSON an iteration.
 
-It is the truth that MLflow is filled from. A line costs some microseconds, never waits for a server, and is written once
-it is complete. A run that goes on from a checkpoint drops the lines after it, and writes them anew.
+It is the truth that MLflow is filled from. A line costs some microseconds, never waits for a server, and is written
+once it is complete. A run that goes on from a checkpoint drops the lines after it, and writes them anew.
 """
 
 import json

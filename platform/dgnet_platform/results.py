@@ -74,6 +74,19 @@ def write(evaluation: Evaluation, folder: Path) -> None:
             os.fsync(file.fileno())
 
 
+def read(folder: Path) -> Evaluation:
+    """The evaluation that `write` was given, without its pictures."""
+    values = json.loads((folder / JSON).read_text())
+    return Evaluation(
+        source=values["source"],
+        drawn=values["note"] is not None,
+        retrieval=pd.DataFrame(values["retrieval"]),
+        sweep=pd.DataFrame(values["sweep"]),
+        swaps=pd.DataFrame(values["swaps"]),
+        extraction=pd.DataFrame(values["extraction"]),
+    )
+
+
 def tables(evaluation: Evaluation) -> RenderableType:
     """All tables for a terminal."""
     parts: list[RenderableType] = [

@@ -1,8 +1,8 @@
 """Carries a run's journal to MLflow from a process of its own, so that neither its work nor its absence slows training.
 
-The shipper asks MLflow how far it has come (the metric `iteration`) and sends what follows, whole iterations at a time. When
-MLflow does not answer it tries again, from there: nothing is lost, nothing sent twice. It ends when the training process
-says so, or is gone, and the journal is empty.
+The shipper asks MLflow how far it has come (the metric `iteration`) and sends what follows, whole iterations at a
+time. When MLflow does not answer it tries again, from there: nothing is lost, nothing sent twice. It ends when the
+training process says so, or is gone, and the journal is empty.
 """
 
 import fcntl

@@ -92,7 +92,8 @@ def stored_grid(trained: Trained, store: Store, people: People | None, title: st
     index = store.index("query")
     rows = different_people(index["person_id"].tolist())
     pictures = stored_pictures(store, "query", rows)
-    return grid_picture(trained, pictures, [index["file_name"][row] for row in rows], people, title)
+    names = index["file_name"].tolist()
+    return grid_picture(trained, pictures, [names[row] for row in rows], people, title)
 
 
 def different_people(person_ids: Sequence[int]) -> list[int]:

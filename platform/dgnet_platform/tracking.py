@@ -4,6 +4,7 @@ What happens meanwhile goes through the journal; `shipping` takes it from there.
 """
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,7 @@ def client(uri: str) -> MlflowClient:
     for name, value in {"MAX_RETRIES": "1", "BACKOFF_FACTOR": "1", "TIMEOUT": "10"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     return MlflowClient(uri)
 
@@ -65,8 +67,8 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             found = connected.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage != "active":
                 raise TrackingError(
-                    f"MLflow's experiment {experiment} at {uri} was deleted: restore it with `mlflow experiments restore"
-                    f" --experiment-id {found.experiment_id}`, or name another --tracking-uri"
+                    f"MLflow's experiment {experiment} at {uri} was deleted: restore it with `mlflow experiments"
+                    f" restore --experiment-id {found.experiment_id}`, or name another --tracking-uri"
                 )
             return connected, found.experiment_id if found else connected.create_experiment(experiment, _place(uri))
     except AWAY as error:
@@ -130,19 +132,19 @@ class _StoreSource(FileSystemDatasetSource):
         self._location = location
 
     @property
-    def uri(self) -> str:
+    def uri(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._location
 
     @staticmethod
     def _get_source_type() -> str:
         return "dgnet_store"
 
-    def load(self, dst_path: str | None = None) -> str:
+    def load(self, dst_path: str | None = None) -> str:  # noqa: ARG002
         """The store's location; stores are not copied."""
         return self._location
 
     @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
+    def _can_resolve(raw_source: Any) -> bool:  # noqa: ARG004
         return False
 
     @classmethod

@@ -1,0 +1,106 @@
+"""How training is launched: the only place that knows Ray's configuration."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+import torch
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from dgnet_platform.experiment import Experiment, ExperimentError
+from dgnet_platform.run import Run
+from dgnet_platform.worker import train_loop
+
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise prints appear twice
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # how newer versions of Ray treat workers without a GPU
+}
+
+
+def build_trainer(run: Run, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
+    """Ray Train's trainer of a run; `fit()` trains from wherever the run is.
+
+    Ray's own folder holds nothing that a run needs. It starts failed workers again, and the loop goes on from the run's
+    newest whole checkpoint: Ray would forget one that was written just before a crash.
+
+    Args:
+        run: its record must be saved.
+        callbacks: called with what the loop reports; not without workers.
+    """
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # otherwise each report is printed
+    experiment = run.experiment
+    fewest, most = experiment.fewest_workers, experiment.most_workers
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"folder": str(run.folder)},
+        scaling_config=ScalingConfig(
+            num_workers=(fewest, most) if experiment.elastic else most,
+            use_gpu=experiment.gpus or (most == 0 and torch.cuda.is_available()),
+            elastic_resize_monitor_interval_s=10,
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=str(run.folder / "ray"),
+            failure_config=FailureConfig(max_failures=experiment.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+def connect() -> None:
+    """Start Ray on this machine, or join the cluster that this job runs on."""
+    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+    if ray.is_initialized():
+        return
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if _is_local() else {}
+    ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": environment})
+
+
+def _is_local() -> bool:
+    """Whether `ray.init` will start a cluster of its own."""
+    return "RAY_ADDRESS" not in os.environ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What a run's workers need of a resource, and what there is."""
+
+    resource: str
+    needed: int
+    there: float
+    free: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.needed} workers need {self.needed} {self.resource}s; this cluster has {self.there:g},"
+            f" {self.free:g} of them free"
+        )
+
+
+def room_for(experiment: Experiment) -> Room:
+    """Compare what a run needs at least with what the cluster has now."""
+    resource = "GPU" if experiment.gpus else "CPU"
+    return Room(
+        resource=resource,
+        needed=experiment.fewest_workers,
+        there=ray.cluster_resources().get(resource, 0),
+        free=ray.available_resources().get(resource, 0),
+    )
+
+
+def check_room(experiment: Experiment) -> None:
+    """Refuse a run that can never start.
+
+    Raises:
+        ExperimentError: this machine is the whole cluster, and it is too small.
+    """
+    room = room_for(experiment)
+    if _is_local() and room.there < room.needed:
+        raise ExperimentError(f"--workers {experiment.workers}: {room}; ask for fewer, or run on a cluster")

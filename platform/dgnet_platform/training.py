@@ -1,0 +1,448 @@
+"""A training run from its experiment to its results, as the driver sees it: check, track, launch, watch, publish."""
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from mlflow import MlflowClient
+from ray.train import TrainingFailedError
+from rich.console import Console
+
+from dgnet_core.sampling import share
+from dgnet_platform import checkpoint, launch, tracking
+from dgnet_platform.checkpoint import ModelConfig
+from dgnet_platform.datasets.images import held_out_people
+from dgnet_platform.datasets.store import Store
+from dgnet_platform.display import Display
+from dgnet_platform.experiment import (
+    AnyExperiment,
+    DGNetExperiment,
+    ExperimentError,
+    Identity,
+    TeacherExperiment,
+    differences,
+    flat,
+    identity_of,
+)
+from dgnet_platform.plain import to_dict
+from dgnet_platform.presets import teacher_of
+from dgnet_platform.publishing import publish
+from dgnet_platform.run import RESULTS, Run, folder_of
+from dgnet_platform.shipping import ship
+from dgnet_platform.trained import open_teacher
+from dgnet_platform.version import code_version
+from dgnet_platform.worker import Outcome
+
+
+class TrainingError(RuntimeError):
+    """Training failed on the way; the message says why. What was saved stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a run stands after this command."""
+
+    run: Run
+    outcome: Outcome
+    model_uri: str | None = None
+    """Of the published model; None: it is not finished, or MLflow was away."""
+
+    @property
+    def checkpoint(self) -> Path:
+        """The run's last checkpoint."""
+        return self.run.folder / f"checkpoint_{self.run.experiment.model.iterations:08d}"
+
+    @property
+    def results(self) -> Path:
+        """Folder of the final evaluation."""
+        return self.run.folder / RESULTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a command will do."""
+
+    experiment: AnyExperiment
+    store: Store
+    identity: Identity
+    folder: Path
+    teacher: Path | None
+    origin: Path | None
+    existing: Run | None
+    """The run that will be gone on with; None: a new one."""
+
+
+def train(
+    experiment: AnyExperiment,
+    *,
+    console: Console,
+    origin: Path | None = None,
+    fork: bool = False,
+    register: str | None = None,
+) -> Trained:
+    """Train, or go on with, the run that an experiment describes; a finished one is only looked at.
+
+    Args:
+        experiment: what to train. DG-Net's teacher `auto` is trained first.
+        console: where progress is shown.
+        origin: a checkpoint that a new run starts from.
+        fork: if the run of that name has other settings, start a new one from its newest checkpoint.
+        register: publish the finished model in MLflow's registry under this name.
+
+    Raises:
+        ExperimentError, StoreError, CheckpointError, TrackingError: it cannot be run as asked; nothing was begun.
+        TrainingError: a worker failed more often than it may, or a loss was not finite.
+    """
+    teacher = _train_teacher(experiment, console)
+    plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
+    check_storage(plan)
+    with _alone(plan.folder):
+        connected, run = _track(plan)
+        run.forget_stop()
+        if experiment.most_workers:
+            launch.connect()
+            launch.check_room(experiment)
+        try:
+            outcome = _fit(run, console)
+        except BaseException as error:
+            _close(connected, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error), console)
+            raise
+        return _end(connected, run, outcome, register, console)
+
+
+def make_plan(
+    experiment: AnyExperiment, *, teacher: Path | None, origin: Path | None = None, fork: bool = False
+) -> Plan:
+    """Find out what an experiment comes down to; changes nothing. Arguments and errors as for `train`."""
+    store = Store.open(experiment.data)
+    experiment = replace(experiment, data=_absolute(experiment.data))
+    _check_data(experiment, store)
+    digest = None
+    if teacher is not None:
+        known = open_teacher(teacher)[0].head.classifier.out_features
+        if known != experiment.model.num_classes:
+            raise ExperimentError(
+                f"teacher {teacher} knows {known} identities, {store.location} has {experiment.model.num_classes} to"
+                " train on: name one that was trained on the same data, or use --teacher auto"
+            )
+        digest = _digest(teacher)
+
+    def named(origin: Path | None, name: str) -> tuple[Identity, Path]:
+        identity = identity_of(
+            experiment,
+            dataset=store.info.dataset,
+            fingerprint=store.info.fingerprint,
+            teacher=digest,
+            origin=None if origin is None else _digest(origin),
+        )
+        return identity, folder_of(experiment.storage, name or identity.name)
+
+    identity, folder = named(origin, experiment.name)
+    existing = Run.find(folder)
+    if existing is not None and existing.identity != identity.values():
+        changed = differences(existing.identity, identity.values())
+        listed = "\n".join(f"  {path}: {before!r} -> {after!r}" for path, (before, after) in changed.items())
+        if not fork:
+            raise ExperimentError(
+                f"run {existing.name} exists and has other settings:\n{listed}\n"
+                "Pass --fork to start a new run from its newest checkpoint, or another --name to start from scratch"
+            )
+        origin = checkpoint.newest(folder)
+        if origin is None:
+            raise ExperimentError(f"run {existing.name} has no checkpoint to fork from: pass another --name")
+        identity, _ = named(origin, "")
+        _, folder = named(origin, f"{existing.name}-{identity.name[-8:]}")
+        existing = Run.find(folder)
+    if existing is None and origin is not None:
+        checkpoint.verify(origin)
+    return Plan(
+        experiment=replace(experiment, name=folder.name),
+        store=store,
+        identity=identity,
+        folder=folder,
+        teacher=teacher,
+        origin=origin if existing is None else Path(existing.origin) if existing.origin else None,
+        existing=existing,
+    )
+
+
+def needed_classes(store: Store, hold_out: bool) -> int:
+    """Identities that a run on a store trains on.
+
+    Raises:
+        ExperimentError: it has no training split, or too few identities to hold some out.
+    """
+    if "train" not in store.info.splits:
+        raise ExperimentError(f"{store.location} has no train split, only {', '.join(store.info.splits)}")
+    people = len(store.info.classes)
+    try:
+        return people - held_out_people(people) if hold_out else people
+    except ValueError as error:
+        raise ExperimentError(f"{store.location}: {error}, or pass --no-hold-out") from None
+
+
+def check_storage(plan: Plan) -> None:
+    """Check that a run's folder can be written and holds what the run will keep.
+
+    Raises:
+        ExperimentError: names the folder, and how much is missing.
+    """
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        probe = plan.folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ExperimentError(f"--storage: {plan.folder} cannot be written ({error}): name another folder") from None
+    needed = checkpoint_bytes(plan.experiment.model) * (plan.experiment.keep + 2)  # the best, and one half written
+    free = shutil.disk_usage(plan.folder).free
+    if free < needed:
+        raise ExperimentError(
+            f"--storage: {plan.folder} has {free / 2**30:.1f} GiB free, the run's checkpoints take"
+            f" {needed / 2**30:.1f} GiB: make room, lower --keep, or name another folder"
+        )
+
+
+def checkpoint_bytes(config: ModelConfig) -> int:
+    """About how large a checkpoint is: parameters, and what their optimisers remember of each."""
+    with torch.device("meta"):
+        state = checkpoint.build(config, "meta", pretrained=False)
+    moments = {torch.optim.SGD: 1, torch.optim.Adam: 2}
+    size = 0
+    for optimizer in state.optimizers.values():
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        size += (1 + moments[type(optimizer)]) * sum(parameter.nbytes for parameter in parameters)
+    return size
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Before
+
+
+def _check_data(experiment: AnyExperiment, store: Store) -> None:
+    classes = needed_classes(store, experiment.hold_out)
+    if classes != experiment.model.num_classes:
+        raise ExperimentError(
+            f"model.num_classes is {experiment.model.num_classes}, {store.location} has {classes} identities to train"
+            f" on{' (others are held out)' if experiment.hold_out else ''}: leave it out"
+        )
+    for split in ("query", "gallery"):
+        if split not in store.info.splits:
+            raise ExperimentError(f"{store.location} has no {split}, which the finished run is evaluated on")
+    for workers in range(max(1, experiment.fewest_workers), max(1, experiment.most_workers) + 1):
+        try:
+            share(experiment.model.batch_size, 0, workers)
+        except ValueError as error:
+            raise ExperimentError(f"--workers {experiment.workers}: {error}") from None
+
+
+def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | None:
+    """The teacher that a run needs, trained now if it is not there."""
+    if isinstance(experiment, TeacherExperiment) or not experiment.model.recipe.needs_teacher:
+        return None
+    if experiment.teacher != "auto":
+        return named_teacher(experiment)
+    trained = train(teacher_of(experiment), console=console)
+    if trained.outcome.ending != "finished":
+        raise TrainingError(f"the teacher {trained.run.name} is not finished: the same command goes on with it")
+    return trained.checkpoint
+
+
+def named_teacher(experiment: DGNetExperiment) -> Path | None:
+    """The teacher that an experiment names, or None for `auto`.
+
+    Raises:
+        ExperimentError: no such teacher.
+    """
+    if experiment.teacher == "auto":
+        return None
+    if not experiment.teacher.startswith("run:"):
+        return Path(experiment.teacher).expanduser().resolve()
+    run_id = experiment.teacher.removeprefix("run:")
+    uri = experiment.tracking_uri or tracking.default_uri(experiment.storage)
+    try:
+        tags = tracking.client(uri).get_run(run_id).data.tags
+    except tracking.AWAY as error:
+        raise ExperimentError(f"--teacher {experiment.teacher}: MLflow at {uri} does not have it ({error})") from None
+    folder = Path(tags.get(tracking.FOLDER_TAG, "").partition(":")[2])
+    newest = checkpoint.newest(folder) if folder.is_dir() else None
+    if newest is None:
+        raise ExperimentError(f"--teacher {experiment.teacher}: its checkpoints are not on this machine ({folder})")
+    return newest
+
+
+def _track(plan: Plan) -> tuple[MlflowClient, Run]:
+    """The run's record and its MLflow run, new or opened again."""
+    experiment = plan.experiment
+    uri = experiment.tracking_uri or tracking.default_uri(experiment.storage)
+    connected, mlflow_experiment = tracking.connect(uri, f"dgnet-{plan.store.info.dataset}")
+    if plan.existing is not None:
+        uri = plan.existing.tracking_uri
+        connected = tracking.client(uri)
+        tracking.reopen_run(connected, plan.existing.mlflow_run)
+        run = replace(plan.existing, experiment=experiment)
+    else:
+        config = to_dict(experiment)
+        run_id = tracking.open_run(
+            connected,
+            mlflow_experiment,
+            name=plan.folder.name,
+            folder=plan.folder,
+            params=flat(config),
+            tags=_tags(plan),
+            store=plan.store,
+        )
+        run = Run(
+            folder=plan.folder,
+            experiment=experiment,
+            identity=plan.identity.values(),
+            teacher=str(plan.teacher) if plan.teacher else None,
+            origin=str(plan.origin) if plan.origin else None,
+            tracking_uri=uri,
+            mlflow_experiment=mlflow_experiment,
+            mlflow_run=run_id,
+        )
+    run.save()
+    return connected, run
+
+
+def _tags(plan: Plan) -> dict[str, str]:
+    experiment, code = plan.experiment, code_version()
+    workers = max(1, experiment.most_workers)
+    on_gpu = experiment.gpus or (not experiment.most_workers and torch.cuda.is_available())
+    return {
+        "dgnet.kind": plan.identity.kind,
+        "dgnet.dataset": plan.store.info.dataset,
+        "dgnet.data_fingerprint": plan.store.info.fingerprint,
+        "dgnet.drawn_people": str(bool(plan.store.info.origin)).lower(),
+        "dgnet.code": code,
+        "dgnet.dirty": str(code.endswith("-dirty")).lower(),
+        "mlflow.source.git.commit": code.partition("+")[2].removesuffix("-dirty"),
+        "dgnet.workers": experiment.workers,
+        "dgnet.images_a_rank": f"{experiment.model.batch_size / workers:g}",
+        "dgnet.batch_norm": "statistics of each rank's batch; running ones averaged over ranks",
+        "dgnet.host": socket.gethostname(),
+        "dgnet.device": "cuda" if on_gpu else "cpu",
+        "dgnet.teacher": str(plan.teacher or ""),
+        "dgnet.origin": str(plan.origin or ""),
+    }
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Only one command at a time trains a run.
+
+    Raises:
+        ExperimentError: another one does.
+    """
+    with (folder / ".training.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExperimentError(f"run {folder.name} is being trained by another command: wait for it") from None
+        yield
+
+
+def _absolute(data: str) -> str:
+    """A store's location that holds wherever the worker's working directory is."""
+    return data if "://" in data else str(Path(data).expanduser().resolve())
+
+
+def _digest(path: Path) -> str:
+    """What tells one trained network from another: the digest of a checkpoint's tensors, or of a file."""
+    if path.is_dir():
+        return checkpoint.read_meta(path).tensors_sha256
+    return checkpoint.measure(path)[1]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Meanwhile and afterwards
+
+
+def _fit(run: Run, console: Console) -> Outcome:
+    """Train in a thread, or on workers, while this thread shows progress and listens to signals."""
+    results: list[Outcome | BaseException] = []
+
+    def fit() -> None:
+        try:
+            results.append(Outcome(**launch.build_trainer(run).fit().return_value))  # pyright: ignore[reportCallIssue]
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=fit, name=f"train {run.name}", daemon=True)
+    with Display(run, console) as display, _stopping(run, display):
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.3)
+            display.update()
+    result = results[0]
+    if isinstance(result, TrainingFailedError):
+        raise TrainingError(_cause(result)) from result
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+@contextmanager
+def _stopping(run: Run, display: Display) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM the run saves and stops; on the second one this command ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:  # noqa: ARG001 - what signal handlers take
+        if run.stop_asked:
+            raise KeyboardInterrupt
+        run.ask_to_stop()
+        display.say("saves at the next iteration and stops (once more: stop at once, without saving)")
+
+    former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _end(connected: MlflowClient, run: Run, outcome: Outcome, register: str | None, console: Console) -> Trained:
+    """Close the MLflow run; publish what a finished one has."""
+    if not ship(run, lambda: True, patience=5):
+        console.print(
+            f"MLflow at {run.tracking_uri} does not answer. Nothing is lost: the same command sends the rest.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    trained, uri = Trained(run=run, outcome=outcome), None
+    if outcome.ending == "finished":
+        try:
+            uri = publish(connected, run, trained.checkpoint, register)
+        except tracking.AWAY as error:
+            console.print(f"The model is not in MLflow yet ({error}): run the same command again", style="yellow")
+    status = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}[outcome.ending]
+    _close(connected, run, status, outcome.reason or outcome.ending, console)
+    if outcome.ending == "diverged":
+        raise TrainingError(f"run {run.name}: {outcome.reason}")
+    return replace(trained, model_uri=uri)
+
+
+def _close(connected: MlflowClient, run: Run, status: str, reason: str, console: Console) -> None:
+    try:
+        tracking.close_run(connected, run.mlflow_run, status, reason[:500])  # pyright: ignore[reportArgumentType]
+    except tracking.AWAY:
+        console.print(f"MLflow still shows run {run.name} as running: it did not answer", style="yellow")
+
+
+def _cause(error: TrainingFailedError) -> str:
+    """The first worker's own error, in its words."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first: BaseException = next(iter(failures.values()), error)
+    text = str(getattr(first, "cause", None) or first).strip()
+    return text.splitlines()[-1] if text else type(first).__name__
