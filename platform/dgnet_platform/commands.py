@@ -209,7 +209,7 @@ def _greet(experiment: AnyExperiment, console: Console) -> None:
         console.print("On drawn people, who are no photographs: no figure here stands for a public data set.")
     if experiment.elastic:
         console.print(
-            f"--workers {experiment.workers}: BatchNorm's batches change with the number of workers, and so does the run.",
+            f"--workers {experiment.workers}: BatchNorm's batches change with their number, and so does the run.",
             style="yellow",
         )
 

@@ -69,15 +69,16 @@ class Display:
     def update(self) -> None:
         """Read what is new and show it."""
         evaluated = False
-        for entry in self._tail.read():
+        entries = list(self._tail.read())
+        for entry in entries:
             evaluated |= self._take(entry)
         if self._last is not None:
             self._bar.update(self._task, completed=self._last.iteration)
-        if not self._console.is_terminal and (evaluated or time.monotonic() - self._told > EVERY):
+        told = self._console.is_terminal or not entries
+        if not told and (evaluated or time.monotonic() - self._told > EVERY):
             self._told = time.monotonic()
-            if self._last is not None:
-                line = f"{self._run.name}: {self._last.iteration:,} of {self._iterations:,}, {self._line()}"
-                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            line = f"{self._run.name}: {entries[-1].iteration:,} of {self._iterations:,}, {self._line()}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _take(self, entry: Entry) -> bool:
         """Remember an entry; returns whether the run was evaluated."""

@@ -63,18 +63,18 @@ class Tail:
     def __init__(self, folder: Path, after: int = 0):
         """Read the journal in a run's folder, from the first line later than iteration `after`."""
         self._path = folder / JOURNAL
-        self._offset = 0
+        self._file, self._offset = 0, 0
         self.iteration = after
 
     def read(self, most: int | None = None) -> Iterator[Entry]:
         """Entries that were not read yet, at most so many; nothing when there are none now."""
         try:
-            size = self._path.stat().st_size
+            file = self._path.open("rb")
         except FileNotFoundError:
             return
-        if size < self._offset:  # a resumed run dropped lines
-            self._offset = 0
-        with self._path.open("rb") as file:
+        with file:
+            if (number := os.fstat(file.fileno()).st_ino) != self._file:  # a resumed run dropped lines
+                self._file, self._offset = number, 0
             file.seek(self._offset)
             while most is None or most > 0:
                 line = file.readline()
@@ -102,12 +102,13 @@ def _parse(line: bytes) -> Entry | None:
 
 
 def _truncate(path: Path, iteration: int) -> None:
-    """Cut a journal after the line of `iteration`."""
-    with path.open("rb+") as file:
-        keep = 0
+    """Cut a journal after the line of `iteration`, by a new file in its place: its readers notice."""
+    partial = path.with_name(f".{path.name}.partial")
+    with path.open("rb") as file, partial.open("wb") as kept:
         for line in iter(file.readline, b""):
             entry = _parse(line) if line.endswith(b"\n") else None
-            if entry is None or entry.iteration > iteration:
-                break
-            keep += len(line)
-        file.truncate(keep)
+            if entry is not None and entry.iteration <= iteration:
+                kept.write(line)
+        kept.flush()
+        os.fsync(kept.fileno())
+    partial.rename(path)

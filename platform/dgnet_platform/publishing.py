@@ -74,7 +74,7 @@ def _log_model(run: Run, checkpoint: Path) -> str:
     """Log the network of a checkpoint as a pyfunc model; returns its id."""
     state, meta = load_networks(checkpoint)
     network = state.teacher if isinstance(state, TeacherState) else state.appearance_encoder
-    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # environments without pip are fine
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run.mlflow_run), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*type hint.*")
         signature = serving.export(network, meta.config, Path(temporary), BETA)

@@ -112,14 +112,17 @@ def tables(evaluation: Evaluation) -> RenderableType:
 
 
 def _retrieval_table(retrieval: pd.DataFrame) -> Table:
-    table = _table("Retrieval, %", "trained on → store", "feature", "query", "ranking", *_FIGURES)
-    for label, rows in retrieval.groupby(retrieval["trained_on"] + " → " + retrieval["store"], sort=False):
-        label = str(label)
+    transfers = retrieval["trained_on"] + " → " + retrieval["store"]
+    same = transfers.nunique() == 1
+    title = f"Retrieval, %: {transfers.iloc[0]}" if same else "Retrieval, %"
+    table = _table(title, *([] if same else ["trained on → store"]), "feature", *_FIGURES)
+    for label, rows in retrieval.groupby(transfers, sort=False):
+        labels = [] if same else [str(label)]
         for row in rows.to_dict("records"):
             feature = f"both, beta {row['beta']:g}" if row["feature"] == "both" else str(row["feature"])
-            ranking = "re-ranked" if row["reranked"] else "similarity"
-            table.add_row(label, feature, str(row["query"]), ranking, *_percent(row))
-            label = ""
+            how = [", multi-query" if row["query"] == "multi" else "", ", re-ranked" if row["reranked"] else ""]
+            table.add_row(*labels, feature + "".join(how), *_percent(row))
+            labels = [""] * len(labels)
         table.add_section()
     return table
 
@@ -136,19 +139,12 @@ def _sweep_table(sweep: pd.DataFrame) -> Table:
 
 
 def _swap_table(swaps: pd.DataFrame) -> Table:
-    table = _table(
-        "Swap fidelity against the true picture",
-        "store",
-        "identities",
-        "picture",
-        "pairs",
-        "L1",
-        "PSNR",
-        "SSIM",
-    )
+    same = swaps["store"].nunique() == 1
+    title = f"Swap fidelity against the true picture, {swaps['pairs'].max():,} pairs"
+    table = _table(title, *([] if same else ["store"]), "identities", "picture", "L1", "PSNR", "SSIM")
     for row in swaps.to_dict("records"):
         figures = f"{row['L1']:.4f}", f"{row['PSNR']:.2f} dB", f"{row['SSIM']:.4f}"
-        table.add_row(row["store"], row["identities"], row["picture"], f"{row['pairs']:,}", *figures)
+        table.add_row(*([] if same else [row["store"]]), row["identities"], row["picture"], *figures)
     return table
 
 

@@ -49,8 +49,9 @@ def fidelity_rows(
 
     For comparison also those of x_j as it is, which a generator that does nothing would reach.
 
-    Pairs are two persons of the training split ("seen", if the networks were trained on this very store) or
-    two persons of query and gallery ("unseen"). They are the same in every call.
+    Pairs are two persons of the training split ("seen", if the networks were trained on this very store; those
+    held out for validation are left out) or two persons of query and gallery ("unseen"). They are the same in
+    every call.
     """
     trained_here = trained.fingerprint == store.info.fingerprint
     groups = {
@@ -62,6 +63,9 @@ def fidelity_rows(
     rows: list[dict[str, object]] = []
     for number, (name, splits) in enumerate(groups.items()):
         shots = [shot_of(file) for split in splits for file in store.index(split)["file_name"]]
+        if name == "seen":
+            trained_on = set(store.info.classes[: trained.state.appearance_encoder.prim.classifier.out_features])
+            shots = [shot for shot in shots if shot.identity in trained_on]
         chosen = choose_pairs(shots, pairs)
         scores = fidelity(trained, people, chosen) if chosen else {}
         for picture, values in scores.items():

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from dgnet_core.sampling import share
 from dgnet_platform import checkpoint, launch, tracking
-from dgnet_platform.checkpoint import ModelConfig
+from dgnet_platform.checkpoint import CheckpointError, ModelConfig
 from dgnet_platform.datasets.images import held_out_people
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.display import Display
@@ -35,6 +35,7 @@ from dgnet_platform.experiment import (
 from dgnet_platform.plain import to_dict
 from dgnet_platform.presets import teacher_of
 from dgnet_platform.publishing import publish
+from dgnet_platform.results import JSON
 from dgnet_platform.run import RESULTS, Run, folder_of
 from dgnet_platform.shipping import ship
 from dgnet_platform.trained import open_teacher
@@ -106,15 +107,9 @@ def train(
     check_storage(plan)
     with _alone(plan.folder):
         connected, run = _track(plan)
-        run.forget_stop()
-        if experiment.most_workers:
-            launch.connect()
-            launch.check_room(experiment)
-        try:
-            outcome = _fit(run, console)
-        except BaseException as error:
-            _close(connected, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error), console)
-            raise
+        outcome = _outcome_of_finished(run)
+        if outcome is None:
+            outcome = _launch(connected, run, console)
         return _end(connected, run, outcome, register, console)
 
 
@@ -365,6 +360,29 @@ def _digest(path: Path) -> str:
 
 # ------------------------------------------------------------------------------------------------------------
 # Meanwhile and afterwards
+
+
+def _outcome_of_finished(run: Run) -> Outcome | None:
+    """How a run ended that is trained and evaluated; None: there is something to do."""
+    last = run.experiment.model.iterations
+    try:
+        checkpoint.verify(run.folder / f"checkpoint_{last:08d}")
+    except CheckpointError:
+        return None
+    return Outcome(ending="finished", iteration=last) if (run.folder / RESULTS / JSON).exists() else None
+
+
+def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
+    """Train a run; whatever goes wrong is told to MLflow too."""
+    run.forget_stop()
+    try:
+        if run.experiment.most_workers:
+            launch.connect()
+            launch.check_room(run.experiment)
+        return _fit(run, console)
+    except BaseException as error:
+        _close(connected, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error), console)
+        raise
 
 
 def _fit(run: Run, console: Console) -> Outcome:
