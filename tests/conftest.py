@@ -1,5 +1,6 @@
 """Fixtures that several files share."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,3 +14,11 @@ def people_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stores") / "people"
     prepare(PrepareConfig(dataset="people", size="tiny", out=out, threads=1))
     return out
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -49,8 +49,8 @@ def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str |
         model_id = _log_model(run, checkpoint)
         connected.set_tag(run.mlflow_run, MODEL_TAG, model_id)
         uri = f"models:/{model_id}"
-    if register is not None and not _registered(connected, register, uri):
-        mlflow.register_model(uri, register)
+    if register is not None:
+        _register(connected, register, uri, run.mlflow_run)
     return uri
 
 
@@ -100,7 +100,9 @@ def _example() -> bytes:
     return file.getvalue()
 
 
-def _registered(connected: MlflowClient, name: str, uri: str) -> bool:
-    """Whether a registered model has a version of this model."""
-    model_id = uri.removeprefix("models:/")
-    return any(model.model_id == model_id for model in connected.search_model_versions(f"name = '{name}'"))
+def _register(connected: MlflowClient, name: str, uri: str, run_id: str) -> None:
+    """Make a model the newest version of a registered one, unless it is a version already."""
+    if not connected.search_registered_models(f"name = '{name}'"):
+        connected.create_registered_model(name)
+    if all(version.source != uri for version in connected.search_model_versions(f"name = '{name}'")):
+        connected.create_model_version(name, uri, run_id, model_id=uri.removeprefix("models:/"))
