@@ -246,8 +246,8 @@ def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
 
     def serve() -> psutil.Process:
-        log = (tmp_path / "server.log").open("ab")
-        process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+        with (tmp_path / "server.log").open("ab") as log:
+            process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
         wait_for(lambda: answers(uri))
         return process
 

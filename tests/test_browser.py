@@ -1,0 +1,66 @@
+"""The MLflow UI on a real run, in a real browser: what a user looks at is there."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dgnet_platform.training import train
+from tests.runs import QUIET, tiny_experiment
+from tests.test_training import answers, stop, wait_for
+
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
+]
+
+
+@pytest.fixture
+def page(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-quic",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        yield page
+        browser.close()
+
+
+def test_the_run_its_curves_and_its_swaps_are_shown(page, people_store, tmp_path, free_port):
+    run = train(tiny_experiment(people_store, tmp_path), console=QUIET).run
+    uri = f"http://127.0.0.1:{free_port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port),
+               "--workers", "1", "--backend-store-uri", run.tracking_uri]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    with (tmp_path / "server.log").open("ab") as log:
+        server = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+    shots = Path(os.environ.get("DGNET_SCREENSHOTS", tmp_path))
+    try:
+        wait_for(lambda: answers(uri))
+        page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs")
+        page.get_by_text(run.name).first.wait_for(timeout=60_000)
+
+        page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs/{run.mlflow_run}/model-metrics")
+        page.get_by_text("L_img1").first.wait_for(timeout=60_000)
+        page.locator(".js-plotly-plot, canvas, svg.main-svg").first.wait_for(timeout=60_000)
+        page.wait_for_timeout(3000)
+        page.screenshot(path=shots / "mlflow_metrics.png")
+
+        page.get_by_text("swaps").first.wait_for(timeout=60_000)
+        picture = page.locator("img[src*='swaps'], img[src^='blob:'], img[src^='data:']").first
+        picture.scroll_into_view_if_needed(timeout=60_000)
+        picture.wait_for(timeout=60_000)
+        assert picture.evaluate("image => image.complete && image.naturalWidth > 100")
+        page.wait_for_timeout(1000)
+        page.screenshot(path=shots / "mlflow_swaps.png")
+    finally:
+        stop(server)
