@@ -314,6 +314,9 @@ class DGNetConfig:
     """Images in batch a, and as many in b and in each one's positives, over all ranks."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Sizes of the networks."""
+    trunk_from_teacher: bool = False
+    """Start the appearance encoder's ResNet from the trained teacher's instead of what `network.pretrained` names: for
+    sizes that have no ImageNet weights, from which the paper starts both."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss weights and their warm-up."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
