@@ -314,6 +314,9 @@ class DGNetConfig:
     """Images in batch a, and as many in b and in each one's positives, over all ranks."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Sizes of the networks."""
+    trunk_from_teacher: bool = False
+    """Start the appearance encoder's ResNet from the trained teacher's instead of what `network.pretrained` names: for
+    sizes that have no ImageNet weights, from which the paper starts both."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss weights and their warm-up."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -451,9 +454,11 @@ def paper_teacher(num_classes: int, images: int, **overrides: object) -> Teacher
 
 
 def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) -> DGNetConfig:
-    """Small networks and pictures for two CPU cores: the same code, the paper's schedule scaled to `iterations`.
+    """Small networks and pictures for two CPU cores: the same code and a schedule of `iterations`.
 
-    The warm-up takes the first 30 % of the run, the ramp to lambda_prim 4 %, milestones stand at 60 % and 90 %.
+    As in the paper the warm-up takes the first 30 % of the run and the ramp to lambda_prim 4 %. A run so short has no
+    time to lose: milestones stand at 80 % and 95 % (paper: 60 % and 90 %), generator and discriminator learn ten times
+    faster, and the appearance encoder starts from the teacher's trunk, which the paper's finds in ImageNet weights.
 
     Args:
         num_classes: identities in the training set.
@@ -465,8 +470,9 @@ def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) ->
         num_classes=num_classes,
         iterations=1_000,
         network=_laptop_network(),
+        trunk_from_teacher=True,
         loss=LossConfig(code_warmup=warmup, teacher_warmup=warmup),
-        optim=OptimConfig(generator_lr=5e-4, discriminator_lr=5e-4, milestones=(600, 900)),
+        optim=OptimConfig(generator_lr=1e-3, discriminator_lr=1e-3, milestones=(800, 950)),
         augment=AugmentConfig(pad=3),
     )
     return replace(rescaled(preset, iterations), **overrides)
@@ -475,17 +481,19 @@ def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) ->
 def laptop_teacher(
     num_classes: int, images: int, *, iterations: int | None = None, **overrides: object
 ) -> TeacherConfig:
-    """The teacher of `laptop`: its network and pictures, `paper_teacher`'s schedule scaled to `iterations`.
+    """The teacher of `laptop`: its network and pictures, and `paper_teacher`'s schedule scaled to `iterations`.
+
+    It starts from random weights, and learns three times faster than one that starts from ImageNet's.
 
     Args:
         num_classes: identities in the training set.
         images: pictures in the training set.
-        iterations: length of the run, all other lengths follow from it; None: 20 epochs.
+        iterations: length of the run, all other lengths follow from it; None: 30 epochs.
         overrides: top-level fields of TeacherConfig to replace.
     """
     network, augment = _laptop_network(), AugmentConfig(pad=3)
-    preset = paper_teacher(num_classes, images, network=network, augment=augment)
-    length = max(1, round(preset.iterations / 3)) if iterations is None else iterations
+    preset = paper_teacher(num_classes, images, network=network, augment=augment, lr=0.015)
+    length = max(1, round(preset.iterations / 2)) if iterations is None else iterations
     return replace(rescaled(preset, length), **overrides)
 
 

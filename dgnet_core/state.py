@@ -91,10 +91,12 @@ class TrainState:
             config: the run.
             device: where the networks live.
             teacher: trained on the same identities; may be None for recipes that need none.
-            pretrained: load what `config.network.pretrained` names; False when a checkpoint will be loaded anyway.
+            pretrained: load what `config.network.pretrained` names, or the teacher's trunk if `trunk_from_teacher`;
+                False when a checkpoint will be loaded anyway.
 
         Raises:
-            ValueError: the teacher knows another number of identities.
+            ValueError: the teacher knows another number of identities, or its trunk is asked for and missing or of
+                other sizes.
             FileNotFoundError, RuntimeError: the ImageNet weights are not to be had (see load_imagenet).
         """
         if teacher is not None and teacher.head.classifier.out_features != config.num_classes:
@@ -111,13 +113,15 @@ class TrainState:
                 Decoder(network),
                 Discriminator(network),
             ]
-        if pretrained:
+        if pretrained and not config.trunk_from_teacher:
             load_imagenet(networks[0].get_submodule("trunk"), network)
         if teacher is not None:
             teacher.requires_grad_(False).train()
         for net in [*networks, teacher] if teacher is not None else networks:
             place(net, config.step, device)
         appearance, structure, decoder, discriminator = networks
+        if pretrained and config.trunk_from_teacher:
+            _load_trunk(appearance.get_submodule("trunk"), teacher)
         optim = config.optim
         adam: dict[str, Any] = {"betas": optim.adam_betas, "weight_decay": optim.weight_decay, "fused": True}
         return cls(
@@ -182,3 +186,15 @@ class TrainState:
             raise ValueError(f"the training state is of another configuration: {error}") from error
         self.identity_level.copy_(saved["identity_level"])
         self.iteration = saved["iteration"]
+
+
+def _load_trunk(trunk: nn.Module, teacher: Teacher | None) -> None:
+    if teacher is None:
+        raise ValueError(
+            "trunk_from_teacher = True and no teacher: give TrainState.build a trained one, or set trunk_from_teacher"
+            " to False and network.pretrained to what else the appearance encoder should start from"
+        )
+    try:
+        trunk.load_state_dict(teacher.trunk.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"trunk_from_teacher = True, but the teacher's network is of other sizes: {error}") from error

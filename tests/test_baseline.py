@@ -29,7 +29,7 @@ from dgnet_core.sampling import Batch, PairSampler, Position, share
 from dgnet_core.schedule import teacher_rate
 from dgnet_core.state import TrainState
 from dgnet_core.step import train_step
-from tests.tiny import CLASSES, assert_same, tiny_batch, tiny_config, tiny_pictures
+from tests.tiny import CLASSES, assert_same, flat, tiny_batch, tiny_config, tiny_pictures
 
 
 def tiny(**overrides) -> TeacherConfig:
@@ -179,6 +179,34 @@ def test_a_trained_teacher_labels_generated_images() -> None:
         assert torch.equal(value, before[name]), name
     labels = state.teacher.labels(tiny_batch(config, 0).images.flatten(0, 1), groups=4)
     torch.testing.assert_close(labels.sum(dim=1), torch.ones(16, dtype=torch.float64))
+
+
+def test_appearance_encoder_may_start_from_the_teachers_trunk() -> None:
+    state = TeacherState.build(tiny())
+    run(state, tiny(), 2)
+    config = tiny_config(trunk_from_teacher=True)
+    started = TrainState.build(config, teacher=state.teacher)
+    for name, value in state.teacher.trunk.state_dict().items():
+        assert torch.equal(value, started.appearance_encoder.trunk.state_dict()[name]), name
+    plain = TrainState.build(tiny_config(), teacher=state.teacher)
+    assert_same_except(started, plain, "/networks/appearance_encoder/trunk")
+    train_step(started, tiny_batch(config, 0), config)
+    assert not torch.equal(started.appearance_encoder.trunk.conv1.weight, state.teacher.trunk.conv1.weight)
+
+    TrainState.build(config, pretrained=False)  # a checkpoint follows
+    with pytest.raises(ValueError, match="trunk_from_teacher = True and no teacher"):
+        TrainState.build(config)
+    wider = replace(config, network=replace(config.network, appearance_width=8))
+    with pytest.raises(ValueError, match="the teacher's network is of other sizes"):
+        TrainState.build(wider, teacher=state.teacher)
+
+
+def assert_same_except(first: TrainState, second: TrainState, different: str) -> None:
+    a, b = flat(first), flat(second)
+    for path, value in a.items():
+        same = torch.equal(value, b[path]) or bool((value.isnan() & b[path].isnan()).all())
+        assert same or path.startswith(different), path
+    assert any(not torch.equal(a[path], b[path]) for path in a if path.startswith(different))
 
 
 # ----------------------------------------------------------------------------------------------------------------

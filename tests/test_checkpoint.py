@@ -31,7 +31,7 @@ from dgnet_platform.trained import open_teacher, open_trained
 
 BASE = laptop(3)
 SMALL = replace(BASE.network, appearance_width=4, bottleneck=8, structure_width=4, adain_width=8, discriminator_width=4)
-CONFIG = replace(BASE, network=SMALL)
+CONFIG = replace(BASE, network=SMALL, trunk_from_teacher=False)
 
 
 def trained(seed: int = 0, iteration: int = 0, config: DGNetConfig = CONFIG) -> TrainState:

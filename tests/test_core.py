@@ -72,7 +72,7 @@ def test_presets_scale_their_schedule() -> None:
     config = laptop(40, iterations=1_000)
     assert config.loss.teacher_warmup.start == 300
     assert config.loss.teacher_warmup.end(config.loss.prim) == 340
-    assert config.optim.milestones == (600, 900)
+    assert config.optim.milestones == (800, 950)
     assert laptop(40, iterations=1).optim.milestones == (1,)
 
 

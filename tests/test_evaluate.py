@@ -48,7 +48,7 @@ SMALL = replace(
     adain_width=8,
     discriminator_width=4,
 )
-CONFIG = replace(BASE, network=SMALL)
+CONFIG = replace(BASE, network=SMALL, trunk_from_teacher=False)
 
 
 def drawn_store(folder: Path, seed: int) -> Path:

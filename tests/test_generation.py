@@ -43,7 +43,7 @@ SMALL = replace(
     adain_width=8,
     discriminator_width=4,
 )
-CONFIG = replace(BASE, network=SMALL)
+CONFIG = replace(BASE, network=SMALL, trunk_from_teacher=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
