@@ -13,6 +13,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 MAX_PIXELS = 2**25
 """An 8K video frame; a crop of a person is a thousandth of it."""
 
+Image.preinit()  # Pillow's decoders are imported now, not while the first batch is waited for
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
