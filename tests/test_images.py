@@ -180,6 +180,18 @@ def test_images_on_the_gpu(tmp_path: Path, pictures: dict[str, np.ndarray]):
     assert torch.equal(there.labels.cpu(), images.labels)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_in_pinned_memory(tmp_path: Path, pictures: dict[str, np.ndarray]):
+    store = prepared(tmp_path, pictures)
+    plain, pinned = (
+        [batch for _, batch in stream(store, ["train"], height=16, width=8, batch_size=5, pinned=pinned)]
+        for pinned in (False, True)
+    )
+    assert all(batch.is_pinned() for batch in pinned)
+    assert torch.equal(torch.cat(pinned), torch.cat(plain))
+
+
 def image_set(person_ids: list[int], camera_ids: list[int]) -> ImageSet:
     count = len(person_ids)
     return ImageSet(

@@ -135,7 +135,7 @@ def _examined(source: Source, records: Sequence[Record], threads: int) -> Iterat
 
     def examine(chunk: Sequence[Record]) -> list[_Picture | Problem]:
         # All are read before the first is decoded: reading lets go of the interpreter again and again, and two
-        # threads that take turns at it would lose a third of their time.
+        # threads that take turns at it would lose a quarter of their time.
         contents = [_read(source, record) for record in chunk]
         return [_examine(record, content) for record, content in zip(chunk, contents, strict=True)]
 
