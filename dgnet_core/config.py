@@ -330,6 +330,11 @@ class DGNetConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
     """Divergence watch."""
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a run starts from a trained teacher, or asks it for labels."""
+        return self.trunk_from_teacher or self.recipe.needs_teacher
+
     def __post_init__(self) -> None:
         _check_run(self)
 

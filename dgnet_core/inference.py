@@ -64,19 +64,39 @@ def extract(
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}: uint8 (N, 3, h, w) is needed")
-    weight = next(network.parameters())
-    device = weight.device
+    device = next(network.parameters()).device
     halves: list[tuple[Tensor, Tensor]] = []
     with evaluating(network):
         for batch in pixels.split(batch_size):
-            x = normalise(batch.to(device), height, width).to(weight.dtype)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                prim, fine = _features(network, torch.cat([x, x.flip(3)]))
-            halves.append((mirror_average(*prim.chunk(2)), mirror_average(*fine.chunk(2))))
+            halves.append(extract_batch(network, batch.to(device), height=height, width=width, precision=precision))
             if progress is not None:
                 progress(min(len(halves) * batch_size, len(pixels)), len(pixels))
     prim, fine = (torch.cat(half) for half in zip(*halves, strict=True))
     return Features(prim=prim, fine=fine, person_ids=person_ids.to(device), camera_ids=camera_ids.to(device))
+
+
+def extract_batch(
+    network: AppearanceEncoder | Teacher,
+    pixels: Tensor,
+    *,
+    height: int,
+    width: int,
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> tuple[Tensor, Tensor]:
+    """Both halves (N, bottleneck) of one batch, as `extract` has them, unchecked: nothing waits for a GPU.
+
+    Args:
+        network: in eval mode; see `evaluating`.
+        pixels: (N, 3, h, w), uint8, on the network's device.
+        height: what the network was trained on, in pixels; pictures of another size are resized.
+        width: the same.
+        precision: as in `extract`.
+    """
+    weight = next(network.parameters())
+    x = normalise(pixels, height, width).to(weight.dtype)
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        prim, fine = _features(network, torch.cat([x, x.flip(3)]))
+    return mirror_average(*prim.chunk(2)), mirror_average(*fine.chunk(2))
 
 
 def _features(network: AppearanceEncoder | Teacher, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -266,17 +266,18 @@ def _score_blocks(
     if len(kept) < len(gallery):
         prim, fine = prim.index_select(0, kept), fine.index_select(0, kept)
     blocks = list(row_blocks(len(query), len(kept), block_rows))
-    buffers = prim.new_empty(3, blocks[0].stop, len(kept))
+    buffer = prim.new_empty(blocks[0].stop, len(kept))
     for block in blocks:
-        prim_scores, fine_scores, scores = buffers[:, : block.stop - block.start]
-        dot_products(query.prim[block], prim, out=prim_scores)
-        dot_products(query.fine[block], fine, out=fine_scores)
+        scores = buffer[: block.stop - block.start]
+        prim_scores = dot_products(query.prim[block], prim)
+        fine_scores = dot_products(query.fine[block], fine)
         for index, beta in enumerate(betas):
             if beta == math.inf:
                 scores.copy_(fine_scores)
             else:
                 torch.add(prim_scores, fine_scores, alpha=beta, out=scores)
             yield index, block, scores
+        del prim_scores, fine_scores  # before the next are made
 
 
 def _weighted(features: Features, beta: float) -> Tensor:

@@ -1,8 +1,8 @@
 """Similarity of descriptors and ordering of scores: what `retrieval` and `reranking` both stand on.
 
-On the CPU two inner loops go through NumPy views of the same memory, without a copy. Measured on an AMD
-EPYC, its OpenBLAS multiplies 1.5 times faster than the MKL of the PyTorch wheels, and its comparisons are
-3 times faster. On other devices everything stays in PyTorch.
+On the CPU two inner loops are not PyTorch's usual ones. Measured on an AMD EPYC (Zen 5), oneDNN, which makes its
+kernels for the CPU at hand, multiplies 1.8 times as fast as NumPy's OpenBLAS and 2.7 times as fast as the MKL of the
+PyTorch wheels; NumPy compares 3 times as fast, on views of the same memory. On other devices everything is.
 
 Shapes: N and Q rows, G gallery images, D descriptor length, M matches.
 """
@@ -38,14 +38,12 @@ def row_blocks(rows: int, columns: int, block_rows: int | None) -> Iterator[slic
         yield slice(first, min(first + block_rows, rows))
 
 
-def dot_products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left @ right.T of float32 (N x D) and (G x D) -> N x G, into `out` when given."""
-    if out is None:
-        out = left.new_empty(len(left), len(right))
-    if left.device.type == "cpu":
-        np.matmul(left.detach().numpy(), right.detach().numpy().T, out=out.numpy())
-        return out
-    return torch.mm(left, right.T, out=out)
+def dot_products(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T of float32 (N x D) and (G x D) -> N x G."""
+    if left.device.type == "cpu" and left.shape[1] and torch.backends.mkldnn.is_available():
+        # What torch.compile makes of a linear layer; no public function leads to oneDNN in float32.
+        return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    return left @ right.T
 
 
 def ragged(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dgnet_platform.checkpoint import CheckpointError
 from dgnet_platform.datasets.decode import PictureError
-from dgnet_platform.datasets.images import ImageMemoryError
 from dgnet_platform.datasets.prepare import printable
 from dgnet_platform.datasets.store import StoreError
 from dgnet_platform.evaluation import EvaluateConfig, EvaluationError, evaluate
 from dgnet_platform.results import replacing, tables, write
 
-USER_ERRORS = (CheckpointError, EvaluationError, ImageMemoryError, OSError, PictureError, StoreError)
+USER_ERRORS = (CheckpointError, EvaluationError, OSError, PictureError, StoreError)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,11 +1,22 @@
 """Fixtures that several files share."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take longer than networks as small as the tests'."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

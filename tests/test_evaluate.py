@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,53 +17,39 @@ from rich.console import Console
 
 from dgnet_core import release
 from dgnet_core.augment import normalise
-from dgnet_core.config import NetworkConfig, laptop
-from dgnet_core.features import Features
+from dgnet_core.config import NetworkConfig
+from dgnet_core.inference import extract
 from dgnet_core.state import TrainState
 from dgnet_core.teacher import Teacher
 from dgnet_platform import checkpoint, evaluation, results, swaps
+from dgnet_platform.datasets import images as images_module
+from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.people import People, Shot
 from dgnet_platform.datasets.people_set import Size, shot_of, write_market
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
 from dgnet_platform.datasets.store import INFO_KEY, SCHEMA, Store, StoreError
+from dgnet_platform.extraction import Extraction, extract_splits
 from dgnet_platform.report import MATCH, WRONG, RankedRow, ranked_lists, stored_pictures
 from dgnet_platform.results import DRAWN, JSON, PARQUET
 from dgnet_platform.swaps import people_of
 from dgnet_platform.trained import open_trained
 from jobs.evaluate import main
+from tests.tiny import small_config
 
 SIZE = Size(
     train_identities=3, test_identities=4, cameras=2,
     train=8, queries=8, gallery=16, distractors=2, junk=2, hand_drawn=2,
 )  # fmt: skip
-BASE = laptop(3)
-SMALL = replace(
-    BASE.network,
-    height=32,
-    width=16,
-    aspp_dilations=(1, 1, 2),
-    appearance_width=4,
-    bottleneck=8,
-    structure_width=4,
-    adain_width=8,
-    discriminator_width=4,
-)
-CONFIG = replace(BASE, network=SMALL, trunk_from_teacher=False)
+CONFIG = small_config(3)
+SMALL = CONFIG.network
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def drawn_store(folder: Path, seed: int) -> Path:
     write_market(People(seed), folder / "people", SIZE)
     prepare(PrepareConfig(dataset="people", source=folder / "people", out=folder / f"store{seed}", threads=1))
     return folder / f"store{seed}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take longer than networks as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -199,12 +185,19 @@ def test_the_figures_are_those_of_the_networks(
     store: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Perfect descriptors give perfect figures: pictures and labels are not mixed up on the way."""
+    person_of = {
+        picture.numpy().tobytes(): person
+        for split in ("query", "gallery", "multi_query")
+        for images in [ImageSet.load(Store.open(store), split, height=SMALL.height, width=SMALL.width)]
+        for picture, person in zip(images.images, images.person_ids.tolist(), strict=True)
+    }
 
-    def perfect(network: object, pixels: torch.Tensor, people: torch.Tensor, cameras: torch.Tensor, **_: object):
+    def perfect(network: object, pixels: torch.Tensor, **_: object):
+        people = torch.tensor([person_of[picture.numpy().tobytes()] for picture in pixels])
         half = torch.nn.functional.one_hot(people + 1, 20).float()
-        return Features(prim=half, fine=half, person_ids=people, camera_ids=cameras)
+        return half, half
 
-    monkeypatch.setattr("dgnet_platform.extraction.extract", perfect)
+    monkeypatch.setattr("dgnet_platform.extraction.extract_batch", perfect)
     out = tmp_path / "results"
     assert run("--checkpoint", trained, "--store", store, "--out", out, "--swap-pairs", 0) == 0
     table = pd.read_parquet(out / PARQUET)
@@ -385,6 +378,33 @@ def test_bad_arguments_end_with_status_2(arguments: Sequence[str], capsys: pytes
 
 # ------------------------------------------------------------------------------------------------------------
 # Parts
+
+
+def test_streamed_features_are_those_of_the_whole_split(store: Path, monkeypatch: pytest.MonkeyPatch):
+    opened, size = Store.open(store), (SMALL.height, SMALL.width)
+    torch.manual_seed(0)
+    networks = {"DG-Net": TrainState.build(CONFIG).appearance_encoder, "baseline": Teacher(SMALL, 5)}
+    modes = [module.training for network in networks.values() for module in network.modules()]
+    wholes = {split: ImageSet.load(opened, split, height=size[0], width=size[1]) for split in ("query", "gallery")}
+    decoded: list[bytes] = []
+    decode = images_module.decode
+    monkeypatch.setattr(images_module, "decode", lambda picture: decoded.append(picture) or decode(picture))
+    how = Extraction(
+        height=size[0], width=size[1], batch_size=6, precision="float32", device=torch.device("cpu"), threads=2
+    )
+    seen: list[tuple[str, int, int]] = []
+    features, timing = extract_splits(networks, opened, list(wholes), how, lambda *at: seen.append(at))
+    assert len(decoded) == 8 + 20  # once for both networks
+    assert seen == [("query", done, 8) for done in (6, 8)] + [("gallery", done, 20) for done in (6, 12, 18, 20)]
+    assert timing["pictures"] == 8 + 20
+    assert 0 <= timing["waiting"] < 1
+    assert modes == [module.training for network in networks.values() for module in network.modules()]
+    for name, network in networks.items():
+        for split, images in wholes.items():
+            labels = images.person_ids, images.camera_ids
+            whole = extract(network, images.images, *labels, height=size[0], width=size[1], batch_size=6)
+            for field in ("prim", "fine", "person_ids", "camera_ids"):
+                assert torch.equal(getattr(features[name][split], field), getattr(whole, field)), (name, split, field)
 
 
 def test_ranked_lists_that_run_out(tmp_path: Path):

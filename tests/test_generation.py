@@ -1,7 +1,6 @@
 """Generation and extraction: grids, interpolations, swap fidelity, features of networks."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from dgnet_core.appearance import pool_code
 from dgnet_core.augment import denormalise, normalise
-from dgnet_core.config import laptop
 from dgnet_core.generation import (
     GAP,
     WIDE_GAP,
@@ -29,30 +27,12 @@ from dgnet_core.inference import evaluating, extract
 from dgnet_core.state import TrainState
 from dgnet_core.structure import to_gray
 from dgnet_core.teacher import Teacher
+from tests.tiny import small_config
 
-H, W = 32, 16
-BASE = laptop(4)
-SMALL = replace(
-    BASE.network,
-    height=H,
-    width=W,
-    aspp_dilations=(1, 1, 2),
-    appearance_width=4,
-    bottleneck=8,
-    structure_width=4,
-    adain_width=8,
-    discriminator_width=4,
-)
-CONFIG = replace(BASE, network=SMALL, trunk_from_teacher=False)
+CONFIG = small_config(4)
+H, W = CONFIG.network.height, CONFIG.network.width
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take longer than networks as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

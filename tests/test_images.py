@@ -1,5 +1,6 @@
 """A split in memory: pixels, labels, memory limits and the validation split."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dgnet_platform.datasets import images as images_module
 from dgnet_platform.datasets import pack as pack_module
-from dgnet_platform.datasets.images import ImageMemoryError, ImageSet, image_bytes, validation_split
+from dgnet_platform.datasets.images import ImageMemoryError, ImageSet, image_bytes, stream, validation_split
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
 from dgnet_platform.datasets.store import Store, StoreError
 
@@ -78,6 +79,67 @@ def test_threads_do_not_change_the_result(tmp_path: Path, pictures: dict[str, np
     assert one.file_names == many.file_names
 
 
+def test_streamed_batches_are_the_image_sets_pictures(
+    tmp_path: Path, pictures: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pack_module, "ROW_GROUP_BYTES", 600)
+    others = {f"gallery/{40 + n}/c{n}.png": pixels(n, 20 + n % 2, 9) for n in range(1, 8)}
+    query = {f"query/{40 + n}/c0.png": pixels(n, 16, 8) for n in range(1, 8)}
+    store = prepared(tmp_path, pictures | others | query)
+    assert len(list(store.row_groups("train"))) > 2
+    splits = ("gallery", "train", "query")
+    batches = list(stream(store, splits, height=16, width=8, batch_size=5, threads=3))
+    sizes = [(split, len(batch)) for split, batch in batches]
+    assert sizes == [
+        ("gallery", 5),
+        ("gallery", 2),
+        ("train", 5),
+        ("train", 5),
+        ("train", 2),
+        ("query", 5),
+        ("query", 2),
+    ]
+    for split in splits:
+        whole = ImageSet.load(store, split, height=16, width=8).images
+        assert torch.equal(torch.cat([batch for name, batch in batches if name == split]), whole)
+
+
+def test_streaming_decodes_a_bounded_number_of_batches_ahead(
+    tmp_path: Path, pictures: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+):
+    store = prepared(tmp_path, pictures)
+    decoded = []
+    decode = images_module.decode
+    monkeypatch.setattr(images_module, "decode", lambda picture: decoded.append(picture) or decode(picture))
+    batches = stream(store, ["train", "train"], height=16, width=8, batch_size=1, threads=1)
+    for taken in range(1, 24 + 1):
+        next(batches)
+        asked = time.monotonic()
+        while len(decoded) < min(taken + 4, 24) and time.monotonic() - asked < 10:
+            time.sleep(0.001)
+        time.sleep(0.005)
+        assert len(decoded) == min(taken + 4, 24)  # also of the split that comes next
+    assert next(batches, None) is None
+
+
+def test_a_streamed_picture_that_does_not_decode_is_named(
+    tmp_path: Path, pictures: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+):
+    store = prepared(tmp_path, pictures)
+    bad = store.index("train")["file_name"][7]
+    content = (tmp_path / "own" / "train" / bad).read_bytes()
+    decode = images_module.decode
+    monkeypatch.setattr(
+        images_module, "decode", lambda picture: decode(picture[:-30] if picture == content else picture)
+    )
+    batches = stream(store, ["train"], height=16, width=8, batch_size=4, threads=2)
+    assert len(next(batches)[1]) == 4
+    with pytest.raises(StoreError, match=rf"train\.parquet: {bad}: does not decode"):
+        next(batches)
+    with pytest.raises(StoreError, match=rf"train\.parquet: {bad}: does not decode"):
+        ImageSet.load(store, "train", height=16, width=8)
+
+
 def test_a_picture_that_went_bad_is_named(tmp_path: Path, pictures: dict[str, np.ndarray]):
     store = prepared(tmp_path, pictures)
     file = tmp_path / "store" / "train.parquet"
@@ -116,6 +178,18 @@ def test_images_on_the_gpu(tmp_path: Path, pictures: dict[str, np.ndarray]):
     assert there.images.is_cuda
     assert torch.equal(there.images.cpu(), images.images)
     assert torch.equal(there.labels.cpu(), images.labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_in_pinned_memory(tmp_path: Path, pictures: dict[str, np.ndarray]):
+    store = prepared(tmp_path, pictures)
+    plain, pinned = (
+        [batch for _, batch in stream(store, ["train"], height=16, width=8, batch_size=5, pinned=pinned)]
+        for pinned in (False, True)
+    )
+    assert all(batch.is_pinned() for batch in pinned)
+    assert torch.equal(torch.cat(pinned), torch.cat(plain))
 
 
 def image_set(person_ids: list[int], camera_ids: list[int]) -> ImageSet:

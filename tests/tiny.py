@@ -1,4 +1,4 @@
-"""The smallest DG-Net that is still one: for tests that need a step in milliseconds."""
+"""The smallest DG-Nets that are still ones: for tests that need a step in milliseconds."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dgnet_core.augment import training_batch
 from dgnet_core.baseline import TeacherState
-from dgnet_core.config import AugmentConfig, DGNetConfig, LossConfig, NetworkConfig, StepConfig, Warmup
+from dgnet_core.config import AugmentConfig, DGNetConfig, LossConfig, NetworkConfig, StepConfig, Warmup, laptop
 from dgnet_core.sampling import Batch, PairSampler, Position, share
 from dgnet_core.state import TrainState
 from dgnet_core.teacher import Teacher
@@ -34,6 +34,16 @@ def tiny_config(**overrides) -> DGNetConfig:
         "step": StepConfig(precision="float64"),
     }  # fmt: skip
     return DGNetConfig(**(fields | overrides))
+
+
+def small_config(num_classes: int) -> DGNetConfig:
+    """The laptop preset with networks for 32 x 16 pixels: for tests that need what a preset has."""
+    config = laptop(num_classes)
+    network = replace(
+        config.network, height=32, width=16, aspp_dilations=(1, 1, 2), appearance_width=4, bottleneck=8,
+        structure_width=4, adain_width=8, discriminator_width=4,
+    )  # fmt: skip
+    return replace(config, network=network, trunk_from_teacher=False)
 
 
 def tiny_teacher(config: DGNetConfig) -> Teacher:

@@ -224,7 +224,7 @@ def _show_plan(start: Start, experiment: AnyExperiment, console: Console) -> Non
     else:
         experiment = replace(experiment, data=experiment.data or str(drawn_store(experiment.storage, start.preset)))
         teacher = None
-        if isinstance(experiment, DGNetExperiment) and experiment.model.recipe.needs_teacher:
+        if isinstance(experiment, DGNetExperiment) and experiment.model.needs_teacher:
             teacher, found = _planned_teacher(experiment)
             lines.append(found)
         if teacher is not None or not isinstance(experiment, DGNetExperiment):

@@ -22,9 +22,8 @@ from dgnet_core.reranking import Reranking
 from dgnet_core.retrieval import sweep_beta
 from dgnet_core.teacher import Teacher
 from dgnet_platform.datasets import READERS
-from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.store import Store
-from dgnet_platform.extraction import Extraction, Progress, ahead, extract_splits
+from dgnet_platform.extraction import Extraction, Progress, extract_splits
 from dgnet_platform.report import ranked_picture, stored_pictures
 from dgnet_platform.swaps import fidelity_rows, people_of, stored_grid
 from dgnet_platform.trained import Trained, open_teacher, open_trained
@@ -115,7 +114,6 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     Raises:
         CheckpointError, StoreError: a file is missing, damaged or foreign.
         EvaluationError: a store has no query or gallery, a query has no match, or features are not finite.
-        ImageMemoryError: a split does not fit into the memory.
     """
     device = _device(config.device)
     stores = _named([_checked(location) for location in config.store])
@@ -145,9 +143,8 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         batch_size=config.batch_size,
         precision=config.precision,
         device=device,
+        threads=config.threads,
     )
-    load = partial(ImageSet.load, height=size[0], width=size[1], threads=config.threads)
-    loaded = ahead([partial(load, stores[name], split) for name in stores for split in splits[name]])
     retrieval: list[dict[str, object]] = []
     sweep: list[dict[str, object]] = []
     swaps: list[dict[str, object]] = []
@@ -156,7 +153,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     for name, store in stores.items():
         report = _prefixed(name, progress)
         try:
-            features, timing = extract_splits(networks, splits[name], loaded, how, report)
+            features, timing = extract_splits(networks, store, splits[name], how, report)
         except ValueError as error:
             raise EvaluationError(str(error)) from error
         extraction.append({"store": name, **timing})

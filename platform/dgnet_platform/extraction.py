@@ -1,21 +1,22 @@
-"""Features of a store's splits, extracted while the next split is decoded."""
+"""Features of a store's splits, extracted batch by batch while later batches are decoded."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dgnet_core.appearance import AppearanceEncoder
 from dgnet_core.features import Features
-from dgnet_core.inference import extract
+from dgnet_core.inference import evaluating, extract_batch
 from dgnet_core.teacher import Teacher
-from dgnet_platform.datasets.images import ImageSet
+from dgnet_platform.datasets.images import stream
+from dgnet_platform.datasets.store import Store
 
-Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
 
@@ -30,64 +31,79 @@ class Extraction:
     batch_size: int
     precision: Literal["float32", "bfloat16"]
     device: torch.device
-
-
-def ahead(jobs: Sequence[Callable[[], Result]]) -> Iterator[tuple[Result, float]]:
-    """Results in order, with the seconds that each was waited for; the next job runs while one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(jobs[0])
-        for number in range(len(jobs)):
-            start = time.perf_counter()
-            result = upcoming.result()
-            waited = time.perf_counter() - start
-            if number + 1 < len(jobs):
-                upcoming = pool.submit(jobs[number + 1])
-            yield result, waited
+    threads: int
+    """Threads that decode."""
 
 
 def extract_splits(
     networks: Mapping[str, AppearanceEncoder | Teacher],
+    store: Store,
     splits: Sequence[str],
-    loaded: Iterator[tuple[ImageSet, float]],
     how: Extraction,
     progress: Progress,
 ) -> tuple[dict[str, dict[str, Features]], dict[str, float]]:
     """Features by network and split, and the timing of all of it.
 
+    All networks see a batch before the next one is taken, so each picture is decoded once.
+
     Args:
-        networks: by name.
-        splits: names, in the order of `loaded`.
-        loaded: the splits' pictures, with the seconds they were waited for, as `ahead` gives them; as many as
-            there are splits are taken. Pictures that fit on a GPU are moved there at once.
-        how: sizes, precision and device.
+        networks: by name, on the device of `how`.
+        store: an opened store.
+        splits: of the store.
+        how: sizes, precision, device and threads.
         progress: called with the split, the pictures done and the number there are.
+
+    Returns:
+        The features, and the number of pictures, the seconds taken, and the share of them spent waiting for a
+        decoded batch. On a GPU the share is an upper bound: earlier batches may still be at work meanwhile.
 
     Raises:
         ValueError: features are not finite.
+        StoreError: a damaged file or picture.
     """
     features: dict[str, dict[str, Features]] = {name: {} for name in networks}
-    pictures, waited, start = 0, 0.0, time.perf_counter()
-    for split in splits:
-        images, seconds = next(loaded)
-        moved = time.perf_counter()
-        if how.device.type != "cpu" and images.fits(how.device):
-            images = images.to(how.device)
-        waited += seconds + time.perf_counter() - moved
-        pictures += len(images)
-        for name, network in networks.items():
-            try:
-                features[name][split] = extract(
-                    network,
-                    images.images,
-                    images.person_ids,
-                    images.camera_ids,
-                    height=how.height,
-                    width=how.width,
-                    batch_size=how.batch_size,
-                    precision=how.precision,
-                    progress=partial(progress, split),
+    halves: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    pictures, done, waited, start = 0, 0, 0.0, time.perf_counter()
+    batches = stream(
+        store,
+        splits,
+        height=how.height,
+        width=how.width,
+        batch_size=how.batch_size,
+        threads=how.threads,
+        pinned=how.device.type == "cuda",
+    )
+    with evaluating(*networks.values()):
+        while True:
+            asked = time.perf_counter()
+            split, pixels = next(batches, (None, None))
+            waited += time.perf_counter() - asked
+            if split is None or pixels is None:
+                break
+            pixels = pixels.to(how.device, non_blocking=True)
+            for name, network in networks.items():
+                halves[name].append(
+                    extract_batch(network, pixels, height=how.height, width=how.width, precision=how.precision)
                 )
-            except ValueError as error:
-                raise ValueError(f"{name} on {split}: {error}") from error
+            done += len(pixels)
+            progress(split, done, store.count(split))
+            if done == store.count(split):
+                for name in networks:
+                    features[name][split] = _features(store, split, halves.pop(name), name)
+                pictures, done = pictures + done, 0
     seconds = time.perf_counter() - start
     return features, {"pictures": pictures, "seconds": seconds, "waiting": waited / seconds}
+
+
+def _features(store: Store, split: str, halves: Sequence[tuple[Tensor, Tensor]], name: str) -> Features:
+    """All batches of a split together with its labels; raises ValueError when they are not finite."""
+    prim, fine = (torch.cat(half) for half in zip(*halves, strict=True))
+    index = store.index(split)
+    person_ids, camera_ids = (
+        torch.from_numpy(index[column].to_numpy(np.int64, copy=True)).to(prim.device)
+        for column in ("person_id", "camera_id")
+    )
+    try:
+        return Features(prim=prim, fine=fine, person_ids=person_ids, camera_ids=camera_ids)
+    except ValueError as error:
+        raise ValueError(f"{name} on {split}: {error}") from error

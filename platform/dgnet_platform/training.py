@@ -241,7 +241,7 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
 
 def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | None:
     """The teacher that a run needs, trained now if it is not there."""
-    if isinstance(experiment, TeacherExperiment) or not experiment.model.recipe.needs_teacher:
+    if isinstance(experiment, TeacherExperiment) or not experiment.model.needs_teacher:
         return None
     if experiment.teacher != "auto":
         return named_teacher(experiment)

@@ -13,6 +13,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 MAX_PIXELS = 2**25
 """An 8K video frame; a crop of a person is a thousandth of it."""
 
+Image.preinit()  # Pillow's decoders are imported now, not while the first batch is waited for
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -82,14 +84,17 @@ def no_progress(done: int, total: int) -> None:
     """Show nothing."""
 
 
-def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """`map` in threads: results in order, with a bounded number of them waiting to be taken."""
+def map_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, *, ahead: int | None = None
+) -> Iterator[Result]:
+    """`map` in threads: results in order, at most `ahead` (4 a thread) further ones being made or waiting."""
+    ahead = 4 * threads if ahead is None else ahead
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) >= 4 * threads:
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -1,4 +1,4 @@
-"""A split in memory: one uint8 tensor, the labels to train on, and the paper's validation split."""
+"""A split in memory: one uint8 tensor, the labels to train on, and the paper's validation split; or batch by batch."""
 
 import os
 from collections import defaultdict
@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -71,10 +72,14 @@ class ImageSet:
         _require(image_bytes(count, height, width), torch.device("cpu"), f"{split} of {store.location}")
         # NumPy asks for huge pages where torch.empty does not: filling them takes a quarter of the time.
         images = torch.from_numpy(np.empty((count, 3, height, width), np.uint8))
-        done = 0
-        for arrays in map_in_threads(_decode_chunk, _chunks(store, split), threads):
-            _resize_into(images[done : done + len(arrays)], arrays)
-            done += len(arrays)
+
+        def decode_to(chunk: tuple[int, pa.Table]) -> int:
+            start, table = chunk
+            _decode_into(images[start : start + len(table)].numpy(), table, store, split)
+            return start + len(table)
+
+        chunks = zip(range(0, count, CHUNK), _tables(store, split, CHUNK), strict=True)
+        for done in map_in_threads(decode_to, chunks, threads):
             progress(done, count)
         index = store.index(split)
         return cls(
@@ -153,43 +158,78 @@ def _require(needed: int, device: torch.device, what: str) -> None:
         )
 
 
-def _chunks(store: Store, split: str) -> Iterator[tuple[str, Sequence[str], Sequence[bytes]]]:
-    for table in store.row_groups(split, ["file_name", "image"]):
-        for start in range(0, table.num_rows, CHUNK):
-            part = table.slice(start, CHUNK)
-            yield (
-                f"{store.location}/{split}.parquet",
-                part["file_name"].to_pylist(),
-                part["image"].to_pylist(),
-            )
+def stream(
+    store: Store,
+    splits: Sequence[str],
+    *,
+    height: int,
+    width: int,
+    batch_size: int,
+    threads: int = os.cpu_count() or 1,
+    pinned: bool = False,
+) -> Iterator[tuple[str, Tensor]]:
+    """The pictures of splits by batch, as `ImageSet.load` has them; 4 batches a thread are decoded ahead.
+
+    So memory stays bounded however large a split is, and what uses a batch seldom waits for the next, not
+    even for the first batch of the next split.
+
+    Args:
+        store: An opened store.
+        splits: Of the store, one after the other.
+        height: Pixels.
+        width: Pixels.
+        batch_size: Pictures in a batch; the last of each split has what is left.
+        threads: Threads that decode, each a batch; they do not change the result.
+        pinned: Into memory that a GPU copies from without the CPU's help.
+
+    Yields:
+        The split, and (batch_size, 3, height, width) uint8 pictures in the order of the store.
+
+    Raises:
+        StoreError: No such split, or a damaged file or picture.
+    """
+
+    def decoded(chunk: tuple[str, pa.Table]) -> tuple[str, Tensor]:
+        split, table = chunk
+        batch = torch.empty(len(table), 3, height, width, dtype=torch.uint8, pin_memory=pinned)
+        _decode_into(batch.numpy(), table, store, split)
+        return split, batch
+
+    chunks = ((split, table) for split in splits for table in _tables(store, split, batch_size))
+    return map_in_threads(decoded, chunks, threads)
 
 
-def _decode_chunk(chunk: tuple[str, Sequence[str], Sequence[bytes]]) -> list[np.ndarray]:
-    """Pictures as (3, height, width) uint8 arrays, each of its own size."""
-    where, file_names, pictures = chunk
-    arrays = []
-    for file_name, picture in zip(file_names, pictures, strict=True):
+def _tables(store: Store, split: str, rows: int) -> Iterator[pa.Table]:
+    """Names and encoded pictures of a split, `rows` at a time across row groups, at the end what is left."""
+    rest: pa.Table | None = None
+    for group in store.row_groups(split, ["file_name", "image"]):
+        table = group if rest is None else pa.concat_tables([rest, group])
+        whole = len(table) - len(table) % rows
+        for start in range(0, whole, rows):
+            yield table.slice(start, rows)
+        rest = table.slice(whole)
+    if rest is not None and len(rest):
+        yield rest
+
+
+def _decode_into(out: np.ndarray, table: pa.Table, store: Store, split: str) -> None:
+    """Write a table's pictures to `out` (N, 3, H, W) uint8, resizing those of one other size in one batch."""
+    others: defaultdict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
+    names, pictures = table["file_name"].to_pylist(), table["image"].to_pylist()
+    for row, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         try:
-            arrays.append(decode(picture))
+            array = decode(picture)
         except PictureError as error:
-            raise StoreError(f"{where}: {file_name}: {error}: prepare the store again") from None
-    return arrays
-
-
-def _resize_into(out: Tensor, arrays: Sequence[np.ndarray]) -> None:
-    """Write pictures to `out` (N, 3, H, W), resizing those of one size in one batch."""
-    rows_of_size: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for row, array in enumerate(arrays):
-        rows_of_size[array.shape[1], array.shape[2]].append(row)
-    size, pixels = out.shape[-2:], out.numpy()
-    for own_size, rows in rows_of_size.items():
-        if own_size == size:
-            for row in rows:
-                pixels[row] = arrays[row]
+            where = f"{store.location}/{split}.parquet"
+            raise StoreError(f"{where}: {name}: {error}: prepare the store again") from None
+        if array.shape == out.shape[1:]:
+            out[row] = array
         else:
-            batch = torch.from_numpy(np.stack([arrays[row] for row in rows]))
-            mode = InterpolationMode.BICUBIC
-            out[rows] = transforms.resize(batch, list(size), interpolation=mode, antialias=True)
+            others[array.shape][row] = array
+    for arrays in others.values():
+        batch = torch.from_numpy(np.stack(list(arrays.values())))
+        mode = InterpolationMode.BICUBIC
+        out[list(arrays)] = transforms.resize(batch, list(out.shape[2:]), interpolation=mode, antialias=True).numpy()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
