@@ -12,13 +12,13 @@ from dgnet_platform.training import train
 from tests.runs import QUIET, tiny_experiment
 from tests.test_training import answers, stop, wait_for
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or ""
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
+    pytest.mark.skipif(not CHROMIUM, reason="Debian's chromium is not installed"),
 ]
 
 

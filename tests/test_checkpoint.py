@@ -202,8 +202,8 @@ def test_missing_foreign_and_other_formats_are_refused(path: Path, tmp_path: Pat
         (path / META).write_text(text)
         with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
             read_meta(path)
-    (path / META).write_text('{"format": 2, "digest": ""}')
-    with pytest.raises(CheckpointFormatError, match="format 2, this code reads 1"):
+    (path / META).write_text('{"format": 99, "digest": ""}')
+    with pytest.raises(CheckpointFormatError, match="format 99, this code reads 2"):
         read_meta(path)
 
 
@@ -250,7 +250,7 @@ def test_newest_sets_damaged_ones_aside(tmp_path: Path, caplog: pytest.LogCaptur
 def test_newest_does_not_pass_over_another_format(tmp_path: Path):
     save(trained(iteration=1), CONFIG, tmp_path)
     other = save(trained(iteration=2), CONFIG, tmp_path)
-    (other / META).write_text('{"format": 2, "digest": ""}')
+    (other / META).write_text('{"format": 99, "digest": ""}')
     with pytest.raises(CheckpointFormatError):
         newest(tmp_path)
     assert other.exists()

@@ -93,9 +93,9 @@ def rank_0(folder: Path) -> psutil.Process:
     """The worker that writes a run's journal: it has started the process that ships it."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if "dgnet_platform.shipping" in command and str(folder) in command and (parent := process.parent()):
-            if parent.name().startswith("ray::"):
-                return parent
+        parent = process.parent() if "dgnet_platform.shipping" in command and str(folder) in command else None
+        if parent is not None and parent.name().startswith("ray::"):
+            return parent
     raise AssertionError("no worker ships the journal")
 
 

@@ -129,9 +129,11 @@ numpy.save("descriptors.npy", model.predict(pandas.read_pickle("pictures.pkl")))
     state, meta = load_networks(finished.checkpoint)
     images = ImageSet.load(table, "query", height=24, width=12, threads=1)
     network = state.appearance_encoder  # pyright: ignore[reportAttributeAccessIssue]
-    size = {"height": meta.config.network.height, "width": meta.config.network.width}
+    sizes = meta.config.network
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in _decoded(rows)]))
-    features = extract(network, pixels, images.person_ids[:5], images.camera_ids[:5], **size)
+    features = extract(
+        network, pixels, images.person_ids[:5], images.camera_ids[:5], height=sizes.height, width=sizes.width
+    )
     similarity = features.prim @ features.prim.T + 0.5 * features.fine @ features.fine.T
     assert found.shape == (5, 32)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)

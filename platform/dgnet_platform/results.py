@@ -113,7 +113,7 @@ def tables(evaluation: Evaluation) -> RenderableType:
 
 def _retrieval_table(retrieval: pd.DataFrame) -> Table:
     transfers = retrieval["trained_on"] + " → " + retrieval["store"]
-    same = transfers.nunique() == 1
+    same = len(set(transfers)) == 1
     title = f"Retrieval, %: {transfers.iloc[0]}" if same else "Retrieval, %"
     table = _table(title, *([] if same else ["trained on → store"]), "feature", *_FIGURES)
     for label, rows in retrieval.groupby(transfers, sort=False):
@@ -139,7 +139,7 @@ def _sweep_table(sweep: pd.DataFrame) -> Table:
 
 
 def _swap_table(swaps: pd.DataFrame) -> Table:
-    same = swaps["store"].nunique() == 1
+    same = len(set(swaps["store"])) == 1
     title = f"Swap fidelity against the true picture, {swaps['pairs'].max():,} pairs"
     table = _table(title, *([] if same else ["store"]), "identities", "picture", "L1", "PSNR", "SSIM")
     for row in swaps.to_dict("records"):
