@@ -1,5 +1,6 @@
 """What a person sees of a run under way: one live panel on a terminal, a line now and then elsewhere."""
 
+import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -27,7 +28,7 @@ _SHOWN = {
 
 
 class Display:
-    """Follows a run's journal; a context in which `update` may be called as often as one likes."""
+    """Follows a run's journal from a thread of its own, as long as its context lasts."""
 
     def __init__(self, run: Run, console: Console):
         model = run.experiment.model
@@ -45,6 +46,8 @@ class Display:
         self._bar = Progress(*columns, console=console)
         self._task = self._bar.add_task("", total=self._iterations)
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=2, transient=True)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="display", daemon=True)
 
     def __enter__(self) -> Self:
         for entry in self._tail.read():  # what the run did before
@@ -52,10 +55,13 @@ class Display:
         self._bar.reset(self._task, total=self._iterations, completed=self._last.iteration if self._last else 0)
         if self._console.is_terminal:
             self._live.start()
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self.update()
+        self._over.set()
+        self._thread.join()
+        self._update()
         self._live.stop()
 
     def say(self, notice: str) -> None:
@@ -66,7 +72,11 @@ class Display:
         if not self._console.is_terminal:
             self._console.print(f"{self._run.name}: {notice}", markup=False, soft_wrap=True)
 
-    def update(self) -> None:
+    def _follow(self) -> None:
+        while not self._over.wait(0.5):
+            self._update()
+
+    def _update(self) -> None:
         """Read what is new and show it."""
         evaluated = False
         entries = list(self._tail.read())

@@ -20,7 +20,7 @@ def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int 
         iterations: length of the run, with which warm-up, ramps and milestones scale; None: the preset's.
     """
     if preset == "laptop":
-        model, baseline = presets.laptop(classes, iterations=600), presets.laptop_teacher(classes, images)
+        model, baseline = presets.laptop(classes, iterations=800), presets.laptop_teacher(classes, images)
     else:
         model, baseline = presets.paper(classes), presets.paper_teacher(classes, images)
     model = rescaled(model, iterations) if iterations else model

@@ -6,14 +6,14 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from mlflow import MlflowClient
-from ray.train import TrainingFailedError
+from ray.train import Result, TrainingFailedError
 from rich.console import Console
 
 from dgnet_core.sampling import share
@@ -386,27 +386,37 @@ def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
 
 
 def _fit(run: Run, console: Console) -> Outcome:
-    """Train in a thread, or on workers, while this thread shows progress and listens to signals."""
-    results: list[Outcome | BaseException] = []
+    """Train, while a thread shows progress.
 
-    def fit() -> None:
+    Without workers this thread trains, whatever it is: two threads of one process that both use PyTorch's CPU threads
+    halve each other's speed, even when only one of them does so at a time (OpenMP counts the threads of both).
+    """
+    fit = launch.build_trainer(run).fit
+    with Display(run, console) as display, _stopping(run, display):
         try:
-            results.append(Outcome(**launch.build_trainer(run).fit().return_value))  # pyright: ignore[reportCallIssue]
+            result = _elsewhere(fit) if run.experiment.most_workers else fit()
+        except TrainingFailedError as error:
+            raise TrainingError(_cause(error)) from error
+    return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
+
+
+def _elsewhere(fit: Callable[[], Result]) -> Result:
+    """Call Ray's `fit` in another thread: in the main thread it would take Ctrl-C for itself."""
+    results: list[Result | BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(fit())
         except BaseException as error:
             results.append(error)
 
-    thread = threading.Thread(target=fit, name=f"train {run.name}", daemon=True)
-    with Display(run, console) as display, _stopping(run, display):
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.3)
-            display.update()
-    result = results[0]
-    if isinstance(result, TrainingFailedError):
-        raise TrainingError(_cause(result)) from result
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    thread = threading.Thread(target=call, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1)
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
 
 
 @contextmanager
