@@ -23,6 +23,7 @@ from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from PIL import Image
 
+from dgnet_core.config import DGNetConfig
 from dgnet_platform.checkpoint import CheckpointError, checkpoints, read_meta
 from dgnet_platform.journal import Entry, Tail, read
 from dgnet_platform.run import Run
@@ -124,12 +125,23 @@ def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
                 connected.log_image(run.mlflow_run, picture.convert("RGB"), key=name, step=entry.iteration)
         metrics = {**entry.metrics, "iteration": float(entry.iteration)}
         line = [Metric(name, value, entry.time, entry.iteration) for name, value in metrics.items()]
+        line += _since_warmup(run, entry)
         if len(batch) + len(line) > BATCH:
             connected.log_batch(run.mlflow_run, metrics=batch)
             batch = []
         batch += line
     if batch:
         connected.log_batch(run.mlflow_run, metrics=batch)
+
+
+def _since_warmup(run: Run, entry: Entry) -> list[Metric]:
+    """A trial's figures by iterations since its own warm-up: where trials of a search can be compared."""
+    model = run.experiment.model
+    if run.role != "trial" or not isinstance(model, DGNetConfig):
+        return []
+    step = entry.iteration - model.loss.teacher_warmup.start
+    figures = {name: value for name, value in entry.metrics.items() if name.startswith("val/")}
+    return [Metric(f"since_warmup/{name}", value, entry.time, step) for name, value in figures.items()]
 
 
 class _Models:

@@ -128,7 +128,7 @@ def make_plan(
                 f"teacher {teacher} knows {known} identities, {store.location} has {experiment.model.num_classes} to"
                 " train on: name one that was trained on the same data, or use --teacher auto"
             )
-        digest = _digest(teacher)
+        digest = digest_of(teacher)
 
     def named(origin: Path | None, name: str) -> tuple[Identity, Path]:
         identity = identity_of(
@@ -136,7 +136,7 @@ def make_plan(
             dataset=store.info.dataset,
             fingerprint=store.info.fingerprint,
             teacher=digest,
-            origin=None if origin is None else _digest(origin),
+            origin=None if origin is None else digest_of(origin),
         )
         return identity, folder_of(experiment.storage, name or identity.name)
 
@@ -351,7 +351,7 @@ def _absolute(data: str) -> str:
     return data if "://" in data else str(Path(data).expanduser().resolve())
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """What tells one trained network from another: the digest of a checkpoint's tensors, or of a file."""
     if path.is_dir():
         return checkpoint.read_meta(path).tensors_sha256
