@@ -104,3 +104,11 @@ def check_room(experiment: Experiment) -> None:
     room = room_for(experiment)
     if _is_local() and room.there < room.needed:
         raise ExperimentError(f"--workers {experiment.workers}: {room}; ask for fewer, or run on a cluster")
+
+
+def cause(error: Exception) -> str:
+    """The first worker's own error, in its words."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first: BaseException = next(iter(failures.values()), error)
+    text = str(getattr(first, "cause", None) or first).strip()
+    return text.splitlines()[-1] if text else type(first).__name__

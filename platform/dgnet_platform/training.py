@@ -396,7 +396,7 @@ def _fit(run: Run, console: Console) -> Outcome:
         try:
             result = _elsewhere(fit) if run.experiment.most_workers else fit()
         except TrainingFailedError as error:
-            raise TrainingError(_cause(error)) from error
+            raise TrainingError(launch.cause(error)) from error
     return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
 
 
@@ -466,11 +466,3 @@ def _close(connected: MlflowClient, run: Run, status: str, reason: str, console:
         tracking.close_run(connected, run.mlflow_run, status, reason[:500])  # pyright: ignore[reportArgumentType]
     except tracking.AWAY:
         console.print(f"MLflow still shows run {run.name} as running: it did not answer", style="yellow")
-
-
-def _cause(error: TrainingFailedError) -> str:
-    """The first worker's own error, in its words."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first: BaseException = next(iter(failures.values()), error)
-    text = str(getattr(first, "cause", None) or first).strip()
-    return text.splitlines()[-1] if text else type(first).__name__
