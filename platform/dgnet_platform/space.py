@@ -505,8 +505,8 @@ def _draw(name: str, dimension: Dimension, rng: np.random.Generator) -> Value:
 
 def _with_ramp(warmup: Warmup, maximum: float, ramp: int) -> Warmup:
     """The warm-up after which a weight of this maximum is reached in exactly `ramp` iterations."""
-    slope = (maximum or 1.0) / ramp
-    while math.ceil(maximum / slope) > ramp:  # rounding
+    slope = maximum / ramp or 1.0
+    while math.ceil(maximum / slope) > ramp or slope * ramp < maximum:  # rounding
         slope = math.nextafter(slope, math.inf)
     return replace(warmup, slope=slope)
 
