@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -24,13 +24,14 @@ class Stopping:
     """When trials are judged, and which ones go on."""
 
     kind: Kind = "halving"
-    """halving: the best 1/eta of those that have come so far; median: those not below the median; none: all."""
+    """halving: the best 1/eta of those that have come so far, of these at the next rung the best 1/eta, and so on;
+    median: those not below the median of those that have come so far; none: all."""
     rungs: int = 3
     """How often a trial is judged."""
     eta: int = 3
     """One trial of so many goes on at a rung; and a rung stands so many times further from the ramp's end than the one
     before."""
-    first: float = 0.05
+    first: float = 0.03
     """Where the first rung stands: a share of what is left of the run after the latest ramp end of all trials."""
 
     def __post_init__(self) -> None:
@@ -105,16 +106,17 @@ def rungs_of(config: DGNetConfig, distances: Sequence[int]) -> tuple[int, ...]:
     return tuple(end + distance for distance in distances)
 
 
-def keeps(value: float, others: Sequence[float], stopping: Stopping) -> bool:
+def keeps(value: float, others: Sequence[float], stopping: Stopping, most: int | None = None) -> bool:
     """Whether a trial goes on from a rung, by what is known when it gets there.
 
-    Halving is asynchronous (Li et al., ASHA): a trial goes on if it is among the best ceil(n / eta) of the n that have
-    reached the rung so far, itself included. So the first always goes on, and equal ones do together.
+    Halving is asynchronous: nobody waits at a rung, a trial goes on if it is among the best of those that have reached
+    it so far, itself included. So the first always goes on, and equal ones do together.
 
     Args:
         value: the trial's, larger is better; NaN never goes on.
         others: those of the trials that came to the rung before.
         stopping: which rule.
+        most: how many are the best, for halving; None: ceil(n / eta) of the n at this rung.
     """
     if stopping.kind == "none":
         return True
@@ -123,8 +125,8 @@ def keeps(value: float, others: Sequence[float], stopping: Stopping) -> bool:
     known = [other for other in others if not math.isnan(other)]
     if stopping.kind == "median":
         return not known or value >= statistics.median(known)
-    better = sum(other > value for other in known)
-    return better < math.ceil((len(others) + 1) / stopping.eta)
+    most = math.ceil((len(others) + 1) / stopping.eta) if most is None else most
+    return sum(other > value for other in known) < most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,26 @@ class Verdict:
     """What it was judged by, larger is better."""
     goes_on: bool
     """Whether it was kept."""
+
+
+def goes_on(trial: int, rung: int, value: float, known: Sequence[Verdict], stopping: Stopping) -> bool:
+    """Whether a trial goes on from a rung, by all verdicts of the search before.
+
+    Of n trials so far, halving wants ceil(n / eta^k) to get past the k-th rung (Li et al., ASHA). Early arrivals get
+    past it too easily; at the next rung they would make up the n of which a share goes on. So the number is taken from
+    n itself: a trial that is among the best n / eta^k of all always goes on, and others seldom do.
+
+    Args:
+        trial: its number.
+        rung: the rung's place or distance, the same for all trials.
+        value: the trial's at this rung, larger is better.
+        known: the verdicts before, in any order.
+        stopping: which rule.
+    """
+    others = [verdict.value for verdict in known if verdict.rung == rung]
+    place = 1 + len({verdict.rung for verdict in known if verdict.trial == trial})
+    trials = len({trial, *(verdict.trial for verdict in known)})
+    return keeps(value, others, stopping, most=math.ceil(trials / stopping.eta**place))
 
 
 class Book:
@@ -170,14 +192,14 @@ class Book:
             for verdict in known:
                 if (verdict.trial, verdict.rung) == (trial, rung):
                     return verdict.goes_on
-            others = [verdict.value for verdict in known if verdict.rung == rung]
-            goes_on = keeps(value, others, stopping)
-            line = json.dumps({"trial": trial, "rung": rung, "value": float(value), "goes_on": goes_on}) + "\n"
+            verdict = Verdict(
+                trial=trial, rung=rung, value=float(value), goes_on=goes_on(trial, rung, value, known, stopping)
+            )
             file.truncate(_whole(file))
-            file.write(line.encode())
+            file.write(json.dumps(asdict(verdict)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-            return goes_on
+            return verdict.goes_on
 
     def verdicts(self) -> list[Verdict]:
         """All verdicts so far, in the order in which they were given."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dgnet_core.config import DGNetConfig, LossConfig, RecipeConfig, Warmup, WatchConfig
-from dgnet_platform.halving import Stopping, distances, keeps, ramp_end, rungs_of
+from dgnet_platform.halving import Stopping, Verdict, distances, goes_on, ramp_end, rungs_of
 
 ENDLESS = 2**31 - 1
 """Iterations of a canonical prefix, and its warm-up starts: it can be trained for as long as anyone needs it."""
@@ -236,14 +236,14 @@ def simulated_ends(
         at = distances(min((c.iterations - ramp_end(c) for c in configs), default=0), stopping) if configs else ()
     values = list(range(len(configs)))
     random.Random(seed).shuffle(values)
-    ends = []
-    seen: list[list[float]] = [[] for _ in at]
-    for config, value in zip(configs, values, strict=True):
+    ends: list[int] = []
+    known: list[Verdict] = []
+    for trial, (config, value) in enumerate(zip(configs, values, strict=True)):
         end = config.iterations
         for rung, iteration in enumerate(rungs_of(config, at)):
-            goes_on = keeps(value, seen[rung], stopping)
-            seen[rung].append(value)
-            if not goes_on:
+            passes = goes_on(trial, rung, value, known, stopping)
+            known.append(Verdict(trial=trial, rung=rung, value=value, goes_on=passes))
+            if not passes:
                 end = iteration
                 break
         ends.append(end)

@@ -388,7 +388,7 @@ class Space:
         dimension = self.dimensions.get(name, Fixed(PARAMETERS[name].read(base)))
         if isinstance(dimension, Range):
             return int(dimension.high)
-        return int(dimension.value if isinstance(dimension, Fixed) else max(dimension.options))  # pyright: ignore[reportArgumentType]
+        return int(dimension.value if isinstance(dimension, Fixed) else max(dimension.options))
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -455,7 +455,7 @@ def _parsed(name: str, value: object) -> Dimension:
         for key in ("low", "high", "step")
         if value.get(key) is not None or key != "step"
     }
-    return _named(name, lambda: Range(**numbers, log=value.get("log", False)))  # pyright: ignore[reportArgumentType]
+    return _named(name, lambda: Range(**numbers, log=value.get("log", False)))
 
 
 def _plain(dimension: Dimension) -> Any:
@@ -505,8 +505,8 @@ def _draw(name: str, dimension: Dimension, rng: np.random.Generator) -> Value:
 
 def _with_ramp(warmup: Warmup, maximum: float, ramp: int) -> Warmup:
     """The warm-up after which a weight of this maximum is reached in exactly `ramp` iterations."""
-    slope = (maximum or 1.0) / ramp
-    while math.ceil(maximum / slope) > ramp:  # rounding
+    slope = maximum / ramp or 1.0
+    while math.ceil(maximum / slope) > ramp or slope * ramp < maximum:  # rounding
         slope = math.nextafter(slope, math.inf)
     return replace(warmup, slope=slope)
 
