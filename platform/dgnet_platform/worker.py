@@ -78,7 +78,7 @@ def train_loop(config: dict[str, str]) -> dict[str, Any]:
             _evaluate(run, learner, device)
     finally:
         if shipper is not None:
-            shipper.finish()
+            shipper.finish(keep=run.role != "run")
     return asdict(outcome)
 
 
