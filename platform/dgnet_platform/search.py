@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+import yaml
 from mlflow.entities import Metric
+from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -27,9 +29,11 @@ from dgnet_platform.experiment import DGNetExperiment, ExperimentError, differen
 from dgnet_platform.halving import Stopping, ramp_end, rungs_of
 from dgnet_platform.placement import Node, Placement, place
 from dgnet_platform.plain import to_dict
+from dgnet_platform.presets import Preset, dgnet_experiment
 from dgnet_platform.run import Judging, Run, folder_of
+from dgnet_platform.search_report import FAILED, FINISHED, STOPPED, TrialRow, figures, leaderboard, ranked
 from dgnet_platform.shipping import ship
-from dgnet_platform.space import Space
+from dgnet_platform.space import PARAMETERS, Space
 from dgnet_platform.study import Study
 from dgnet_platform.training import digest_of
 from dgnet_platform.trial import Progress, Trial
@@ -37,13 +41,14 @@ from dgnet_platform.version import code_version
 
 METRIC = "val/best/mAP"
 """What trials are compared by: mAP on the held-out identities, with the weight of f_fine that is best for it."""
-BETA = "val/best/beta"
+BETA, METRIC_BY_BETA = "val/best/beta", "val/mAP_by_beta"
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
 """In a search's folder: what was decided at rungs, a file that stops all trials, and what Ray Tune leaves."""
 PATIENCE = 120.0
 """Seconds that a search waits for MLflow before it gives up."""
 
 Answer = TypeVar("Answer")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,8 @@ class SearchPlan:
     space: Space
     config: SearchConfig
     store: Store
+    preset: Preset
+    """Where the base's settings come from."""
     teacher: Path | None
     teacher_digest: str | None
     identity: Mapping[str, Any]
@@ -96,7 +103,13 @@ class SearchPlan:
 
 
 def plan_search(
-    base: DGNetExperiment, space: Space, config: SearchConfig, *, name: str = "", teacher: Path | None
+    base: DGNetExperiment,
+    space: Space,
+    config: SearchConfig,
+    *,
+    name: str = "",
+    preset: Preset = "laptop",
+    teacher: Path | None,
 ) -> SearchPlan:
     """Find out what a search comes down to.
 
@@ -105,6 +118,7 @@ def plan_search(
         space: what is searched.
         config: how.
         name: of the search; none: made of the data set and a hash of all that decides the results.
+        preset: where the base's settings come from.
         teacher: the teacher's checkpoint.
 
     Raises:
@@ -134,6 +148,7 @@ def plan_search(
         space=space,
         config=config,
         store=store,
+        preset=preset,
         teacher=teacher,
         teacher_digest=digest,
         identity=identity,
@@ -169,6 +184,7 @@ class Search:
             self.tracking_uri, f"dgnet-{plan.store.info.dataset}"
         )
         self.mlflow_run = self._open()
+        self._seen: dict[int, _Seen] = {}
 
     # --------------------------------------------------------------------------------------------------------
     # Trials
@@ -346,6 +362,112 @@ class Search:
         return self.stop_file.exists()
 
     # --------------------------------------------------------------------------------------------------------
+    # Results
+
+    def rows(self) -> list[TrialRow]:
+        """All trials as the report needs them."""
+        return [self._row(trial) for trial in self.study.trials]
+
+    def _row(self, trial: FrozenTrial) -> TrialRow:
+        number, folder = trial.number, self.folder(trial.number)
+        progress = Progress.read(folder)
+        seen = self._seen.setdefault(number, _Seen(folder))
+        seen.update()
+        given = self.study.values(number)
+        base = self.plan.base.model
+        values = {name: given.get(name, PARAMETERS[name].read(base)) for name in self.plan.space.searched}
+        states = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}
+        marker = f"{METRIC_BY_BETA}/"
+        return TrialRow(
+            number=number,
+            name=folder.name,
+            state=states.get(trial.state, progress.phase),
+            reason=trial.user_attrs.get("reason", progress.reason),
+            values=values,
+            objective=trial.value if trial.state == TrialState.COMPLETE else seen.figures.get(METRIC),
+            best_beta=seen.figures.get(BETA),
+            iterations=max(seen.iteration, progress.iteration if progress.over else 0),
+            shared_iterations=progress.fork,
+            by_beta={float(k.removeprefix(marker)): v for k, v in seen.figures.items() if k.startswith(marker)},
+        )
+
+    def costs(self) -> dict[str, int]:
+        """Iterations that were trained, and how many it would have been without prefixes, and without stopping."""
+        rows = [row for row in self.rows() if row.state in (FINISHED, STOPPED, FAILED)]
+        progress = [Progress.read(self.folder(row.number)) for row in rows]
+        own = sum(max(0, row.iterations - p.fork) for row, p in zip(rows, progress, strict=True))
+        return {
+            "spent": own + sum(p.trained for p in progress),
+            "without_sharing": sum(row.iterations for row in rows),
+            "without_stopping": sum(
+                self.plan.base.model.iterations if row.state == STOPPED else row.iterations for row in rows
+            ),
+        }
+
+    def best(self) -> int | None:
+        """The number of the best finished trial."""
+        finished = [row for row in ranked(self.rows()) if row.state == FINISHED and row.score is not None]
+        return finished[0].number if finished else None
+
+    def publish(self) -> Path | None:
+        """Write the leaderboard, the pictures and the best trial's settings into the search's folder and to MLflow.
+
+        Returns:
+            The file of the best trial's settings, which `jobs/train_market.py --config` takes; None: there is none.
+
+        Raises:
+            OSError: the folder cannot be written. That MLflow is away is no error: the same command tells it later.
+        """
+        folder, rows, number = self.plan.folder, self.rows(), self.best()
+        files = [folder / "leaderboard.csv"]
+        leaderboard(rows).to_csv(files[0], index=False)
+        if number is not None:
+            files.append(folder / "best.yaml")
+            files[1].write_text(self._best_yaml(number))
+        pictures = figures(self.study.study, rows)
+        for name, picture in pictures.items():
+            (folder / "figures").mkdir(exist_ok=True)
+            picture.save(folder / "figures" / f"{name}.png")
+        done = not self.study.missing and not self.study.running
+        moment = int(time.time() * 1000)
+        metrics = {f"search/iterations_{name}": float(value) for name, value in self.costs().items()}
+        metrics |= {f"search/trials_{s}": float(sum(r.state == s for r in rows)) for s in (FINISHED, STOPPED, FAILED)}
+        best = next((row for row in rows if row.number == number), None)
+        if best is not None and best.score is not None:
+            metrics |= {"search/best_mAP": best.score, "search/best_beta": best.best_beta or 0.0}
+        try:
+            for file in files:
+                self.connected.log_artifact(self.mlflow_run, str(file))
+            for name, picture in pictures.items():
+                self.connected.log_image(self.mlflow_run, picture, artifact_file=f"figures/{name}.png")
+            self.connected.log_batch(
+                self.mlflow_run, metrics=[Metric(name, value, moment, len(rows)) for name, value in metrics.items()]
+            )
+            if best is not None:
+                self.connected.set_tag(self.mlflow_run, "dgnet.best_trial", best.name)
+            tracking.close_run(
+                self.connected, self.mlflow_run, "FINISHED" if done else "KILLED", "" if done else "stopped"
+            )
+        except tracking.AWAY as error:
+            _log.warning("MLflow was not told of the search's results: %s", error)
+        return files[1] if number is not None else None
+
+    def _best_yaml(self, number: int) -> str:
+        """What differs from the preset, whose name stands above."""
+        plan = self.plan
+        preset = to_dict(dgnet_experiment(plan.preset, plan.base.model.num_classes, plan.store.count("train")).model)
+        model = to_dict(self.experiment(number).model)
+        changed: dict[str, Any] = {}
+        for path, (_, value) in differences({"model": preset}, {"model": model}).items():
+            section = changed
+            *above, name = path.split(".")
+            for part in above:
+                section = section.setdefault(part, {})
+            section[name] = value
+        head = f"# trial {number} of search {plan.name}; for jobs/train_market.py --preset {plan.preset} --config\n"
+        return head + (yaml.safe_dump(changed, sort_keys=False) if changed else "{}\n")
+
+    # --------------------------------------------------------------------------------------------------------
     # Details
 
     def _check_folders(self) -> None:
@@ -403,7 +525,7 @@ class Search:
                 self.connected.log_batch(run.mlflow_run, metrics=[Metric("objective", objective, moment, 0)])
             tracking.close_run(self.connected, run.mlflow_run, status, reason[:500])
         except tracking.AWAY as error:
-            logging.getLogger(__name__).warning("MLflow was not told how %s ended: %s", run.name, error)
+            _log.warning("MLflow was not told how %s ended: %s", run.name, error)
 
     def _patiently(self, call: Callable[[], Answer]) -> Answer:
         """The answer of MLflow, also when it is away for a moment."""
@@ -418,6 +540,25 @@ class Search:
                         " goes on"
                     ) from error
                 time.sleep(3)
+
+
+class _Seen:
+    """What a trial's journal has said so far."""
+
+    def __init__(self, folder: Path):
+        self._tail = journal.Tail(folder)
+        self.figures: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def iteration(self) -> int:
+        return self._tail.iteration
+
+    def update(self) -> None:
+        with self._lock:
+            for entry in self._tail.read():
+                found = {name: value for name, value in entry.metrics.items() if name.startswith("val/")}
+                self.figures = found or self.figures
 
 
 class Feed(Searcher):

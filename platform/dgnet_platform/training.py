@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from mlflow import MlflowClient
-from ray.train import Result, TrainingFailedError
+from ray.train import TrainingFailedError
 from rich.console import Console
 
 from dgnet_core.sampling import share
@@ -41,6 +42,8 @@ from dgnet_platform.shipping import ship
 from dgnet_platform.trained import open_teacher
 from dgnet_platform.version import code_version
 from dgnet_platform.worker import Outcome
+
+Answer = TypeVar("Answer")
 
 
 class TrainingError(RuntimeError):
@@ -105,7 +108,7 @@ def train(
     teacher = _train_teacher(experiment, console)
     plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
     check_storage(plan)
-    with _alone(plan.folder):
+    with alone(plan.folder):
         connected, run = _track(plan)
         outcome = _outcome_of_finished(run)
         if outcome is None:
@@ -118,7 +121,7 @@ def make_plan(
 ) -> Plan:
     """Find out what an experiment comes down to; changes nothing. Arguments and errors as for `train`."""
     store = Store.open(experiment.data)
-    experiment = replace(experiment, data=_absolute(experiment.data))
+    experiment = replace(experiment, data=absolute(experiment.data))
     _check_data(experiment, store)
     digest = None
     if teacher is not None:
@@ -332,7 +335,7 @@ def _tags(plan: Plan) -> dict[str, str]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Only one command at a time trains a run.
 
     Raises:
@@ -346,7 +349,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _absolute(data: str) -> str:
+def absolute(data: str) -> str:
     """A store's location that holds wherever the worker's working directory is."""
     return data if "://" in data else str(Path(data).expanduser().resolve())
 
@@ -394,15 +397,15 @@ def _fit(run: Run, console: Console) -> Outcome:
     fit = launch.build_trainer(run).fit
     with Display(run, console) as display, _stopping(run, display):
         try:
-            result = _elsewhere(fit) if run.experiment.most_workers else fit()
+            result = elsewhere(fit) if run.experiment.most_workers else fit()
         except TrainingFailedError as error:
             raise TrainingError(launch.cause(error)) from error
     return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
 
 
-def _elsewhere(fit: Callable[[], Result]) -> Result:
+def elsewhere(fit: Callable[[], Answer]) -> Answer:
     """Call Ray's `fit` in another thread: in the main thread it would take Ctrl-C for itself."""
-    results: list[Result | BaseException] = []
+    results: list[Answer | BaseException] = []
 
     def call() -> None:
         try:

@@ -4,6 +4,7 @@ All it needs to know is in its folder, so it may be killed at any moment and cal
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -69,7 +70,7 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train the trial in `config["folder"]`."""
-        run_trial(Path(self.config["folder"]), sharing=self.config["sharing"])
+        run_trial(Path(self.config["folder"]), sharing=self.config["sharing"], gpu_share=self.config["gpus"])
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002
@@ -84,12 +85,13 @@ class Trial(tune.Trainable):
         return True
 
 
-def run_trial(folder: Path, *, sharing: bool) -> Progress:
+def run_trial(folder: Path, *, sharing: bool, gpu_share: float = 1.0) -> Progress:
     """Train a trial until it is finished, told to stop, or diverges; one that is over is left alone.
 
     Args:
         folder: the run's; its record says everything.
         sharing: take what comes before the warm-up from a prefix.
+        gpu_share: GPUs of each of its workers.
 
     Raises:
         Exception: a worker failed; the reason is in the trial's progress.
@@ -101,9 +103,14 @@ def run_trial(folder: Path, *, sharing: bool) -> Progress:
     progress.save(folder)
     run = Run.read(folder)
     run.forget_stop()
+
+    def fit(run: Run) -> Outcome:
+        result = launch.build_trainer(run, gpu_share=gpu_share or 1.0).fit()
+        return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
+
     try:
         if sharing:
-            progress = _take_prefix(run, progress)
+            progress = _take_prefix(run, progress, fit)
         progress = replace(progress, phase="trains")
         progress.save(folder)
         outcome = fit(run)
@@ -118,16 +125,7 @@ def run_trial(folder: Path, *, sharing: bool) -> Progress:
     return progress
 
 
-def fit(run: Run) -> Outcome:
-    """Train a run from wherever it is: in this process, or by workers of its own.
-
-    Raises:
-        Exception: a worker failed, more often than it may.
-    """
-    return Outcome(**launch.build_trainer(run).fit().return_value)  # pyright: ignore[reportCallIssue]
-
-
-def _take_prefix(run: Run, progress: Progress) -> Progress:
+def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) -> Progress:
     """Give a trial that has done nothing yet the checkpoint and journal of its prefix."""
     experiment = run.experiment
     assert isinstance(experiment, DGNetExperiment)
