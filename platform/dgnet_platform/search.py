@@ -327,8 +327,9 @@ class Search:
             Exception: Tune, MLflow or the disk failed; the same search goes on from there.
         """
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output has a header that cannot be turned off
         for name in ("ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is told by the study
         place = self.plan.folder / TUNE
         shutil.rmtree(place, ignore_errors=True)
         feed = Feed(self)

@@ -5,6 +5,7 @@ is over, whatever happens to the process that asked: who comes next hands the sa
 a function of the search's seed, the trial's number and the trials told before.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -220,7 +221,7 @@ def _suggest(trial: optuna.Trial, name: str, distribution: Any) -> None:
 
 def _seed(seed: int, number: int) -> int:
     """One seed from two numbers, below 2^32."""
-    return (seed * 1_000_003 + number * 7_919 + 1) % 2**32
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4])
 
 
 def _repair(path: Path) -> None:
