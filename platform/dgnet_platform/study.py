@@ -186,12 +186,16 @@ class Study:
                 trial.report(figure, step)
         self.study.tell(number, value, state=TrialState[state.upper()])
 
-    def _sample_for(self, number: int) -> None:
-        """Have the next values drawn by a sampler that knows nothing but the study."""
+    def _sample_for(self, number: int, name: str = "") -> None:
+        """Have the next values drawn by a sampler that knows nothing but the study.
+
+        A parameter that is drawn by itself has a seed of its own: what comes out does not depend on what was drawn
+        before by somebody who was killed.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.sampler = TPESampler(
-                seed=_seed(self._seed, number),
+                seed=_seed(self._seed, number, name),
                 multivariate=True,
                 constant_liar=self._concurrent,
                 n_startup_trials=STARTUP,
@@ -202,6 +206,7 @@ class Study:
         if trial.user_attrs.get(_BASE) and self._space.defaults(self._base) is None:
             return trial.number  # the base lies outside the space: it is no point that could be learned from
         for name, distribution in self._space.distributions().items():
+            self._sample_for(trial.number, name)
             _suggest(trial, name, distribution)
         return trial.number
 
@@ -219,9 +224,9 @@ def _suggest(trial: optuna.Trial, name: str, distribution: Any) -> None:
         trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
-def _seed(seed: int, number: int) -> int:
-    """One seed from two numbers, below 2^32."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4])
+def _seed(*parts: object) -> int:
+    """One seed from several things, below 2^32."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4])
 
 
 def _repair(path: Path) -> None:

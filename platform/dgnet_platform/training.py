@@ -44,6 +44,8 @@ from dgnet_platform.version import code_version
 from dgnet_platform.worker import Outcome
 
 Answer = TypeVar("Answer")
+LOCK = ".training.lock"
+"""Held by whoever trains the run of a folder."""
 
 
 class TrainingError(RuntimeError):
@@ -341,7 +343,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ExperimentError: another one does.
     """
-    with (folder / ".training.lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 All it needs to know is in its folder, so it may be killed at any moment and called again.
 """
 
+import fcntl
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from dgnet_platform.plain import from_dict, to_dict
 from dgnet_platform.prefix import PrefixError, adopt, ensure_prefix
 from dgnet_platform.prefix_plan import fork_of
 from dgnet_platform.run import STOP, Run
+from dgnet_platform.training import LOCK
 from dgnet_platform.worker import Ending, Outcome
 
 PROGRESS = "trial.json"
@@ -96,6 +98,12 @@ def run_trial(folder: Path, *, sharing: bool, gpu_share: float = 1.0) -> Progres
     Raises:
         Exception: a worker failed; the reason is in the trial's progress.
     """
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the process of a driver that was just killed may need a moment to die
+        return _run_trial(folder, sharing, gpu_share)
+
+
+def _run_trial(folder: Path, sharing: bool, gpu_share: float) -> Progress:
     progress = Progress.read(folder)
     if progress.over:
         return progress
