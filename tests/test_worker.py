@@ -12,6 +12,7 @@ from dgnet_platform import checkpoint, worker
 from dgnet_platform.experiment import identity_of
 from dgnet_platform.learner import DGNetLearner
 from dgnet_platform.run import Run
+from dgnet_platform.trained import TrainedTeacher
 from dgnet_platform.worker import Outcome, prepare, train
 from tests.runs import lines, same, tensors, tiny_experiment, tiny_teacher
 
@@ -45,7 +46,9 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after) -> tuple[
     with torch.random.fork_rng():
         torch.manual_seed(5)
         teacher = Teacher(experiment.model.network, experiment.model.num_classes)
-    monkeypatch.setattr(worker, "open_teacher", lambda *_: (teacher, experiment.model.network))
+    monkeypatch.setattr(
+        worker, "open_teacher", lambda *_: TrainedTeacher(teacher=teacher, network=experiment.model.network)
+    )
     learner, validator = prepare(replace(run, teacher="here"), torch.device("cpu"))
     if stop_after is not None:
         _crash_after(learner, stop_after)

@@ -122,7 +122,7 @@ def make_plan(
     _check_data(experiment, store)
     digest = None
     if teacher is not None:
-        known = open_teacher(teacher)[0].head.classifier.out_features
+        known = open_teacher(teacher).teacher.head.classifier.out_features
         if known != experiment.model.num_classes:
             raise ExperimentError(
                 f"teacher {teacher} knows {known} identities, {store.location} has {experiment.model.num_classes} to"
@@ -282,7 +282,7 @@ def _track(plan: Plan) -> tuple[MlflowClient, Run]:
     if plan.existing is not None:
         uri = plan.existing.tracking_uri
         connected = tracking.client(uri)
-        tracking.reopen_run(connected, plan.existing.mlflow_run)
+        tracking.check_run(connected, plan.existing.mlflow_run)
         run = replace(plan.existing, experiment=experiment)
     else:
         config = to_dict(experiment)
@@ -375,6 +375,7 @@ def _outcome_of_finished(run: Run) -> Outcome | None:
 def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
     """Train a run; whatever goes wrong is told to MLflow too."""
     run.forget_stop()
+    connected.update_run(run.mlflow_run, status="RUNNING")
     try:
         if run.experiment.most_workers:
             launch.connect()

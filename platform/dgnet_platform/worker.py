@@ -99,7 +99,7 @@ def prepare(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     validator = Validator(config=experiment.model, prefix=prefix, query=query, gallery=gallery, people=people_of(store))
     if isinstance(experiment, TeacherExperiment):
         return TeacherLearner(experiment.model, images, device), validator
-    teacher = open_teacher(Path(run.teacher), device)[0] if run.teacher is not None else None
+    teacher = open_teacher(Path(run.teacher), device).teacher if run.teacher is not None else None
     return DGNetLearner(experiment.model, images, device, teacher), validator
 
 
