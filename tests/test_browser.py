@@ -44,7 +44,7 @@ def test_the_run_its_curves_and_its_swaps_are_shown(page, people_store, tmp_path
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     with (tmp_path / "server.log").open("ab") as log:
         server = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-    shots = Path(os.environ.get("DGNET_SCREENSHOTS", tmp_path))
+    shots = Path(os.environ.get("DGNET_SCREENSHOTS") or tmp_path)
     try:
         wait_for(lambda: answers(uri))
         page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs")

@@ -9,7 +9,7 @@ import torch
 
 from dgnet_core.teacher import Teacher
 from dgnet_platform import checkpoint, worker
-from dgnet_platform.experiment import identity_of
+from dgnet_platform.experiment import ExperimentError, identity_of
 from dgnet_platform.learner import DGNetLearner
 from dgnet_platform.run import Run
 from dgnet_platform.trained import TrainedTeacher
@@ -196,6 +196,11 @@ def test_a_learner_refuses_what_it_cannot_share(people_store, tmp_path, monkeypa
     images = None
     with pytest.raises(ValueError, match="batch_size = 8"):
         DGNetLearner(experiment.model, images_of(people_store), torch.device("cpu"), images)
+
+
+def test_a_machine_that_does_not_see_the_run_says_so(tmp_path):
+    with pytest.raises(ExperimentError, match="all machines share"):
+        worker.train_loop({"folder": str(tmp_path / "elsewhere")})
 
 
 def images_of(store: Path):

@@ -380,6 +380,7 @@ def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
         if run.experiment.most_workers:
             launch.connect()
             launch.check_room(run.experiment)
+            launch.check_tracking(run)
         return _fit(run, console)
     except BaseException as error:
         _close(connected, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error), console)
@@ -395,14 +396,17 @@ def _fit(run: Run, console: Console) -> Outcome:
     fit = launch.build_trainer(run).fit
     with Display(run, console) as display, _stopping(run, display):
         try:
-            result = _elsewhere(fit) if run.experiment.most_workers else fit()
+            result = _on_workers(run, fit, display) if run.experiment.most_workers else fit()
         except TrainingFailedError as error:
             raise TrainingError(_cause(error)) from error
     return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
 
 
-def _elsewhere(fit: Callable[[], Result]) -> Result:
-    """Call Ray's `fit` in another thread: in the main thread it would take Ctrl-C for itself."""
+def _on_workers(run: Run, fit: Callable[[], Result], display: Display) -> Result:
+    """Call Ray's `fit` in another thread: in the main thread it would take Ctrl-C for itself.
+
+    As long as the workers have not begun, it is shown what they may be waiting for.
+    """
     results: list[Result | BaseException] = []
 
     def call() -> None:
@@ -414,7 +418,9 @@ def _elsewhere(fit: Callable[[], Result]) -> Result:
     thread = threading.Thread(target=call, name="fit", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(1)
+        thread.join(5)
+        if display.waiting:
+            display.say(f"waiting for workers: {launch.room_for(run.experiment)}")
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]

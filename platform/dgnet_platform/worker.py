@@ -1,6 +1,7 @@
 """The training loop on each rank: restore, step, evaluate, save, report."""
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ def train_loop(config: dict[str, str]) -> dict[str, Any]:
     try:
         run = Run.read(folder)
     except FileNotFoundError:
-        node = ray.util.get_node_ip_address()
+        node = socket.gethostname()
         raise ExperimentError(
             f"node {node} does not see {folder}: --storage must be a folder that all machines share, such as NFS"
         ) from None
