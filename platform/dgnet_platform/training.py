@@ -101,8 +101,13 @@ def train(
     Raises:
         ExperimentError, StoreError, CheckpointError, TrackingError: it cannot be run as asked; nothing was begun.
         TrainingError: a worker failed more often than it may, or a loss was not finite.
+
+    Returns:
+        How the run stands, or its teacher, if that was stopped.
     """
     teacher = _train_teacher(experiment, console)
+    if isinstance(teacher, Trained):
+        return teacher  # stopped before it was finished
     plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
     check_storage(plan)
     with _alone(plan.folder):
@@ -239,16 +244,14 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
             raise ExperimentError(f"--workers {experiment.workers}: {error}") from None
 
 
-def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | None:
-    """The teacher that a run needs, trained now if it is not there."""
+def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | Trained | None:
+    """The teacher that a run needs, trained now if it is not there; if that was stopped, how it stands."""
     if isinstance(experiment, TeacherExperiment) or not experiment.model.needs_teacher:
         return None
     if experiment.teacher != "auto":
         return named_teacher(experiment)
     trained = train(teacher_of(experiment), console=console)
-    if trained.outcome.ending != "finished":
-        raise TrainingError(f"the teacher {trained.run.name} is not finished: the same command goes on with it")
-    return trained.checkpoint
+    return trained.checkpoint if trained.outcome.ending == "finished" else trained
 
 
 def named_teacher(experiment: DGNetExperiment) -> Path | None:
