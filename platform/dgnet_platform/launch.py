@@ -65,7 +65,7 @@ def connect() -> None:
 
 def _is_local() -> bool:
     """Whether `ray.init` will start a cluster of its own."""
-    return "RAY_ADDRESS" not in os.environ
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 @dataclass(frozen=True, kw_only=True)
