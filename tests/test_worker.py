@@ -10,8 +10,9 @@ import torch
 from dgnet_core.teacher import Teacher
 from dgnet_platform import checkpoint, worker
 from dgnet_platform.experiment import ExperimentError, identity_of
+from dgnet_platform.halving import Stopping
 from dgnet_platform.learner import DGNetLearner
-from dgnet_platform.run import Run
+from dgnet_platform.run import Judging, Run
 from dgnet_platform.trained import TrainedTeacher
 from dgnet_platform.worker import Outcome, prepare, train
 from tests.runs import lines, same, tensors, tiny_experiment, tiny_teacher
@@ -22,13 +23,13 @@ def start(people_store, tmp_path, monkeypatch):
     """Trains a run in this process up to an iteration, as a newly started worker would."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield lambda name, experiment=None, stop_after=None: _start(
-        people_store, tmp_path, monkeypatch, name, experiment, stop_after
+    yield lambda name, experiment=None, stop_after=None, judge=None, until=None: _start(
+        people_store, tmp_path, monkeypatch, name, experiment, stop_after, judge, until
     )
     torch.set_num_threads(threads)
 
 
-def _start(store, tmp_path, monkeypatch, name, experiment, stop_after) -> tuple[Run, Outcome, list]:
+def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, until) -> tuple[Run, Outcome, list]:
     experiment = experiment or tiny_experiment(store, tmp_path)
     if experiment.data != str(store):
         experiment = replace(experiment, data=str(store))
@@ -42,6 +43,7 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after) -> tuple[
         tracking_uri="",
         mlflow_experiment="",
         mlflow_run="",
+        until=until,
     )
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -55,7 +57,7 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after) -> tuple[
     worker._restore(run, learner)
     reports = []
     monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
-    outcome = train(run, learner, validator, report=reports.append)
+    outcome = train(run, learner, validator, report=reports.append, judge=judge)
     return run, outcome, reports
 
 
@@ -208,3 +210,59 @@ def images_of(store: Path):
     from dgnet_platform.datasets.store import Store
 
     return ImageSet.load(Store.open(store), "train", height=24, width=12, threads=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Trials
+
+
+def judged(experiment, **overrides):
+    return replace(experiment, evaluate_also=(5, 8), evaluate_every=12, checkpoint_every=12, **overrides)
+
+
+def test_a_trial_is_evaluated_saved_and_judged_at_its_own_iterations(start, people_store, tmp_path):
+    asked = []
+    judge = lambda t, metrics: asked.append((t, metrics["val/best/mAP"])) or ""  # noqa: E731
+    run, outcome, _ = start("trial", judged(tiny_experiment(people_store, tmp_path, keep=9)), judge=judge)
+    assert outcome.ending == "finished"
+    assert [t for t, _ in asked] == [5, 8]
+    assert [int(path.name[-8:]) for path in checkpoint.checkpoints(run.folder)] == [5, 8, 12]
+    figures = lines(run.folder)[4]["metrics"]
+    by_beta = {name: value for name, value in figures.items() if name.startswith("val/mAP_by_beta/")}
+    assert len(by_beta) == 11
+    assert figures["val/best/mAP"] == max(by_beta.values()) == by_beta[f"val/mAP_by_beta/{figures['val/best/beta']:g}"]
+    assert by_beta["val/mAP_by_beta/0.5"] == figures["val/both/mAP"]
+    assert by_beta["val/mAP_by_beta/0"] == figures["val/prim/mAP"]
+
+
+def test_a_trial_that_is_told_to_stop_saves_and_stays_stopped(start, people_store, tmp_path):
+    whole, _, _ = start("whole")
+    experiment = judged(tiny_experiment(people_store, tmp_path))
+    judge = lambda t, metrics: f"mAP {metrics['val/best/mAP']}" if t == 8 else ""  # noqa: E731
+    _, outcome, _ = start("trial", experiment, judge=judge)
+    assert (outcome.ending, outcome.iteration) == ("stopped early", 8)
+    assert outcome.reason.startswith("mAP 0.")
+    again = start("trial", experiment, judge=judge)[1]  # killed before anybody noted how it ended
+    assert again == outcome
+    resumed, outcome, _ = start("trial", experiment)
+    assert outcome.ending == "finished"
+    assert same(tensors(whole, 12), tensors(resumed, 12))
+
+
+def test_a_prefix_ends_before_its_end_without_being_evaluated_there(start, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path, evaluate_every=3, checkpoint_every=12)
+    run, outcome, _ = start("prefix", experiment, until=4)
+    assert outcome == Outcome(ending="finished", iteration=4)
+    assert [path.name for path in checkpoint.checkpoints(run.folder)] == ["checkpoint_00000004"]
+    assert [line["iteration"] for line in lines(run.folder) if "val/best/mAP" in line["metrics"]] == [3]
+
+
+def test_a_record_keeps_what_a_trial_is(start, people_store, tmp_path):
+    run, _, _ = start("trial", until=3)
+    judging = Judging(book="/book", trial=7, rungs=(5, 8), stopping=Stopping(), metric="val/best/mAP")
+    trial = replace(run, role="trial", judging=judging, stop_file=str(tmp_path / "stop"))
+    trial.save()
+    assert Run.read(run.folder) == trial
+    assert not trial.stop_asked
+    (tmp_path / "stop").touch()
+    assert trial.stop_asked

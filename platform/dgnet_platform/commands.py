@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 import yaml
@@ -39,6 +39,7 @@ from dgnet_platform.training import (
     train,
 )
 
+Kind = TypeVar("Kind", bound=AnyExperiment)
 USER_ERRORS = (
     CheckpointError, ExperimentError, ImageMemoryError, OSError, PictureError, SourceError, StoreError, TrackingError,
     TrainingError, ValueError,
@@ -89,8 +90,8 @@ def run_job(options: type[TrainDGNet] | type[TrainTeacher], description: str | N
         if start.dry_run:
             _show_plan(start, experiment, console)
             return 0
-        experiment = _with_data(start.preset, experiment, console)
-        _greet(experiment, console)
+        experiment = with_data(start.preset, experiment, console)
+        greet(experiment, console)
         trained = train(experiment, console=console, origin=start.resume_from, fork=start.fork, register=start.register)
     except USER_ERRORS as error:
         console.print(printable_lines(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
@@ -112,7 +113,7 @@ def parse(
         StoreError: --data is no store.
         SystemExit: the command line is wrong (tyro has explained it), or asked for help.
     """
-    first, _ = tyro.cli(_First, args=args, return_unknown_args=True, add_help=False)
+    first, _ = tyro.cli(Base, args=args, return_unknown_args=True, add_help=False)
     people, images = _counts(first)
     kind, preset = (
         (DGNetExperiment, dgnet_experiment)
@@ -131,8 +132,8 @@ def parse(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _First:
-    """What has to be known before the defaults of the rest are."""
+class Base:
+    """What the defaults of an experiment's settings depend on."""
 
     preset: Preset = "laptop"
     iterations: int | None = None
@@ -140,7 +141,26 @@ class _First:
     data: str = ""
 
 
-def _counts(first: _First) -> tuple[int, int]:
+def base_experiment(base: Base) -> DGNetExperiment:
+    """What the trials of a search have in common: an experiment with identities held out.
+
+    Raises:
+        ExperimentError: the file of --config is no configuration.
+        StoreError: --data is no store.
+    """
+    people, images = _counts(base)
+    experiment = replace(dgnet_experiment(base.preset, people, images, base.iterations), hold_out=True)
+    if base.config is not None:
+        experiment = _from_file(base.config, experiment)
+    assert isinstance(experiment, DGNetExperiment)
+    if experiment.model.num_classes == people and experiment.hold_out:
+        found = _with_classes(experiment, people - held_out_people(people))
+        assert isinstance(found, DGNetExperiment)
+        return found
+    return experiment
+
+
+def _counts(first: Base) -> tuple[int, int]:
     """Identities and pictures in the training split that a command line names."""
     if not first.data:
         size = SIZES[DRAWN[first.preset]]
@@ -189,7 +209,7 @@ def drawn_store(storage: str, preset: Preset) -> Path:
     return folder_of(storage, "data") / f"people-{DRAWN[preset]}"
 
 
-def _with_data(preset: Preset, experiment: AnyExperiment, console: Console) -> AnyExperiment:
+def with_data(preset: Preset, experiment: Kind, console: Console) -> Kind:
     """The experiment on a store that exists: where none is named, people are drawn, once."""
     if experiment.data:
         return experiment
@@ -202,7 +222,7 @@ def _with_data(preset: Preset, experiment: AnyExperiment, console: Console) -> A
     return replace(experiment, data=str(out))
 
 
-def _greet(experiment: AnyExperiment, console: Console) -> None:
+def greet(experiment: AnyExperiment, console: Console) -> None:
     """Say what trains on what, and what to watch out for."""
     info = Store.open(experiment.data).info
     if info.origin:
@@ -225,7 +245,7 @@ def _show_plan(start: Start, experiment: AnyExperiment, console: Console) -> Non
         experiment = replace(experiment, data=experiment.data or str(drawn_store(experiment.storage, start.preset)))
         teacher = None
         if isinstance(experiment, DGNetExperiment) and experiment.model.needs_teacher:
-            teacher, found = _planned_teacher(experiment)
+            teacher, found = planned_teacher(experiment)
             lines.append(found)
         if teacher is not None or not isinstance(experiment, DGNetExperiment):
             plan = make_plan(experiment, teacher=teacher, origin=start.resume_from, fork=start.fork)
@@ -234,7 +254,7 @@ def _show_plan(start: Start, experiment: AnyExperiment, console: Console) -> Non
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _planned_teacher(experiment: DGNetExperiment) -> tuple[Path | None, str]:
+def planned_teacher(experiment: DGNetExperiment) -> tuple[Path | None, str]:
     """The teacher of an experiment, if it is there already, and a line that says so."""
     named = named_teacher(experiment)
     if named is not None:

@@ -49,6 +49,8 @@ class Experiment:
     """Iterations between fetching metrics from the device and averaging them over workers; each one is kept."""
     evaluate_every: int = 1_000
     """Iterations between retrieval figures and pictures."""
+    evaluate_also: tuple[int, ...] = ()
+    """Further iterations at which the run is evaluated, and saved too."""
     checkpoint_every: int = 1_000
     """Iterations between checkpoints."""
     keep: int = 2
@@ -63,6 +65,8 @@ class Experiment:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)}: must be {least} or more")
+        if min(self.evaluate_also, default=1) < 1:
+            raise ValueError(f"evaluate_also {self.evaluate_also}: iterations, 1 or more")
         fewest, most = self.fewest_workers, self.most_workers
         if self.gpus and not most:
             raise ValueError(

@@ -39,7 +39,7 @@ class Journal:
         """
         self._path = folder / JOURNAL
         if self._path.exists():
-            _truncate(self._path, iteration)
+            copy(self._path, self._path, iteration)
         self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, iteration: int, metrics: Mapping[str, float], pictures: Mapping[str, str] | None = None) -> None:
@@ -101,14 +101,14 @@ def _parse(line: bytes) -> Entry | None:
         return None
 
 
-def _truncate(path: Path, iteration: int) -> None:
-    """Cut a journal after the line of `iteration`, by a new file in its place: its readers notice."""
-    partial = path.with_name(f".{path.name}.partial")
-    with path.open("rb") as file, partial.open("wb") as kept:
+def copy(source: Path, target: Path, iteration: int) -> None:
+    """Write the lines of a journal up to `iteration` as a new file: who reads what was there before notices."""
+    partial = target.with_name(f".{target.name}.partial")
+    with source.open("rb") as file, partial.open("wb") as kept:
         for line in iter(file.readline, b""):
             entry = _parse(line) if line.endswith(b"\n") else None
             if entry is not None and entry.iteration <= iteration:
                 kept.write(line)
         kept.flush()
         os.fsync(kept.fileno())
-    partial.rename(path)
+    partial.rename(target)

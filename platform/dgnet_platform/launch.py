@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import ray
 import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from dgnet_platform.experiment import Experiment, ExperimentError
 from dgnet_platform.run import Run
@@ -23,7 +23,7 @@ _SETTINGS = {
 }
 
 
-def build_trainer(run: Run, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
+def build_trainer(run: Run, callbacks: Sequence[UserCallback] = (), gpu_share: float = 1.0) -> TorchTrainer:
     """Ray Train's trainer of a run; `fit()` trains from wherever the run is.
 
     Ray's own folder holds nothing that a run needs. It starts failed workers again, and the loop goes on from the run's
@@ -32,6 +32,7 @@ def build_trainer(run: Run, callbacks: Sequence[UserCallback] = ()) -> TorchTrai
     Args:
         run: its record must be saved.
         callbacks: called with what the loop reports; not without workers.
+        gpu_share: GPUs of each worker of a run on GPUs; less than 1: several workers on one, which NCCL cannot do.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # otherwise each report is printed
     experiment = run.experiment
@@ -39,9 +40,11 @@ def build_trainer(run: Run, callbacks: Sequence[UserCallback] = ()) -> TorchTrai
     return TorchTrainer(
         train_loop,
         train_loop_config={"folder": str(run.folder)},
+        torch_config=TorchConfig(backend="gloo") if experiment.gpus and gpu_share < 1 else None,
         scaling_config=ScalingConfig(
             num_workers=(fewest, most) if experiment.elastic else most,
             use_gpu=experiment.gpus or (most == 0 and torch.cuda.is_available()),
+            resources_per_worker={"CPU": 1, "GPU": gpu_share} if experiment.gpus and gpu_share != 1 else None,
             elastic_resize_monitor_interval_s=10,
         ),
         run_config=RunConfig(
@@ -118,3 +121,11 @@ def check_tracking(run: Run) -> None:
             f"--tracking-uri {run.tracking_uri} is a file, and this cluster has {machines} machines: start a server"
             " (mlflow server --host ADDRESS) and name it, such as http://ADDRESS:5000"
         )
+
+
+def cause(error: Exception) -> str:
+    """The first worker's own error, in its words."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first: BaseException = next(iter(failures.values()), error)
+    text = str(getattr(first, "cause", None) or first).strip()
+    return text.splitlines()[-1] if text else type(first).__name__

@@ -4,9 +4,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from dgnet_platform.experiment import EXPERIMENTS, AnyExperiment, ExperimentError
+from dgnet_platform.halving import Stopping
 from dgnet_platform.plain import from_dict, to_dict
 
 RECORD = "run.json"
@@ -16,6 +17,22 @@ RESULTS = "results"
 """Folder of the final evaluation."""
 FORMAT = 1
 """Version of the record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How a trial of a search is compared with the others on its way."""
+
+    book: str
+    """Path of the file with all trials' figures and the verdicts on them."""
+    trial: int
+    """Its number."""
+    rungs: tuple[int, ...]
+    """Its iterations at which it is judged, in order."""
+    stopping: Stopping
+    """The rule."""
+    metric: str
+    """What it is judged by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +53,15 @@ class Run:
     """Id of MLflow's experiment."""
     mlflow_run: str
     """Id of MLflow's run."""
+    role: Literal["run", "trial", "prefix"] = "run"
+    """trial: of a search; prefix: what trials have in common. Only a run is evaluated on query and gallery."""
+    until: int | None = None
+    """Iteration at which it ends before its configuration's last one, without being evaluated there; None: it does
+    not."""
+    judging: Judging | None = None
+    """How it may be stopped early; None: it is not."""
+    stop_file: str | None = None
+    """Path of another file that asks it to stop, as STOP does."""
 
     @property
     def name(self) -> str:
@@ -54,6 +80,10 @@ class Run:
             "tracking_uri": self.tracking_uri,
             "mlflow_experiment": self.mlflow_experiment,
             "mlflow_run": self.mlflow_run,
+            "role": self.role,
+            "until": self.until,
+            "judging": to_dict(self.judging) if self.judging else None,
+            "stop_file": self.stop_file,
         }
         partial = self.folder / f".{RECORD}.partial"
         partial.write_text(json.dumps(values, indent=2) + "\n")
@@ -73,7 +103,9 @@ class Run:
             if values.pop("format") != FORMAT:
                 raise ExperimentError(f"{path} is of another version: use the version that wrote it")
             experiment = from_dict(EXPERIMENTS[values.pop("kind")], values.pop("experiment"))
-            return cls(folder=folder, experiment=experiment, **values)
+            judging = values.pop("judging", None)
+            judging = from_dict(Judging, judging) if judging else None
+            return cls(folder=folder, experiment=experiment, judging=judging, **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ExperimentError):
                 raise
@@ -91,7 +123,8 @@ class Run:
     @property
     def stop_asked(self) -> bool:
         """Whether somebody asked for it."""
-        return os.path.exists(self.folder / STOP)  # noqa: PTH110 - once an iteration: Path.exists is twice as slow
+        files = [str(self.folder / STOP), *([self.stop_file] if self.stop_file else [])]
+        return any(map(os.path.exists, files))  # once an iteration: Path.exists is twice as slow
 
     def forget_stop(self) -> None:
         """Nobody asked any more: the run starts."""

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import ClassVar
 
 import mlflow
 from mlflow import MlflowClient
@@ -23,6 +23,7 @@ from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from PIL import Image
 
+from dgnet_core.config import DGNetConfig
 from dgnet_platform.checkpoint import CheckpointError, checkpoints, read_meta
 from dgnet_platform.journal import Entry, Tail, read
 from dgnet_platform.run import Run
@@ -34,36 +35,65 @@ POLL, RETRY = 1.0, 3.0
 """Seconds between looks at the journal, and before trying again."""
 PATIENCE = 30.0
 """Seconds without an answer after which the shipper of a run that is over gives up."""
+LOG, OVER = "shipping.log", "over"
+"""Where the shipping process complains, in a run's folder; what it is told, and answers, at a run's end."""
 
 _log = logging.getLogger(__name__)
 
 
 class Shipper:
-    """The shipping process of a run, as the training process sees it."""
+    """The shipping process of a run, as the training process sees it.
 
-    def __init__(self, process: subprocess.Popen[bytes]):
+    It takes seconds to start, so a process that trains one trial after the other keeps it for the next.
+    """
+
+    _idle: ClassVar["Shipper | None"] = None
+
+    def __init__(self, process: subprocess.Popen[str]):
         self._process = process
 
     @classmethod
-    def start(cls, folder: Path) -> Self:
+    def start(cls, folder: Path) -> "Shipper":
         """Start to ship the journal in a run's folder; what it has to complain of goes to shipping.log there."""
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        with (folder / "shipping.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dgnet_platform.shipping", str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the training process; this one ends when that does
-            )
-        return cls(process)
+        shipper, cls._idle = cls._idle, None
+        if shipper is None or not shipper._say(str(folder)):
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            with (folder / LOG).open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "dgnet_platform.shipping", str(folder)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is for the training process; this one ends when that does
+                )
+            shipper = cls(process)
+        return shipper
 
-    def finish(self) -> None:
-        """Wait until the journal is shipped, or MLflow has not answered for PATIENCE."""
+    def finish(self, *, keep: bool = False) -> None:
+        """Wait until the journal is shipped, or MLflow has not answered for PATIENCE.
+
+        Args:
+            keep: the process for the next run.
+        """
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if keep and self._say(OVER) and self._process.stdout.readline():
+            Shipper._idle = self
+            return
         self._process.stdin.close()
         self._process.wait()
+
+    def _say(self, line: str) -> bool:
+        """Write a line to the process; returns whether it lives."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            return False
+        return self._process.poll() is None
 
 
 def ship(run: Run, finished: Callable[[], bool], *, patience: float = PATIENCE, monitor: bool = False) -> bool:
@@ -100,7 +130,7 @@ def ship(run: Run, finished: Callable[[], bool], *, patience: float = PATIENCE, 
                         if not entries and over:
                             return True
                         if not entries:
-                            time.sleep(POLL)
+                            _pause(POLL, finished)
                 except AWAY as error:
                     _log.warning("MLflow at %s does not take the journal, trying again: %s", run.tracking_uri, error)
                     if finished():
@@ -111,6 +141,13 @@ def ship(run: Run, finished: Callable[[], bool], *, patience: float = PATIENCE, 
         finally:
             if load is not None:
                 load.finish()
+
+
+def _pause(seconds: float, finished: Callable[[], bool]) -> None:
+    """Wait, but no longer than until the run is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not finished():
+        time.sleep(0.1)
 
 
 def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
@@ -124,12 +161,23 @@ def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
                 connected.log_image(run.mlflow_run, picture.convert("RGB"), key=name, step=entry.iteration)
         metrics = {**entry.metrics, "iteration": float(entry.iteration)}
         line = [Metric(name, value, entry.time, entry.iteration) for name, value in metrics.items()]
+        line += _since_warmup(run, entry)
         if len(batch) + len(line) > BATCH:
             connected.log_batch(run.mlflow_run, metrics=batch)
             batch = []
         batch += line
     if batch:
         connected.log_batch(run.mlflow_run, metrics=batch)
+
+
+def _since_warmup(run: Run, entry: Entry) -> list[Metric]:
+    """A trial's figures by iterations since its own warm-up: where trials of a search can be compared."""
+    model = run.experiment.model
+    if run.role != "trial" or not isinstance(model, DGNetConfig):
+        return []
+    step = entry.iteration - model.loss.teacher_warmup.start
+    figures = {name: value for name, value in entry.metrics.items() if name.startswith("val/")}
+    return [Metric(f"since_warmup/{name}", value, entry.time, step) for name, value in figures.items()]
 
 
 class _Models:
@@ -174,18 +222,26 @@ class _Models:
 
 
 def main(folder: str) -> int:
-    """Ship the run in `folder` until standard input closes."""
-    logging.basicConfig(format="%(asctime)s %(message)s")
+    """Ship the run in `folder` until standard input closes, or says that it is over and which one comes next."""
     os.nice(5)
-    over = threading.Event()
+    complete = True
+    while folder:
+        logging.basicConfig(format="%(asctime)s %(message)s", filename=Path(folder) / LOG, force=True)
+        over, ended = threading.Event(), threading.Event()
 
-    def wait_for_end() -> None:
-        sys.stdin.buffer.read()
-        over.set()
+        def wait_for_end(over: threading.Event = over, ended: threading.Event = ended) -> None:
+            if not sys.stdin.readline():
+                ended.set()
+            over.set()
 
-    threading.Thread(target=wait_for_end, daemon=True).start()
-    run = Run.read(Path(folder))
-    return 0 if ship(run, over.is_set, monitor=True) else 1
+        threading.Thread(target=wait_for_end, daemon=True).start()
+        complete = ship(Run.read(Path(folder)), over.is_set, monitor=True)
+        over.wait()
+        if ended.is_set():
+            break
+        print(OVER, flush=True)  # noqa: T201 - what `finish` waits for
+        folder = sys.stdin.readline().strip()
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

@@ -119,6 +119,12 @@ def check_run(connected: MlflowClient, run_id: str) -> None:
         ) from error
 
 
+def reopen_run(connected: MlflowClient, run_id: str) -> None:
+    """Mark a run as running again; errors as `check_run`."""
+    check_run(connected, run_id)
+    connected.update_run(run_id, status="RUNNING")
+
+
 def close_run(connected: MlflowClient, run_id: str, status: Status, reason: str = "") -> None:
     """Mark a run as ended, and say why; one that has ended so already keeps its time."""
     if connected.get_run(run_id).info.status == status:

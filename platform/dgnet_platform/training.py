@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from mlflow import MlflowClient
-from ray.train import Result, TrainingFailedError
+from ray.train import TrainingFailedError
 from rich.console import Console
 
 from dgnet_core.sampling import share
@@ -41,6 +43,8 @@ from dgnet_platform.shipping import ship
 from dgnet_platform.trained import open_teacher
 from dgnet_platform.version import code_version
 from dgnet_platform.worker import Outcome
+
+Answer = TypeVar("Answer")
 
 
 class TrainingError(RuntimeError):
@@ -110,7 +114,7 @@ def train(
         return teacher  # stopped before it was finished
     plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
     check_storage(plan)
-    with _alone(plan.folder):
+    with alone(plan.folder):
         connected, run = _track(plan)
         outcome = _outcome_of_finished(run)
         if outcome is None:
@@ -123,7 +127,7 @@ def make_plan(
 ) -> Plan:
     """Find out what an experiment comes down to; changes nothing. Arguments and errors as for `train`."""
     store = Store.open(experiment.data)
-    experiment = replace(experiment, data=_absolute(experiment.data))
+    experiment = replace(experiment, data=absolute(experiment.data))
     _check_data(experiment, store)
     digest = None
     if teacher is not None:
@@ -133,7 +137,7 @@ def make_plan(
                 f"teacher {teacher} knows {known} identities, {store.location} has {experiment.model.num_classes} to"
                 " train on: name one that was trained on the same data, or use --teacher auto"
             )
-        digest = _digest(teacher)
+        digest = digest_of(teacher)
 
     def named(origin: Path | None, name: str) -> tuple[Identity, Path]:
         identity = identity_of(
@@ -141,7 +145,7 @@ def make_plan(
             dataset=store.info.dataset,
             fingerprint=store.info.fingerprint,
             teacher=digest,
-            origin=None if origin is None else _digest(origin),
+            origin=None if origin is None else digest_of(origin),
         )
         return identity, folder_of(experiment.storage, name or identity.name)
 
@@ -335,7 +339,7 @@ def _tags(plan: Plan) -> dict[str, str]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Only one command at a time trains a run.
 
     Raises:
@@ -349,12 +353,12 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _absolute(data: str) -> str:
+def absolute(data: str) -> str:
     """A store's location that holds wherever the worker's working directory is."""
     return data if "://" in data else str(Path(data).expanduser().resolve())
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """What tells one trained network from another: the digest of a checkpoint's tensors, or of a file."""
     if path.is_dir():
         return checkpoint.read_meta(path).tensors_sha256
@@ -378,7 +382,7 @@ def _outcome_of_finished(run: Run) -> Outcome | None:
 def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
     """Train a run; whatever goes wrong is told to MLflow too."""
     run.forget_stop()
-    connected.update_run(run.mlflow_run, status="RUNNING")
+    tracking.reopen_run(connected, run.mlflow_run)
     try:
         if run.experiment.most_workers:
             launch.connect()
@@ -399,18 +403,24 @@ def _fit(run: Run, console: Console) -> Outcome:
     fit = launch.build_trainer(run).fit
     with Display(run, console) as display, _stopping(run, display):
         try:
-            result = _on_workers(run, fit, display) if run.experiment.most_workers else fit()
+            result = elsewhere(fit, partial(_say_waiting, run, display)) if run.experiment.most_workers else fit()
         except TrainingFailedError as error:
-            raise TrainingError(_cause(error)) from error
+            raise TrainingError(launch.cause(error)) from error
     return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
 
 
-def _on_workers(run: Run, fit: Callable[[], Result], display: Display) -> Result:
-    """Call Ray's `fit` in another thread: in the main thread it would take Ctrl-C for itself.
+def _say_waiting(run: Run, display: Display) -> None:
+    """As long as the workers have not begun, show what they may be waiting for."""
+    if display.waiting:
+        display.say(f"waiting for workers: {launch.room_for(run.experiment)}")
 
-    As long as the workers have not begun, it is shown what they may be waiting for.
+
+def elsewhere(fit: Callable[[], Answer], meanwhile: Callable[[], None] = lambda: None) -> Answer:
+    """Call Ray's `fit` in another thread, and `meanwhile` now and then in this one.
+
+    In the main thread Ray would take Ctrl-C for itself.
     """
-    results: list[Result | BaseException] = []
+    results: list[Answer | BaseException] = []
 
     def call() -> None:
         try:
@@ -422,8 +432,7 @@ def _on_workers(run: Run, fit: Callable[[], Result], display: Display) -> Result
     thread.start()
     while thread.is_alive():
         thread.join(5)
-        if display.waiting:
-            display.say(f"waiting for workers: {launch.room_for(run.experiment)}")
+        meanwhile()
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]
@@ -476,11 +485,3 @@ def _close(connected: MlflowClient, run: Run, status: str, reason: str, console:
         tracking.close_run(connected, run.mlflow_run, status, reason[:500])  # pyright: ignore[reportArgumentType]
     except tracking.AWAY:
         console.print(f"MLflow still shows run {run.name} as running: it did not answer", style="yellow")
-
-
-def _cause(error: TrainingFailedError) -> str:
-    """The first worker's own error, in its words."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first: BaseException = next(iter(failures.values()), error)
-    text = str(getattr(first, "cause", None) or first).strip()
-    return text.splitlines()[-1] if text else type(first).__name__

@@ -20,6 +20,8 @@ from dgnet_platform.trained import Trained
 BETA = 0.5
 """Weight of f_fine in `both` (paper, section 4.1)."""
 BETAS = {"prim": 0.0, "fine": float("inf"), "both": BETA}
+SWEEP = tuple(step / 10 for step in range(11))
+"""Weights of f_fine that are tried on held-out identities, to choose the best of."""
 PAIRS = 32
 """Swaps that are compared with the true picture."""
 QUERIES_SHOWN = 6
@@ -63,12 +65,19 @@ class Validator:
             for images in (self.query, self.gallery)
         )
         betas = {"baseline": 0.0} if isinstance(state, TeacherState) else BETAS
+        swept = SWEEP if self.chooses_beta else ()
+        results = sweep_beta(query, gallery, [*betas.values(), *swept])
         metrics = {
             f"{self.prefix}/{feature}/{figure}": value
-            for feature, result in zip(betas, sweep_beta(query, gallery, list(betas.values())), strict=True)
+            for feature, result in zip(betas, results, strict=False)
             for figure, value in result.summary().items()
             if not figure.startswith("queries")
         }
+        if swept:
+            by_beta = {b: r.mean_average_precision for b, r in zip(swept, results[len(betas) :], strict=True)}
+            best = max(by_beta, key=by_beta.__getitem__)
+            metrics |= {f"{self.prefix}/best/mAP": by_beta[best], f"{self.prefix}/best/beta": best}
+            metrics |= {f"{self.prefix}/mAP_by_beta/{b:g}": value for b, value in by_beta.items()}
         title = f"iteration {state.iteration:,}"
         beta = list(betas.values())[-1]
         pictures = {
@@ -88,9 +97,14 @@ class Validator:
         return Validation(metrics=metrics, pictures=pictures)
 
     @property
+    def chooses_beta(self) -> bool:
+        """Whether the weight of f_fine may be chosen here: not on query and gallery, which measure the choice."""
+        return isinstance(self.config, DGNetConfig) and self.prefix == "val"
+
+    @property
     def objective(self) -> str:
         """The metric to choose a checkpoint by."""
-        feature = "both" if isinstance(self.config, DGNetConfig) else "baseline"
+        feature = "best" if self.chooses_beta else "both" if isinstance(self.config, DGNetConfig) else "baseline"
         return f"{self.prefix}/{feature}/mAP"
 
 

@@ -3,7 +3,7 @@
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from dgnet_platform.datasets.images import ImageSet, validation_split
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.evaluation import EvaluateConfig, evaluate
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError, TeacherExperiment
-from dgnet_platform.journal import Journal
+from dgnet_platform.halving import Book
+from dgnet_platform.journal import Journal, read
 from dgnet_platform.learner import DGNetLearner, Learner, TeacherLearner, advance
 from dgnet_platform.results import JSON, replacing, write
-from dgnet_platform.run import RESULTS, Run
+from dgnet_platform.run import RESULTS, Judging, Run
 from dgnet_platform.shipping import Shipper
 from dgnet_platform.swaps import people_of
 from dgnet_platform.trained import open_teacher
@@ -33,7 +34,9 @@ from dgnet_platform.validation import Validator, save_pictures
 
 _log = logging.getLogger(__name__)
 
-Ending = Literal["finished", "stopped", "diverged"]
+Ending = Literal["finished", "stopped", "stopped early", "diverged"]
+Judge = Callable[[int, Mapping[str, float]], str]
+"""Asked on rank 0 with an iteration and its figures: why the run has to stop there, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +74,12 @@ def train_loop(config: dict[str, str]) -> dict[str, Any]:
     _restore(run, learner)
     shipper = Shipper.start(folder) if rank == 0 else None
     try:
-        outcome = train(run, learner, validator, report=ray.train.report)
-        if outcome.ending == "finished" and rank == 0:
+        outcome = train(run, learner, validator, report=ray.train.report, judge=judge_of(run.judging))
+        if outcome.ending == "finished" and rank == 0 and run.role == "run":
             _evaluate(run, learner, device)
     finally:
         if shipper is not None:
-            shipper.finish()
+            shipper.finish(keep=run.role != "run")
     return asdict(outcome)
 
 
@@ -112,7 +115,31 @@ def _restore(run: Run, learner: Learner) -> None:
         _log.warning("goes on from %s", found)
 
 
-def train(run: Run, learner: Learner, validator: Validator, *, report: Callable[[dict[str, Any]], None]) -> Outcome:
+def judge_of(judging: Judging | None) -> Judge | None:
+    """The judge of a trial: compares it with the others at its rungs."""
+    if judging is None:
+        return None
+    book = Book(Path(judging.book))
+
+    def judge(iteration: int, metrics: Mapping[str, float]) -> str:
+        if iteration not in judging.rungs:
+            return ""
+        rung, value = judging.rungs.index(iteration), metrics[judging.metric]
+        if book.judge(judging.trial, rung, value, judging.stopping):
+            return ""
+        return f"{judging.metric} {value:.4f} at iteration {iteration}, rung {rung + 1} of {len(judging.rungs)}"
+
+    return judge
+
+
+def train(
+    run: Run,
+    learner: Learner,
+    validator: Validator,
+    *,
+    report: Callable[[dict[str, Any]], None],
+    judge: Judge | None = None,
+) -> Outcome:
     """Train up to the configured iteration.
 
     Args:
@@ -120,14 +147,18 @@ def train(run: Run, learner: Learner, validator: Validator, *, report: Callable[
         learner: this rank's part.
         validator: called on rank 0.
         report: called on every rank with the newest figures whenever the run was evaluated or saved.
+        judge: asked at the iterations of `evaluate_also`, once they are evaluated; again when the run goes on there.
 
     Returns:
         How it ended. "diverged": a loss or gradient was not finite, and starting again would only repeat it.
     """
-    experiment, state, last = run.experiment, learner.state, learner.config.iterations
+    experiment, state = run.experiment, learner.state
+    last = learner.config.iterations if run.until is None else run.until
     journal = Journal(run.folder, state.iteration) if ranks()[0] == 0 else None
     window = _Window(learner)
     try:
+        if verdict := _verdict(run, judge, state.iteration, None):
+            return Outcome(ending="stopped early", iteration=state.iteration, reason=verdict)
         while state.iteration < last:
             fault = ""
             try:
@@ -135,8 +166,9 @@ def train(run: Run, learner: Learner, validator: Validator, *, report: Callable[
             except FloatingPointError as error:
                 fault = str(error)
             t = state.iteration
-            evaluates = t % experiment.evaluate_every == 0 or t == last
-            saves = t % experiment.checkpoint_every == 0 or t == last
+            also = t in experiment.evaluate_also
+            evaluates = also or t % experiment.evaluate_every == 0 or (t == last and run.until is None)
+            saves = also or t % experiment.checkpoint_every == 0 or t == last
             if not (fault or evaluates or saves or t % experiment.log_every == 0):
                 continue
             lines, stop = window.fetch(stop=_asked_to_stop(run))
@@ -151,6 +183,7 @@ def train(run: Run, learner: Learner, validator: Validator, *, report: Callable[
                     journal.write(number, line, pictures if number == t else None)
             if fault:
                 return Outcome(ending="diverged", iteration=t, reason=fault)
+            verdict = _verdict(run, judge, t, lines[-1])
             if saves or stop:
                 check_same(state)
                 if journal is not None:
@@ -158,12 +191,29 @@ def train(run: Run, learner: Learner, validator: Validator, *, report: Callable[
                     _save(run, learner, validator, lines[-1])
             if evaluates or saves or stop:
                 report({"iteration": t, **lines[-1]})
+            if verdict:
+                return Outcome(ending="stopped early", iteration=t, reason=verdict)
             if stop and t < last:
                 return Outcome(ending="stopped", iteration=t)
         return Outcome(ending="finished", iteration=state.iteration)
     finally:
         if journal is not None:
             journal.close()
+
+
+def _verdict(run: Run, judge: Judge | None, iteration: int, metrics: Mapping[str, float] | None) -> str:
+    """Why the run has to stop at an iteration, or nothing: the same on every rank.
+
+    Without metrics those of the journal are taken: the run goes on where it was perhaps told to stop.
+    """
+    if iteration not in run.experiment.evaluate_also:
+        return ""
+    reason = ""
+    if judge is not None and ranks()[0] == 0:
+        if metrics is None:
+            metrics = next((entry.metrics for entry in read(run.folder) if entry.iteration == iteration), None)
+        reason = judge(iteration, metrics) if metrics is not None else ""
+    return agree(reason)
 
 
 def _fault(learner: Learner) -> str:

@@ -1,0 +1,25 @@
+#!/usr/bin/env python
+"""Search DG-Net's settings for a data set: loss weights, the warm-up, and more, by mAP on held-out identities.
+
+`uv run jobs/tune_market.py` draws people, trains the teacher, and searches at laptop size: 8 trials in some minutes.
+`uv run jobs/tune_market.py --data data/market --preset paper --trials 64 --gpus-per-trial 1` is the real search, and
+with --dry-run its plan. The first trial is the preset itself. Trials that are worse than others at equal distance from
+their own warm-up stop early, and what they have in common before it is trained once.
+The same command again goes on with the same search, also after a kill; --trials +16 adds trials. Ctrl-C saves and
+stops.
+The exit status is 0 when the search is finished, 130 when it was stopped, 2 when it was refused, 1 when it failed.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from dgnet_platform.tuning import tune_job
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the job with the given or the command line's arguments; returns the exit status."""
+    return tune_job(__doc__, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

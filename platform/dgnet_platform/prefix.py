@@ -1,0 +1,282 @@
+"""Prefixes: what trials have in common before their warm-up, trained once and kept for all that start from it.
+
+Before its warm-up starts, a run depends on few of its settings. `<storage>/prefixes/<key>/` is for one choice of those,
+`<fork>/` in it a run that ended at that iteration: complete from its first iteration on, with its own journal, pictures
+and MLflow run, and never changed again. It starts from the nearest earlier checkpoint of its key. A trial takes journal
+and checkpoint over into its own folder, as links, so it can go on when the prefix is removed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from dgnet_platform import checkpoint, journal, tracking
+from dgnet_platform.checkpoint import CheckpointError, checkpoints
+from dgnet_platform.datasets.store import Store
+from dgnet_platform.experiment import DGNetExperiment, flat, identity_of
+from dgnet_platform.journal import JOURNAL
+from dgnet_platform.plain import to_dict
+from dgnet_platform.prefix_plan import prefix_of
+from dgnet_platform.run import Run
+from dgnet_platform.training import digest_of
+from dgnet_platform.version import code_version
+from dgnet_platform.worker import Outcome
+
+FOLDER = "prefixes"
+LOCK = ".lock"
+KEEP_ALL = 1_000_000
+"""Checkpoints of a prefix that are kept: others may start from any of them."""
+
+Say = Callable[[Literal["waits", "trains"], Run | Path], None]
+"""Told that another trial's prefix is waited for (its key's folder), or which one is trained now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A prefix that is there."""
+
+    run: Run
+    checkpoint: Path
+    """At the fork."""
+    trained: int
+    """Iterations that were trained for it now; 0: it was there."""
+
+
+class PrefixError(RuntimeError):
+    """A prefix that did not come about; `outcome` says how it ended."""
+
+    def __init__(self, outcome: Outcome):
+        super().__init__(outcome.reason or outcome.ending)
+        self.outcome = outcome
+
+
+def ensure_prefix(
+    experiment: DGNetExperiment,
+    fork: int,
+    *,
+    teacher: Path | None,
+    tracking_uri: str,
+    stop_file: Path,
+    fit: Callable[[Run], Outcome],
+    say: Say,
+) -> Prefix:
+    """Find the prefix of a trial, or train it.
+
+    Args:
+        experiment: the trial's.
+        fork: iteration up to which it is the same as others'.
+        teacher: the trial's.
+        tracking_uri: MLflow's.
+        stop_file: asks a prefix under way to stop.
+        fit: trains a run.
+        say: is told what takes time.
+
+    Raises:
+        PrefixError: it was stopped, or diverged.
+    """
+    store = Store.open(experiment.data)
+    key = key_of(experiment, store.info.fingerprint, teacher)
+    folder = Path(experiment.storage) / FOLDER / key / f"{fork:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent, stop_file, lambda: say("waits", folder.parent)):
+        path = folder / f"checkpoint_{fork:08d}"
+        run = Run.find(folder)
+        if run is not None and _whole(path):
+            os.utime(folder)
+            return Prefix(run=run, checkpoint=path, trained=0)
+        run = run or _new_stage(experiment, fork, folder, store, teacher, tracking_uri)
+        run = replace(run, stop_file=str(stop_file))
+        run.save()
+        run.forget_stop()
+        say("trains", run)
+        try:
+            outcome = fit(run)
+        except BaseException as error:
+            _close(run, "FAILED", str(error))
+            raise
+        endings: dict[str, tracking.Status] = {"finished": "FINISHED", "stopped": "KILLED"}
+        _close(run, endings.get(outcome.ending, "FAILED"), outcome.reason or outcome.ending)
+        if outcome.ending != "finished":
+            raise PrefixError(outcome)
+        return Prefix(run=run, checkpoint=path, trained=fork - _start(run))
+
+
+def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None) -> str:
+    """Names all that decides an experiment's state and curves before its warm-up.
+
+    Args:
+        experiment: the trial's.
+        fingerprint: of its store.
+        teacher: of its trunk, if it has one.
+    """
+    model = experiment.model
+    values = {
+        "model": to_dict(prefix_of(model)),
+        "data": fingerprint,
+        "hold_out": experiment.hold_out,
+        "teacher": digest_of(teacher) if model.trunk_from_teacher and teacher is not None else None,
+        "evaluate_every": experiment.evaluate_every,
+        "ranks": max(1, experiment.most_workers),
+        "code": [code_version(), checkpoint.FORMAT],
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def adopt(path: Path, folder: Path) -> None:
+    """Make a run's folder that of a run that came to a checkpoint: its journal, pictures and checkpoint are linked.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    source, iteration = path.parent, int(path.name.rpartition("_")[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in journal.read(source):
+        for file in entry.pictures.values() if entry.iteration <= iteration else ():
+            if (source / file).exists():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                _link(source / file, folder / file)
+    journal.copy(source / JOURNAL, folder / JOURNAL, iteration)
+    partial = folder / f".{path.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for file in path.iterdir():
+        _link(file, partial / file.name)
+    partial.rename(folder / path.name)  # last: a run with a checkpoint has all that came before it
+
+
+def collect(storage: Path, limit: int) -> list[Path]:
+    """Remove prefixes, the one longest unused first, until those that are left take no more than `limit` bytes.
+
+    Those of a key that somebody trains or waits for stay. Trials that started from a prefix have what they need.
+
+    Returns:
+        What was removed.
+    """
+    stages = sorted((storage / FOLDER).glob("*/*/"), key=lambda folder: folder.stat().st_mtime)
+    sizes = {stage: _bytes(stage) for stage in stages}
+    total, removed = sum(sizes.values()), []
+    for stage in stages:
+        if total <= limit:
+            break
+        with (stage.parent / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(stage)
+        total -= sizes[stage]
+        removed.append(stage)
+    return removed
+
+
+def _new_stage(
+    experiment: DGNetExperiment, fork: int, folder: Path, store: Store, teacher: Path | None, tracking_uri: str
+) -> Run:
+    """The run that trains up to `fork`, and an MLflow run for it, from the nearest checkpoint before."""
+    model = prefix_of(experiment.model)
+    teacher = teacher if model.needs_teacher else None
+    experiment = replace(experiment, model=model, name=folder.name, keep=KEEP_ALL, evaluate_also=())
+    origin = _nearest(folder.parent, fork)
+    if origin is not None:
+        adopt(origin, folder)
+    connected, mlflow_experiment = tracking.connect(tracking_uri, f"dgnet-{store.info.dataset}")
+    name = f"prefix-{folder.parent.name[:8]}-{fork}"
+    mlflow_run = tracking.open_run(
+        connected,
+        mlflow_experiment,
+        name=name,
+        folder=folder,
+        params=flat(to_dict(experiment)) | {"fork": fork},
+        tags={"dgnet.kind": "prefix", "dgnet.dataset": store.info.dataset, "dgnet.origin": str(origin or "")},
+        store=store,
+    )
+    identity = identity_of(
+        experiment,
+        dataset=store.info.dataset,
+        fingerprint=store.info.fingerprint,
+        teacher=digest_of(teacher) if teacher else None,
+        origin=None,
+    )
+    return Run(
+        folder=folder,
+        experiment=experiment,
+        identity=identity.values(),
+        teacher=str(teacher) if teacher else None,
+        origin=str(origin) if origin else None,
+        tracking_uri=tracking_uri,
+        mlflow_experiment=mlflow_experiment,
+        mlflow_run=mlflow_run,
+        role="prefix",
+        until=fork,
+    )
+
+
+def _nearest(key: Path, fork: int) -> Path | None:
+    """The latest whole checkpoint of a key that is not later than `fork`."""
+    found = [path for stage in key.glob("*/") for path in checkpoints(stage) if int(path.name[-8:]) <= fork]
+    return next((path for path in sorted(found, key=lambda path: path.name, reverse=True) if _whole(path)), None)
+
+
+def _start(run: Run) -> int:
+    """The iteration from which a prefix was trained."""
+    return int(run.origin.rpartition("_")[2]) if run.origin else 0
+
+
+def _whole(path: Path) -> bool:
+    try:
+        checkpoint.verify(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _close(run: Run, status: tracking.Status, reason: str) -> None:
+    """Tell MLflow how a prefix ended, if it listens."""
+    try:
+        tracking.close_run(tracking.client(run.tracking_uri), run.mlflow_run, status, reason[:500])
+    except tracking.AWAY:
+        return
+
+
+@contextmanager
+def _locked(key: Path, stop_file: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Only one trial at a time trains a key's prefixes, on whichever machine.
+
+    Raises:
+        PrefixError: asked to stop while another one trains.
+    """
+    told = False
+    with (key / LOCK).open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if stop_file.exists():
+                    raise PrefixError(Outcome(ending="stopped", iteration=0)) from None
+                if not told:
+                    wait()
+                told = True
+                time.sleep(0.5)
+        yield
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a file that nobody changes, or a copy where there can be none."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,170 @@
+"""A trial of a search in the process that Ray Tune gives it: its prefix, then the rest of its run.
+
+All it needs to know is in its folder, so it may be killed at any moment and called again.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from ray import tune
+
+from dgnet_platform import checkpoint, launch, tracking
+from dgnet_platform.experiment import DGNetExperiment
+from dgnet_platform.plain import from_dict, to_dict
+from dgnet_platform.prefix import PrefixError, adopt, ensure_prefix
+from dgnet_platform.prefix_plan import fork_of
+from dgnet_platform.run import STOP, Run
+from dgnet_platform.worker import Ending, Outcome
+
+PROGRESS = "trial.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a trial is, beside its journal."""
+
+    phase: Literal["starts", "waits", "prefix", "trains", "over"] = "starts"
+    """waits: for a prefix that another trial trains; prefix: it trains one itself."""
+    prefix: str = ""
+    """Folder of its prefix, once there is one."""
+    fork: int = 0
+    """Iterations that the prefix had done for it."""
+    trained: int = 0
+    """Iterations that it trained for the prefix."""
+    ending: Ending | None = None
+    """How it ended; None: it did not yet."""
+    iteration: int = 0
+    """Iterations done when it ended."""
+    reason: str = ""
+    """Why it ended early, or what went wrong."""
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.ending is not None and self.ending != "stopped"
+
+    def save(self, folder: Path) -> None:
+        """Write it into the trial's folder, whole or not at all; raises OSError."""
+        partial = folder / f".{PROGRESS}.partial"
+        partial.write_text(json.dumps(to_dict(self)) + "\n")
+        partial.rename(folder / PROGRESS)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """That of the trial in a folder; before it starts there is none, and all is as at its beginning."""
+        try:
+            return from_dict(cls, json.loads((folder / PROGRESS).read_text()))
+        except (FileNotFoundError, ValueError):
+            return cls()
+
+
+class Trial(tune.Trainable):
+    """What Ray Tune runs: its only step is the whole trial, in the process's main thread.
+
+    Two threads that both use PyTorch's CPU threads would halve each other's speed; Tune calls functions from another
+    thread for each trial, but methods always from this one. The driver follows the journal instead of results.
+    """
+
+    def step(self) -> dict[str, Any]:
+        """Train the trial in `config["folder"]`."""
+        run_trial(Path(self.config["folder"]), sharing=self.config["sharing"], gpu_share=self.config["gpus"])
+        return {"done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:  # noqa: ARG002
+        """Nothing: the run saves itself. Tune asks at a trial's end."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing, likewise."""
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:  # noqa: ARG002 - `config` is set already
+        """The next trial may have this process: it has all imports done."""
+        return True
+
+
+def run_trial(folder: Path, *, sharing: bool, gpu_share: float = 1.0) -> Progress:
+    """Train a trial until it is finished, told to stop, or diverges; one that is over is left alone.
+
+    Args:
+        folder: the run's; its record says everything.
+        sharing: take what comes before the warm-up from a prefix.
+        gpu_share: GPUs of each of its workers.
+
+    Raises:
+        Exception: a worker failed; the reason is in the trial's progress.
+    """
+    progress = Progress.read(folder)
+    if progress.over:
+        return progress
+    progress = replace(progress, phase="starts", ending=None, reason="")
+    progress.save(folder)
+    run = Run.read(folder)
+    run.forget_stop()
+
+    def fit(run: Run) -> Outcome:
+        result = launch.build_trainer(run, gpu_share=gpu_share or 1.0).fit()
+        return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
+
+    try:
+        if sharing:
+            progress = _take_prefix(run, progress, fit)
+        progress = replace(progress, phase="trains")
+        progress.save(folder)
+        outcome = fit(run)
+    except PrefixError as error:
+        outcome = error.outcome
+    except Exception as error:
+        replace(Progress.read(folder), reason=launch.cause(error)).save(folder)
+        raise
+    progress = replace(Progress.read(folder), ending=outcome.ending, iteration=outcome.iteration, reason=outcome.reason)
+    progress = replace(progress, phase="over") if progress.over else progress
+    progress.save(folder)
+    return progress
+
+
+def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) -> Progress:
+    """Give a trial that has done nothing yet the checkpoint and journal of its prefix."""
+    experiment = run.experiment
+    assert isinstance(experiment, DGNetExperiment)
+    fork = fork_of(experiment.model)
+    if not 0 < fork < experiment.model.iterations or checkpoint.newest(run.folder) is not None:
+        return progress
+
+    def say(what: Literal["waits", "trains"], prefix: Run | Path) -> None:
+        if isinstance(prefix, Path):
+            replace(progress, phase=what).save(run.folder)
+        else:
+            start = int(prefix.origin.rpartition("_")[2]) if prefix.origin else 0
+            replace(progress, phase="prefix", prefix=str(prefix.folder), trained=fork - start).save(run.folder)
+
+    prefix = ensure_prefix(
+        experiment,
+        fork,
+        teacher=Path(run.teacher) if run.teacher else None,
+        tracking_uri=run.tracking_uri,
+        stop_file=Path(run.stop_file or run.folder / STOP),
+        fit=fit,
+        say=say,
+    )
+    before = Progress.read(run.folder)  # also what it trained before its process was killed and started again
+    trained = before.trained if before.prefix == str(prefix.run.folder) else prefix.trained
+    progress = replace(progress, prefix=str(prefix.run.folder), fork=fork, trained=trained)
+    progress.save(run.folder)
+    replace(run, origin=str(prefix.checkpoint)).save()
+    adopt(prefix.checkpoint, run.folder)
+    _link(run, prefix.run, fork)
+    return progress
+
+
+def _link(run: Run, prefix: Run, fork: int) -> None:
+    """Tell MLflow from which prefix a trial comes, if it listens."""
+    try:
+        connected = tracking.client(run.tracking_uri)
+        connected.set_tag(run.mlflow_run, "dgnet.prefix_run", prefix.mlflow_run)
+        connected.set_tag(run.mlflow_run, "dgnet.fork", str(fork))
+        connected.set_tag(run.mlflow_run, "dgnet.origin", str(prefix.folder))
+    except tracking.AWAY:
+        return

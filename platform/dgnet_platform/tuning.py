@@ -1,0 +1,336 @@
+"""The search job: its options, a first search from nothing, and what is shown at its end."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+import yaml
+from rich.console import Console
+
+from dgnet_platform.commands import (
+    USER_ERRORS,
+    Base,
+    base_experiment,
+    drawn_store,
+    greet,
+    planned_teacher,
+    printable_lines,
+    with_data,
+)
+from dgnet_platform.experiment import DGNetExperiment, ExperimentError
+from dgnet_platform.plain import to_dict
+from dgnet_platform.prefix_plan import Costs, Plan, plan, simulated_ends
+from dgnet_platform.presets import Preset, teacher_of
+from dgnet_platform.search import Search, SearchConfig, SearchPlan, place_trials, plan_search
+from dgnet_platform.search_display import SearchDisplay
+from dgnet_platform.search_report import leaderboard_table
+from dgnet_platform.space import Space
+from dgnet_platform.tracking import ui_command
+from dgnet_platform.training import (
+    TrainingError,
+    absolute,
+    alone,
+    elsewhere,
+    named_teacher,
+    needed_classes,
+    train,
+)
+
+TRIALS: dict[Preset, int] = {"laptop": 8, "paper": 64}
+ITERATIONS: dict[Preset, int | None] = {"laptop": 400, "paper": None}
+"""Length of a trial where none is given; None: the preset's."""
+COSTS: dict[Preset, Costs] = {"laptop": Costs(0.18, 0.25), "paper": Costs(1.0, 1.32, seconds=False)}
+"""An iteration before and after the warm-up start: on two CPU cores, and of the paper's size as a ratio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneMarket(SearchConfig):
+    """Options of jobs/tune_market.py."""
+
+    data: str = ""
+    """The store to search on: folder or URI, made by jobs/prepare_data.py; none: people are drawn."""
+    preset: Preset = "laptop"
+    """laptop: small networks and pictures, minutes on two CPU cores; paper: the paper's run."""
+    iterations: int | None = None
+    """Length of a trial; warm-up, ramps and milestones scale with it. None: the preset's, 400 for laptop."""
+    config: Path | None = None
+    """A YAML file with settings of all trials that differ from the preset's, named as in --dry-run."""
+    trials: str = ""
+    """How many trials are wanted in all: 8 (laptop) or 64 (paper) if nobody says; +N: so many more, once those that
+    were wanted are done."""
+    name: str = ""
+    """Name of the search; none: made of the data set and a hash of all that decides the results."""
+    space: Path | None = None
+    """A YAML file with what is searched: by parameter a value that fixes it, {low: ..., high: ..., log: ..., step: ...}
+    or {choices: [...]}."""
+    set: tuple[str, ...] = ()
+    """The same for one parameter each, such as alpha=0.2 'prim={low: 1, high: 4}'."""
+    teacher: str = "auto"
+    """A teacher's checkpoint, or auto: trained on the same data once and found again later."""
+    storage: str = "runs"
+    """Folder of all runs. Trials on several machines must all see it."""
+    tracking_uri: str = ""
+    """MLflow's store or server, such as http://127.0.0.1:5000; none: mlflow.db in the storage folder."""
+    retrain: bool = False
+    """At the end, train the best trial's settings on all training identities."""
+    dry_run: bool = False
+    """Show what would be done, and do nothing."""
+    seconds_before: float | None = None
+    """Seconds of an iteration before the warm-up start, for the plan that --dry-run shows."""
+    seconds_after: float | None = None
+    """The same after it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number = self.trials.removeprefix("+")
+        if self.trials and not (number.isascii() and number.isdigit() and int(number)):
+            raise ValueError(f"trials {self.trials!r}: a number such as 64, or one with a plus such as +16")
+
+    @property
+    def search(self) -> SearchConfig:
+        """Those of the search itself."""
+        return SearchConfig(**{field.name: getattr(self, field.name) for field in fields(SearchConfig)})
+
+
+def tune_job(description: str | None, args: Sequence[str] | None) -> int:
+    """Parse the command line, search, and show what came out.
+
+    Returns:
+        The exit status: 0 finished, 2 refused, 1 failed on the way, 130 stopped and saved.
+    """
+    console = Console()
+    try:
+        options = tyro.cli(TuneMarket, args=sys.argv[1:] if args is None else args, description=description)
+        base, space = what(options)
+        if options.dry_run:
+            _show_plan(options, base, space, console)
+            return 0
+        return _search(options, with_data(options.preset, base, console), space, console)
+    except USER_ERRORS as error:
+        console.print(printable_lines(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
+        return 1 if isinstance(error, TrainingError) else 2
+    except KeyboardInterrupt:
+        console.print("Stopped at once: the same command goes on from the last checkpoints.", style="bold yellow")
+        return 128 + signal.SIGINT
+
+
+def what(options: TuneMarket) -> tuple[DGNetExperiment, Space]:
+    """What all trials have in common, and what is searched.
+
+    Raises:
+        ExperimentError, StoreError, SpaceError: the files or the command line ask for what there is not.
+    """
+    base = base_experiment(
+        Base(
+            preset=options.preset,
+            iterations=options.iterations or ITERATIONS[options.preset],
+            config=options.config,
+            data=options.data,
+        )
+    )
+    if options.config is not None and not base.hold_out:
+        raise ExperimentError(
+            f"--config {options.config}: hold_out is false, but trials are compared on those held out"
+        )
+    grouped = options.workers_per_trial > 1
+    base = replace(
+        base,
+        data=absolute(options.data) if options.data else "",
+        storage=str(Path(options.storage).expanduser().resolve()),
+        tracking_uri=options.tracking_uri,
+        teacher=options.teacher,
+        workers=str(options.workers_per_trial) if grouped else "0",
+        gpus=grouped and options.gpus_per_trial > 0,
+    )
+    space = Space.default(base.model)
+    if options.space is not None:
+        space = space.overridden(_read(options.space))
+    space = space.overridden(dict(map(_setting, options.set)))
+    space.check(base.model, options.stopping)
+    return base, space
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    """A file of dimensions."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ExperimentError(f"--space {path}: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ExperimentError(f"--space {path}: parameters with their values are needed, such as alpha: 0.2")
+    return values
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """One dimension from the command line."""
+    name, equals, value = text.partition("=")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = None
+    if not equals or parsed is None:
+        raise ExperimentError(
+            f"--set {text}: a value, a range or choices are needed, such as alpha=0.2, 'alpha={{low: 0.1, high: 1}}' or"
+            " 'alpha={choices: [0.1, 0.2]}'"
+        )
+    return name.strip(), parsed
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The search
+
+
+def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: Console) -> int:
+    greet(base, console)
+    teacher = None
+    if base.model.needs_teacher:
+        teacher = named_teacher(base)
+        if teacher is None:
+            trained = train(teacher_of(base), console=console)
+            if trained.outcome.ending != "finished":
+                console.print("Stopped while the teacher was trained: the same command goes on.", style="yellow")
+                return 128 + signal.SIGINT
+            teacher = trained.checkpoint
+    config = options.search
+    planned = plan_search(base, space, config, name=options.name, preset=options.preset, teacher=teacher)
+    try:
+        planned.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"--storage: {planned.folder} cannot be made ({error}): name another folder") from None
+    with alone(planned.folder):
+        search = Search(planned, place_trials(config))
+        search.study.aim(*_wanted(options, search))
+        finished = _run(search, console)
+        best = search.publish()
+    _say_goodbye(search, finished, best, console)
+    if not finished:
+        return 128 + signal.SIGINT
+    return _retrain(search, console) if options.retrain else 0
+
+
+def _wanted(options: TuneMarket, search: Search) -> tuple[int, int]:
+    """How many trials, and how many more."""
+    if options.trials.startswith("+"):
+        return (0 if search.study.target else TRIALS[options.preset]), int(options.trials)
+    return int(options.trials or search.study.target or TRIALS[options.preset]), 0
+
+
+def _run(search: Search, console: Console) -> bool:
+    """Run the trials while a table shows them; returns whether all are done."""
+    search.settle()
+    if search.study.missing or search.study.running:
+        with SearchDisplay(search, console) as display, _stopping(search, display):
+            elsewhere(search.run)
+    return not search.study.missing and not search.study.running
+
+
+@contextmanager
+def _stopping(search: Search, display: SearchDisplay) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM all trials save and stop; on the second one this command ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:  # noqa: ARG001 - what signal handlers take
+        if search.stop_asked:
+            raise KeyboardInterrupt
+        search.ask_to_stop()
+        display.say("trials save at their next iteration and stop (once more: stop at once, without saving)")
+
+    former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _say_goodbye(search: Search, finished: bool, best: Path | None, console: Console) -> None:
+    """The leaderboard, what it took, and where to look."""
+    plan, costs = search.plan, search.costs()
+    lines = [
+        f"{costs['spent']:,} iterations trained; {costs['without_sharing']:,} without shared prefixes,"
+        f" {costs['without_stopping']:,} without early stopping too",
+    ]
+    if best is not None:
+        lines.append(f"Best settings: {best} (jobs/train_market.py --preset {plan.preset} --config takes it)")
+    console.print(leaderboard_table(search.rows(), most=20))
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not finished:
+        left = search.study.missing + len(search.study.running)
+        console.print(f"Stopped with {left} trials left: the same command goes on from there.", style="yellow")
+    console.print(
+        f"Curves and pictures of search {plan.name}: {ui_command(search.tracking_uri)}", style="green", soft_wrap=True
+    )
+
+
+def _retrain(search: Search, console: Console) -> int:
+    """Train the best trial's settings on all training identities."""
+    number = search.best()
+    if number is None:
+        raise TrainingError("--retrain: no trial is finished")
+    base, people = search.plan.base, needed_classes(search.plan.store, hold_out=False)
+    model = replace(search.experiment(number).model, num_classes=people)
+    experiment = replace(
+        base,
+        name=f"{search.plan.name}-best",
+        hold_out=False,
+        model=model,
+        baseline=replace(base.baseline, num_classes=people),
+        teacher="auto",
+    )
+    trained = train(experiment, console=console)
+    console.print(f"Trained on all {people:,} identities: {trained.checkpoint}", markup=False, soft_wrap=True)
+    return 0 if trained.outcome.ending == "finished" else 128 + signal.SIGINT
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The plan
+
+
+def simulated(options: TuneMarket, base: DGNetExperiment, space: Space) -> Plan:
+    """What the search would share if its results were drawn by lot and its trials at random."""
+    count = int(options.trials.removeprefix("+") or TRIALS[options.preset])
+    rng = np.random.default_rng(options.seed)
+    configs = [space.apply(base.model, space.draw(rng) if number else {}) for number in range(count)]
+    ends = simulated_ends(configs, options.stopping, options.seed, at=space.distances(base.model, options.stopping))
+    costs = COSTS[options.preset]
+    if options.seconds_before is not None and options.seconds_after is not None:
+        costs = Costs(options.seconds_before, options.seconds_after)
+    return plan(configs, ends, costs)
+
+
+def _show_plan(options: TuneMarket, base: DGNetExperiment, space: Space, console: Console) -> None:
+    """Print what all trials have in common, what is searched, and what it comes down to."""
+    console.print(yaml.safe_dump(to_dict(base), sort_keys=False, allow_unicode=True), markup=False)
+    console.print(space)
+    console.print(simulated(options, base, space))
+    console.print("A simulated sample: trials at random, their results by lot; the sampler will choose others.")
+    lines: list[str] = []
+    store = Path(base.data) if base.data else drawn_store(base.storage, options.preset)
+    if not base.data and not store.exists():
+        lines.append(f"people would be drawn into {store}")
+    else:
+        base = replace(base, data=base.data or str(store))
+        teacher, found = planned_teacher(base) if base.model.needs_teacher else (None, "no teacher is needed")
+        lines.append(found)
+        if teacher is not None or not base.model.needs_teacher:
+            planned = plan_search(
+                base, space, options.search, name=options.name, preset=options.preset, teacher=teacher
+            )
+            lines.append(_fate(planned))
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _fate(planned: SearchPlan) -> str:
+    there = (planned.folder / "study.jsonl").exists()
+    return f"search {planned.name} would {'go on' if there else 'start'} in {planned.folder}"

@@ -1,0 +1,186 @@
+"""Leaderboards and pictures of searches: ordinary ones, and those with nothing much to show."""
+
+import io
+import logging
+import math
+import random
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+from PIL import Image
+from rich.console import Console
+
+from dgnet_platform.search_report import TrialRow, figures, leaderboard, leaderboard_table, ranked
+
+SCALES: dict[str, BaseDistribution] = {
+    "prim": FloatDistribution(0, 4),
+    "alpha": FloatDistribution(0.05, 1, log=True),
+    "warmup_start": IntDistribution(10_000, 50_000, step=5_000),
+    "soft_label": CategoricalDistribution(["dynamic", "none"]),
+}
+ALL = ["importances", "parallel_coordinates", "slices", "history", "alpha_beta", "iterations"]
+
+
+def search(count: int, **fixed: object) -> tuple[optuna.Study, list[TrialRow]]:
+    """Random trials; every fourth was stopped, every seventh failed. `fixed` parameters have one value."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    rng, rows = random.Random(0), []
+    for number in range(count):
+        values = {
+            "prim": rng.uniform(0, 4), "alpha": math.exp(rng.uniform(math.log(0.05), 0)),
+            "warmup_start": 5_000 * rng.randint(2, 10), "soft_label": rng.choice(["dynamic", "none"]),
+        } | fixed  # fmt: skip
+        score = 0.6 - 0.05 * (float(values["prim"]) - 2) ** 2 + rng.uniform(0, 0.01)  # pyright: ignore[reportArgumentType]
+        state = "failed" if number % 7 == 6 else "stopped" if number % 4 == 3 else "finished"
+        if state == "failed":
+            rows.append(TrialRow(number=number, name=f"t{number}", state=state, reason="no GPU", values=values))
+            study.add_trial(create_trial(params=values, distributions=SCALES, state=TrialState.FAIL))
+            continue
+        by_beta = {beta / 10: score - (beta / 10 - 0.5) ** 2 / 10 for beta in range(11)} | {math.inf: 0.1}
+        rows.append(
+            TrialRow(
+                number=number, name=f"t{number}", state=state, values=values, objective=by_beta[0.5], best_beta=0.5,
+                iterations=100_000 if state == "finished" else 60_000, shared_iterations=int(values["warmup_start"]),  # pyright: ignore[reportArgumentType]
+                reason="not among the best" if state == "stopped" else "", by_beta=by_beta,
+            )
+        )  # fmt: skip
+        study.add_trial(create_trial(params=values, distributions=SCALES, value=by_beta[0.5]))
+    return study, rows
+
+
+def printed(rows: list[TrialRow], most: int | None = None) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(leaderboard_table(rows, most))
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def check(pictures: dict[str, Image.Image]) -> None:
+    for name, picture in pictures.items():
+        assert picture.mode == "RGB", name
+        assert 300 <= picture.height <= 1200
+        assert 600 <= picture.width <= 1800
+        assert np.asarray(picture).std() > 5, name  # something is drawn
+
+
+def test_an_ordinary_search_has_every_picture():
+    study, rows = search(30)
+    pictures = figures(study, rows)
+    assert list(pictures) == ALL
+    check(pictures)
+
+
+def test_pictures_touch_no_global_state():
+    study, rows = search(8)
+    before, loaded = dict(mpl.rcParams.items()), "matplotlib.pyplot" in sys.modules
+    figures(study, rows)
+    assert dict(mpl.rcParams.items()) == before
+    assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+def test_a_single_trial_has_what_it_can_have(caplog):
+    caplog.set_level(logging.INFO)
+    study, rows = search(1)
+    pictures = figures(study, rows)
+    assert list(pictures) == ["history", "alpha_beta", "iterations"]
+    check(pictures)
+    assert "No picture of importances: 1 trials have a result, at least 4 are needed." in caplog.text
+    assert "No picture of slices: no parameter varies among the trials with a result." in caplog.text
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 64])
+def test_any_number_of_trials_is_drawn(count):
+    check(figures(*search(count)))
+
+
+def test_nothing_at_all_has_no_pictures(caplog):
+    caplog.set_level(logging.INFO)
+    failed = [TrialRow(number=n, name=f"t{n}", state="failed", reason="lost") for n in range(3)]
+    empty = optuna.create_study()
+    assert figures(empty, []) == figures(empty, failed) == {}
+    assert "No picture of iterations: no trial has trained." in caplog.text
+    for rows in ([], failed):
+        assert list(leaderboard(rows)["mAP"].dropna()) == []
+        assert "Leaderboard" in printed(rows)
+
+
+def test_constant_parameters_are_left_out():
+    study, rows = search(12, alpha=0.2, soft_label="none", warmup_start=30_000)
+    pictures = figures(study, rows)
+    assert list(pictures) == ALL
+    check(pictures)
+    assert "all: alpha 0.2, warmup_start 30,000, soft_label none" in printed(rows)
+    assert list(figures(*search(12, alpha=0.2, soft_label="none", warmup_start=30_000, prim=2.0))) == [
+        "importances", "history", "alpha_beta", "iterations",
+    ]  # fmt: skip
+
+
+def test_equal_results_are_drawn(caplog):
+    caplog.set_level(logging.INFO)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study, rows = optuna.create_study(direction="maximize"), []
+    for number in range(6):
+        values = {"prim": float(number) / 2, "alpha": 0.1, "warmup_start": 10_000, "soft_label": "none"}
+        study.add_trial(create_trial(params=values, distributions=SCALES, value=0.5))
+        row = TrialRow(number=number, name="t", state="finished", values=values, objective=0.5, iterations=10)
+        rows.append(row)
+    assert list(figures(study, rows)) == ["parallel_coordinates", "slices", "history", "iterations"]
+    assert "No picture of importances: all results are equal." in caplog.text
+    assert "No picture of alpha_beta: no trial has mAP over beta and an alpha." in caplog.text
+
+
+def test_odd_rows_are_drawn():
+    """Values that are no numbers, results that are NaN, a state of its own, one beta only, parameters that differ."""
+    rows = [
+        TrialRow(number=0, name="a", state="finished", values={"alpha": 0.1, "x": "u"}, objective=0.2, iterations=5,
+                 by_beta={0.5: 0.2}),
+        TrialRow(number=1, name="b", state="running", values={"alpha": 0.3, "x": 3}, objective=math.nan),
+        TrialRow(number=2, name="c", state="running", values={"alpha": 0.3, "x": None, "y": 1}, objective=0.3,
+                 by_beta={0.5: math.nan, 2.0: 0.1}),
+    ]  # fmt: skip
+    pictures = figures(optuna.create_study(), rows)
+    assert list(pictures) == ["parallel_coordinates", "slices", "history", "iterations"]
+    assert "nan" not in printed(rows).lower()
+
+
+def test_a_study_of_two_objectives_is_drawn():
+    study, rows = search(20)
+    pareto = optuna.create_study(directions=["maximize", "minimize"])
+    for trial, row in zip(study.trials, rows, strict=True):
+        if row.objective is not None:
+            values = [row.objective, row.objective**2]
+            pareto.add_trial(create_trial(params=trial.params, distributions=SCALES, values=values))
+    assert list(figures(pareto, rows)) == ALL
+
+
+def test_the_leaderboard_has_finished_trials_first_and_failed_ones_last():
+    _, rows = search(16)
+    best = ranked(rows)
+    states = [row.state for row in best]
+    assert states == sorted(states, key=["finished", "stopped", "failed"].index)
+    scores = [row.score for row in best if row.state == "finished"]
+    assert scores == sorted(scores, key=lambda score: -(score or 0))
+    table = leaderboard(rows)
+    assert list(table["trial"]) == [row.number for row in best]
+    assert list(table.columns) == [
+        "trial", "name", "state", "mAP", "beta", "prim", "alpha", "warmup_start", "soft_label", "iterations",
+        "shared_iterations", "reason",
+    ]  # fmt: skip
+    assert len(table["mAP"].dropna()) == 16 - states.count("failed")
+    assert table["reason"].iloc[-1] == "no GPU"
+
+
+def test_the_leaderboard_is_printed():
+    _, rows = search(16)
+    text = printed(rows)
+    assert f"{100 * (ranked(rows)[0].objective or 0):.2f}" in text
+    assert "warmup" in text
+    assert "trial 6 failed: no GPU" in text
+    short = printed(rows, 5)
+    assert "and 11 more" in short
+    assert len(short) < len(text)

@@ -1,0 +1,294 @@
+"""What a search varies, and how it becomes configurations."""
+
+import io
+import json
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from dgnet_core.config import DGNetConfig, LossConfig, Warmup, laptop, paper
+from dgnet_core.schedule import weights
+from dgnet_platform.halving import Stopping, ramp_end
+from dgnet_platform.space import PARAMETERS, Choice, Fixed, Range, Space, SpaceError
+
+BASE = paper(751)
+DEFAULT = Space.default(BASE)
+RECIPE = BASE.recipe
+WEIGHTS = st.just(0.0) | st.floats(0.001, 5)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("prim", {"low": 3, "high": 1}, "prim: low = 3 is above high = 1: swap them"),
+        ("prim", {"low": 1, "high": 1}, "prim: low = high = 1 leaves nothing to search"),
+        ("prim", {"low": 1}, "prim: high is missing"),
+        ("prim", {}, "prim: low is missing"),
+        ("prim", {"low": 0, "high": 1, "log": True}, "prim: low = 0 has no logarithm"),
+        ("prim", {"low": 1, "high": 2, "log": "yes"}, "prim: log = 'yes': true or false is needed"),
+        ("prim", {"low": 1, "high": 2, "log": True, "step": 1}, "prim: step = 1 with log = true"),
+        ("prim", {"low": 0, "high": 1, "step": 0.3}, "prim: step = 0.3 does not lead from low = 0 to high = 1: use"),
+        ("prim", {"low": 0, "high": 1, "step": 2}, "prim: step = 2 does not lead"),
+        ("prim", {"low": 0, "high": 1, "step": 0}, "prim: step = 0: must be positive"),
+        ("prim", {"low": 0, "high": 1, "step": -1}, "prim: step = -1: must be positive"),
+        ("prim", {"low": 0, "hihg": 1}, "prim: unknown key 'hihg': did you mean 'high'?"),
+        ("prim", {"choices": [1], "low": 0}, "prim: unknown key 'low'"),
+        ("prim", {"choices": []}, "prim: choices are empty"),
+        ("prim", {"choices": 3}, "prim: choices = 3: a list is needed"),
+        ("prim", {"choices": "abc"}, "prim: choices = 'abc': a list is needed"),
+        ("prim", {"choices": [1, 1.0]}, "prim: choices 1, 1: each may be there only once"),
+        ("prim", {"low": -1, "high": 1}, "prim: -1: must be at least 0"),
+        ("prim", -1, "prim: -1: must be at least 0"),
+        ("prim", math.nan, "prim: nan: a number is needed"),
+        ("prim", {"low": 0, "high": math.inf}, "prim: inf: a number is needed"),
+        ("prim", "much", "prim: 'much': a number is needed"),
+        ("prim", True, "prim: True: a number is needed"),
+        ("prim", None, "prim: None: a number is needed"),
+        ("prim", [1, 2], "prim: [1, 2]: a number is needed"),
+        ("appearance_lr", 0, "appearance_lr: 0: must be more than 0"),
+        ("ramp", 0, "ramp: 0: must be at least 1"),
+        ("ramp", 2.5, "ramp: 2.5: an integer is needed"),
+        ("warmup_start", {"low": 1, "high": 2.5}, "warmup_start: 2.5: an integer is needed"),
+        ("warmup_start", {"low": 0, "high": 10, "step": 2.5}, "warmup_start: 2.5: an integer is needed"),
+        ("soft_label", "dynamc", "soft_label: 'dynamc': choose one of dynamic, pseudo"),
+        ("soft_label", {"choices": ["dynamic", 3]}, "soft_label: 3: choose one of"),
+        ("soft_label", {"low": 1, "high": 2}, "soft_label: a range of texts: list the choices"),
+        ("alhpa", 1, "unknown parameter 'alhpa': did you mean 'alpha'?"),
+        ("warm_up_start", 1, "unknown parameter 'warm_up_start': did you mean 'warmup_start'?"),
+        ("xyz", 1, "unknown parameter 'xyz': there are image, "),
+    ],
+)  # fmt: skip
+def test_a_wrong_dimension_is_named(parameter, value, message):
+    with pytest.raises(SpaceError) as error:
+        DEFAULT.overridden({parameter: value})
+    assert message in str(error.value)
+
+
+def test_dimensions_are_checked_where_they_are_made():
+    with pytest.raises(SpaceError, match="unknown parameter 'beta'"):
+        Space({"beta": Fixed(1)})
+    with pytest.raises(SpaceError, match="soft_label: a range of texts"):
+        Space({"soft_label": Range(1, 2)})
+    with pytest.raises(SpaceError, match="prim: 3: Fixed, Range or Choice is needed"):
+        Space({"prim": 3})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SpaceError, match="low = '1'"):
+        Range("1", 2)  # pyright: ignore[reportArgumentType]
+
+
+def test_values_come_as_files_and_command_lines_have_them():
+    space = Space({}).overridden(
+        yaml.safe_load("""
+            appearance_lr: 1e-3
+            generator_lr: {low: 1e-5, high: "1e-3", log: true}
+            ramp: {low: 1000.0, high: 8000, step: 500}
+            prim: {choices: [1, 2, 4]}
+            alpha: "0.3"
+            soft_label: {choices: [dynamic, none]}
+            warmup_start: {low: 5, high: 6, step: null}
+        """)
+    )
+    assert dict(space.dimensions) == {
+        "prim": Choice((1.0, 2.0, 4.0)), "alpha": Fixed(0.3), "warmup_start": Range(5, 6),
+        "ramp": Range(1000, 8000, step=500), "soft_label": Choice(("dynamic", "none")), "appearance_lr": Fixed(1e-3),
+        "generator_lr": Range(1e-5, 1e-3, log=True),
+    }  # fmt: skip
+    for dimension, kind in ((space.dimensions["ramp"], int), (space.dimensions["generator_lr"], float)):
+        assert isinstance(dimension, Range)
+        assert type(dimension.low) is type(dimension.high) is kind
+    assert space.searched == ("prim", "warmup_start", "ramp", "soft_label", "generator_lr")
+    assert space.overridden({"ramp": Fixed(7)}).dimensions["ramp"] == Fixed(7)
+
+
+def test_a_space_is_stored_and_read_back():
+    for space in (DEFAULT, DEFAULT.overridden({"soft_label": {"choices": ["dynamic", "pseudo"]}, "alpha": 0.1})):
+        stored = json.loads(json.dumps(space.values()))
+        again = Space({}).overridden(stored)
+        assert again == space
+        assert again.fingerprint == space.fingerprint
+        assert Space({}).overridden(yaml.safe_load(yaml.safe_dump(stored))) == space
+        int(space.fingerprint, 16)
+
+
+def test_a_fingerprint_tells_spaces_apart_and_knows_no_order():
+    a = Space({"alpha": Fixed(1), "prim": Range(1, 2)})
+    assert a.fingerprint == Space({"prim": Range(1.0, 2.0), "alpha": Fixed(1.0)}).fingerprint
+    others = [
+        Space({"alpha": Fixed(1)}), Space({"alpha": Fixed(1), "prim": Range(1, 2, log=True)}),
+        Space({"alpha": Fixed(1), "prim": Choice((1, 2))}), Space({"alpha": Fixed(1), "prim": Range(1, 2, step=1)}),
+    ]  # fmt: skip
+    assert len({a.fingerprint, *(other.fingerprint for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    "base",
+    [paper(751), *(laptop(600, iterations=n) for n in (800, 750, 200, 60)), paper(5, loss=LossConfig(prim=0.0))],
+)
+def test_the_default_space_holds_the_bases_setting_and_every_trial_of_it_fits(base):
+    space = Space.default(base)
+    space.check(base, Stopping())
+    assert set(space.dimensions) == set(PARAMETERS)
+    assert space.searched == ("generated_identity", "prim", "alpha", "warmup_start", "ramp")
+    defaults = space.defaults(base)
+    assert defaults is not None
+    assert space.apply(base, defaults) == space.apply(base, {}) == base
+    starts = space.dimensions["warmup_start"]
+    assert isinstance(starts, Range)
+    assert 0.1 * base.iterations <= starts.low < base.loss.teacher_warmup.start < starts.high <= 0.5 * base.iterations
+    rng = np.random.default_rng(0)
+    far = space.distances(base, Stopping())
+    for _ in range(100):
+        config = space.apply(base, space.draw(rng))
+        assert ramp_end(config) + far[-1] < config.iterations
+        assert ramp_end(config) <= base.iterations - space.remaining(base)
+
+
+def test_the_paper_grid_of_warm_up_starts():
+    assert DEFAULT.dimensions["warmup_start"] == Range(10_000, 50_000, step=5_000)
+
+
+def test_optuna_draws_from_the_space():
+    space = DEFAULT.overridden({
+        "soft_label": {"choices": ["dynamic", "none"]}, "image": {"low": 4, "high": 6, "step": 0.5},
+        "ramp": {"low": 100, "high": 4000, "log": True},
+    })  # fmt: skip
+    found = space.distributions()
+    assert tuple(found) == space.searched
+    assert found["image"] == optuna.distributions.FloatDistribution(4, 6, step=0.5)
+    assert found["warmup_start"] == optuna.distributions.IntDistribution(10_000, 50_000, step=5_000)
+    assert found["ramp"] == optuna.distributions.IntDistribution(100, 4_000, log=True)
+    assert found["soft_label"] == optuna.distributions.CategoricalDistribution(("dynamic", "none"))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    defaults = space.defaults(BASE)
+    assert defaults is not None
+    study.enqueue_trial(defaults)
+    for number in range(20):
+        trial = study.ask(found)
+        config = space.apply(BASE, trial.params)
+        assert number > 0 or config == BASE
+        assert config.loss.teacher_warmup.start == config.loss.code_warmup.start == trial.params["warmup_start"]
+        study.tell(trial, 0.0)
+    for _ in range(20):  # and so does the space itself
+        drawn = space.draw(np.random.default_rng(0))
+        assert all(found[name]._contains(found[name].to_internal_repr(value)) for name, value in drawn.items())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [{"warmup_start": {"low": 0, "high": 20_000}}, {"prim": {"choices": [1, 4]}},
+     {"warmup_start": {"low": 8_000, "high": 48_000, "step": 5_000}}, {"soft_label": {"choices": ["none", "pseudo"]}}],
+)  # fmt: skip
+def test_a_setting_outside_the_space_cannot_be_enqueued_but_is_run(override):
+    space = DEFAULT.overridden(override)
+    assert space.defaults(BASE) is None
+    assert space.apply(BASE, {}) == BASE
+
+
+@given(
+    st.floats(0.01, 10), WEIGHTS, WEIGHTS, WEIGHTS, st.integers(0, 60_000),
+    st.integers(1, 30_000),
+)  # fmt: skip
+def test_all_maxima_are_reached_after_the_ramp(prim, appearance, structure, cycle, start, ramp):
+    names = ("prim", "appearance_code", "structure_code", "cycle", "warmup_start", "ramp")
+    space = Space({"alpha": Fixed(0.5), **dict.fromkeys(names[:4], Range(0, 10)), "warmup_start": Range(0, 60_000),
+                   "ramp": Range(1, 30_000)})  # fmt: skip
+    config = space.apply(BASE, dict(zip(names, (prim, appearance, structure, cycle, start, ramp), strict=True)))
+    at = {when: weights(config.loss, RECIPE, start + when) for when in (0, 1, ramp - 1, ramp, ramp + 1)}
+    assert all(value == 0 for value in vars(at[0]).values())
+    assert at[ramp].prim == prim
+    assert (at[ramp].appearance_code, at[ramp].structure_code, at[ramp].cycle) == (appearance, structure, cycle)
+    assert at[ramp + 1].fine == at[ramp + 1].fine_real == 0.5 * prim
+    assert at[ramp - 1].prim < prim
+    assert at[1].prim > 0
+    assert config.loss.teacher_warmup.end(prim) == start + ramp
+    largest = max(appearance, structure, cycle)
+    if largest > 0:
+        assert config.loss.code_warmup.end(largest) == start + ramp
+    assert ramp_end(config) == start + ramp
+
+
+def test_a_setting_touches_only_what_it_names():
+    apart = replace(
+        BASE.loss, code_warmup=Warmup(start=20_000, slope=0.01), teacher_warmup=Warmup(start=40_000, slope=0.001)
+    )
+    base = replace(BASE, loss=apart)
+    space = Space({name: Range(1, 90_000) for name in ("warmup_start", "ramp")} | {
+        "prim": Range(0, 4), "cycle": Range(0, 4), "alpha": Range(0, 1), "soft_label": Choice(("dynamic", "none")),
+        "generator_lr": Range(1e-5, 1e-3),
+    })  # fmt: skip
+    assert space.apply(base, {"warmup_start": 40_000, "ramp": 2_000, "alpha": 0.2}) == base
+    assert space.apply(base, {"alpha": 0.5}).loss == replace(apart, alpha=0.5)
+    moved = space.apply(base, {"warmup_start": 10_000}).loss
+    assert (moved.code_warmup, moved.teacher_warmup) == (
+        Warmup(start=10_000, slope=0.01),
+        Warmup(start=10_000, slope=0.001),
+    )
+    steeper = space.apply(base, {"prim": 4.0}).loss
+    assert (steeper.code_warmup, steeper.teacher_warmup) == (apart.code_warmup, Warmup(start=40_000, slope=0.002))
+    config = space.apply(base, {"soft_label": "none", "generator_lr": 5e-4})
+    assert config == replace(
+        base, recipe=replace(RECIPE, soft_label="none"), optim=replace(base.optim, generator_lr=5e-4)
+    )
+
+
+def test_fixed_parameters_hold_for_the_first_trial_too():
+    space = DEFAULT.overridden({"image": 3.0, "ramp": 1_000})
+    config = space.apply(BASE, space.defaults(BASE) or {})
+    assert config.loss.image == 3.0
+    assert ramp_end(config) == 31_000
+    assert config.loss.prim == 2.0
+
+
+def test_values_of_a_trial_are_checked():
+    with pytest.raises(SpaceError, match=r"image = 3: it is not searched here"):
+        DEFAULT.apply(BASE, {"image": 3})
+    with pytest.raises(SpaceError, match="unknown parameter 'imgae': did you mean 'image'"):
+        DEFAULT.apply(BASE, {"imgae": 3})
+    with pytest.raises(SpaceError, match="prim: -3: must be at least 0"):
+        DEFAULT.apply(BASE, {"prim": -3})
+    assert isinstance(DEFAULT.apply(BASE, {"ramp": 500.0}).loss.teacher_warmup.start, int)
+
+
+def check(override: dict[str, object], base: DGNetConfig = BASE, stopping: Stopping | None = None) -> str:
+    with pytest.raises(SpaceError) as error:
+        DEFAULT.overridden(override).check(base, stopping)
+    return str(error.value)
+
+
+def test_a_space_that_does_not_fit_the_run_is_refused():
+    assert "warmup_start = 100,000: runs end after 100,000 iterations" in check({"warmup_start": 100_000})
+    assert "warmup_start = 120,000" in check({"warmup_start": {"low": 10, "high": 120_000}})
+    assert "warmup_start up to 95,000 and ramp up to 8,000 end at iteration 103,000" in check(
+        {"warmup_start": {"choices": [10, 95_000]}}
+    )
+    assert "ramp up to 50,000 end at iteration 100,000: runs have" in check({"ramp": {"low": 1, "high": 50_000}})
+    short: dict[str, object] = {"warmup_start": {"low": 10, "high": 91_990}}
+    assert "10 iterations are left after the latest ramp end" in check(short, stopping=Stopping())
+    DEFAULT.overridden(short).check(BASE)
+    DEFAULT.overridden(short).check(BASE, Stopping(kind="none"))
+    # The first trial is the base, also where the space leaves it out.
+    late = replace(BASE, loss=replace(BASE.loss, code_warmup=Warmup(start=99_000), teacher_warmup=Warmup(start=99_000)))
+    assert "end at iteration 103,000" in check({"warmup_start": {"low": 10, "high": 50_000}}, base=late)
+
+
+def test_a_space_is_printed():
+    console = Console(file=io.StringIO(), width=200)
+    console.print(DEFAULT.overridden({"soft_label": {"choices": ["dynamic", "none"]}}))
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(name in text for name in PARAMETERS)
+    for shown in ("10,000 to 50,000, step 5,000", "0.05 to 1, log", "dynamic, none", "0.0001"):
+        assert shown in text
+
+
+def test_nothing_warns():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Space.default(laptop(600)).distributions()
