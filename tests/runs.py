@@ -68,7 +68,7 @@ def job(name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", **environment},
     )
 
 

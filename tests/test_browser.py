@@ -1,6 +1,7 @@
 """The MLflow UI on a real run, in a real browser: what a user looks at is there."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -38,28 +39,32 @@ def page(tmp_path):
 def test_the_run_its_curves_and_its_swaps_are_shown(page, people_store, tmp_path, free_port):
     run = train(tiny_experiment(people_store, tmp_path), console=QUIET).run
     uri = f"http://127.0.0.1:{free_port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port),
+    command: list[str] = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port),
                "--workers", "1", "--backend-store-uri", run.tracking_uri]  # fmt: skip
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     with (tmp_path / "server.log").open("ab") as log:
         server = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-    shots = Path(os.environ.get("DGNET_SCREENSHOTS", tmp_path))
+    shots = Path(os.environ.get("DGNET_SCREENSHOTS") or tmp_path)
     try:
         wait_for(lambda: answers(uri))
         page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs")
         page.get_by_text(run.name).first.wait_for(timeout=60_000)
 
         page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs/{run.mlflow_run}/model-metrics")
-        page.get_by_text("L_img1").first.wait_for(timeout=60_000)
-        page.locator(".js-plotly-plot, canvas, svg.main-svg").first.wait_for(timeout=60_000)
-        page.wait_for_timeout(3000)
+        search = page.get_by_placeholder("Search metric charts")
+        page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)  # the list of metrics is there
+        search.fill("L_img1")
+        page.get_by_text("loss/L_img1").first.wait_for(timeout=60_000)
+        curve = page.locator(".js-plotly-plot path.js-line").first
+        curve.wait_for(state="attached", timeout=60_000)
+        assert len(curve.get_attribute("d") or "") > 50, "the curve has hardly a point"
         page.screenshot(path=shots / "mlflow_metrics.png")
 
-        page.get_by_text("swaps").first.wait_for(timeout=60_000)
-        picture = page.locator("img[src*='swaps'], img[src^='blob:'], img[src^='data:']").first
-        picture.scroll_into_view_if_needed(timeout=60_000)
-        picture.wait_for(timeout=60_000)
-        assert picture.evaluate("image => image.complete && image.naturalWidth > 100")
+        page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs/{run.mlflow_run}/artifacts")
+        for folder, file in (("images", r"swaps\+step\+12\+.*\.png"), ("results", "swaps_drawn-people.png")):
+            page.get_by_text(folder, exact=True).click(timeout=60_000)
+            page.get_by_text(re.compile(file)).first.click(timeout=60_000)
+            page.wait_for_function("[...document.images].some(image => image.naturalWidth > 300)", timeout=60_000)
         page.wait_for_timeout(1000)
         page.screenshot(path=shots / "mlflow_swaps.png")
     finally:

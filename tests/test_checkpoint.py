@@ -312,10 +312,10 @@ def test_a_release_folder_tells_its_sizes(tmp_path: Path):
 def test_a_release_teacher_tells_its_sizes(tmp_path: Path):
     teacher = Teacher(RELEASED, 11)
     torch.save(release.release_state_dicts({"teacher": teacher})["teacher"], tmp_path / "net_last.pth")
-    opened, network = open_teacher(tmp_path / "net_last.pth")
-    assert network.appearance_layers == (1, 2, 1, 1)
+    opened = open_teacher(tmp_path / "net_last.pth")
+    assert opened.network.appearance_layers == (1, 2, 1, 1)
     for name, value in teacher.state_dict().items():
-        assert torch.equal(value, opened.state_dict()[name])
+        assert torch.equal(value, opened.teacher.state_dict()[name])
     with pytest.raises(CheckpointError, match=r"net_first\.pth"):
         open_teacher(tmp_path / "net_first.pth")
 

@@ -2,11 +2,12 @@
 
 import fcntl
 import json
+import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,10 +19,10 @@ from dgnet_core.teacher import Teacher
 from dgnet_platform import prefix, worker
 from dgnet_platform import study as study_module
 from dgnet_platform.checkpoint import checkpoints
-from dgnet_platform.experiment import ExperimentError, identity_of
+from dgnet_platform.experiment import DGNetExperiment, ExperimentError, identity_of
 from dgnet_platform.placement import Node, place
 from dgnet_platform.plain import to_dict
-from dgnet_platform.prefix import PrefixError, adopt, collect, ensure_prefix, key_of
+from dgnet_platform.prefix import Prefix, PrefixError, adopt, collect, ensure_prefix, key_of
 from dgnet_platform.run import Run
 from dgnet_platform.search import Feed
 from dgnet_platform.space import Space
@@ -55,7 +56,7 @@ def end(study: Study, number: int) -> None:
     elif number == 4:
         study.tell(number, "fail")
     else:
-        study.tell(number, "complete", value=values["prim"] - values["alpha"], curve={9: 0.3})
+        study.tell(number, "complete", value=float(values["prim"]) - float(values["alpha"]), curve={9: 0.3})
 
 
 def searched(folder: Path, kill: tuple[int, ...] = ()) -> list[dict]:
@@ -158,7 +159,7 @@ def test_a_base_outside_the_space_is_tried_without_being_learned_from(tmp_path):
     study = opened(tmp_path, space=space)
     assert study.values(study.ask()) == {}
     study.tell(0, "complete", value=0.5)
-    assert study.values(study.ask()).keys() == SPACE.defaults(BASE).keys()
+    assert study.values(study.ask()).keys() == space.distributions().keys()
 
 
 def test_the_best_of_an_earlier_study_come_first(tmp_path):
@@ -293,26 +294,31 @@ def prefixes(people_store, tmp_path, one_thread, monkeypatch):
     monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
     monkeypatch.setattr(prefix.tracking, "close_run", lambda *_: None)
     monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
-    said: list = []
+    return Prefixes(experiment, file, tmp_path / "stop")
 
-    def fit(run: Run) -> Outcome:
+
+class Prefixes:
+    """Ensures prefixes of a trial, and trains runs, in this process and without MLflow."""
+
+    def __init__(self, experiment: DGNetExperiment, teacher: Path, stop_file: Path):
+        self.experiment, self.teacher, self._stop_file = experiment, teacher, stop_file
+        self.said: list[str] = []
+
+    def fit(self, run: Run) -> Outcome:
         learner, validator = prepare(run, torch.device("cpu"))
         worker._restore(run, learner)
         return train(run, learner, validator, report=lambda _: None)
 
-    def ensure(fork: int, fit=fit, **overrides):
+    def __call__(self, fork: int, fit: Callable[[Run], Outcome] | None = None, **overrides) -> Prefix:
         return ensure_prefix(
-            replace(experiment, **overrides),
+            replace(self.experiment, **overrides),
             fork,
-            teacher=file,
+            teacher=self.teacher,
             tracking_uri="",
-            stop_file=tmp_path / "stop",
-            fit=fit,
-            say=lambda what, _: said.append(what),
+            stop_file=self._stop_file,
+            fit=fit or self.fit,
+            say=lambda what, _: self.said.append(what),
         )
-
-    ensure.fit, ensure.said, ensure.experiment, ensure.teacher = fit, said, experiment, file
-    return ensure
 
 
 def trial_run(ensure, folder: Path) -> Run:
@@ -388,8 +394,6 @@ def test_a_prefix_that_another_one_trains_is_waited_for(prefixes, tmp_path):
 
 
 def test_prefixes_longest_unused_are_removed_first(prefixes, tmp_path):
-    import os
-
     stages = [prefixes(fork).run.folder for fork in (1, 2, 3)]
     for age, stage in zip((10, 30, 20), stages, strict=True):
         os.utime(stage, (stage.stat().st_mtime - age,) * 2)
@@ -459,12 +463,6 @@ def test_the_plan_of_a_search_changes_nothing(options, capsys, tmp_path):
     for words in ("Search space", "Shared prefixes", "with shared prefixes", "would be trained first"):
         assert words in output
     assert not (tmp_path / "storage").exists()
-
-
-def test_random_points_are_runs(options):
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        SPACE.apply(BASE, SPACE.draw(rng))
 
 
 def test_checkpoints_of_a_prefix_are_all_kept(prefixes):

@@ -279,9 +279,10 @@ def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_
         assert steps == list(range(1, 401))
         assert client.list_artifacts(run.mlflow_run, "images")
     finally:
-        process.kill()
-        process.communicate()
         stop(server)
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def answers(uri: str) -> bool:

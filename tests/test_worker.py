@@ -9,10 +9,11 @@ import torch
 
 from dgnet_core.teacher import Teacher
 from dgnet_platform import checkpoint, worker
-from dgnet_platform.experiment import identity_of
+from dgnet_platform.experiment import ExperimentError, identity_of
 from dgnet_platform.halving import Stopping
 from dgnet_platform.learner import DGNetLearner
 from dgnet_platform.run import Judging, Run
+from dgnet_platform.trained import TrainedTeacher
 from dgnet_platform.worker import Outcome, prepare, train
 from tests.runs import lines, same, tensors, tiny_experiment, tiny_teacher
 
@@ -47,7 +48,9 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, un
     with torch.random.fork_rng():
         torch.manual_seed(5)
         teacher = Teacher(experiment.model.network, experiment.model.num_classes)
-    monkeypatch.setattr(worker, "open_teacher", lambda *_: (teacher, experiment.model.network))
+    monkeypatch.setattr(
+        worker, "open_teacher", lambda *_: TrainedTeacher(teacher=teacher, network=experiment.model.network)
+    )
     learner, validator = prepare(replace(run, teacher="here"), torch.device("cpu"))
     if stop_after is not None:
         _crash_after(learner, stop_after)
@@ -195,6 +198,11 @@ def test_a_learner_refuses_what_it_cannot_share(people_store, tmp_path, monkeypa
     images = None
     with pytest.raises(ValueError, match="batch_size = 8"):
         DGNetLearner(experiment.model, images_of(people_store), torch.device("cpu"), images)
+
+
+def test_a_machine_that_does_not_see_the_run_says_so(tmp_path):
+    with pytest.raises(ExperimentError, match="all machines share"):
+        worker.train_loop({"folder": str(tmp_path / "elsewhere")})
 
 
 def images_of(store: Path):

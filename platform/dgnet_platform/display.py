@@ -64,6 +64,11 @@ class Display:
         self._update()
         self._live.stop()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether nothing has happened yet."""
+        return self._last is None
+
     def say(self, notice: str) -> None:
         """Show what is going on beside training."""
         if notice == self._notice:

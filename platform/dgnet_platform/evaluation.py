@@ -6,7 +6,7 @@ Whatever can be wrong with stores and checkpoints is found before anything is ex
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from dgnet_platform.datasets.store import Store
 from dgnet_platform.extraction import Extraction, Progress, extract_splits
 from dgnet_platform.report import ranked_picture, stored_pictures
 from dgnet_platform.swaps import fidelity_rows, people_of, stored_grid
-from dgnet_platform.trained import Trained, open_teacher, open_trained
+from dgnet_platform.trained import Trained, TrainedTeacher, open_teacher, open_trained
 
 SWEEP = tuple(tenth / 10 for tenth in range(11))
 """Weights of f_fine in a sweep."""
@@ -122,14 +122,13 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     trained: Trained | None = None
     source, size = "", (256, 128)
     if config.teacher is not None:
-        teacher, network = open_teacher(config.teacher, device)
-        models.append(_Model(name="baseline", network=teacher, trained_on="unknown"))
-        source, size = f"teacher {config.teacher.name}", (network.height, network.width)
+        baseline = open_teacher(config.teacher, device)
+        models.append(_Model(name="baseline", network=baseline.teacher, trained_on=_origin(baseline, stores)))
+        source, size = f"teacher {config.teacher.name}", (baseline.network.height, baseline.network.width)
     if config.checkpoint is not None:
         trained = open_trained(config.checkpoint, device)
-        trained_on = next((name for name, s in stores.items() if s.info.fingerprint == trained.fingerprint), None)
-        trained_on = trained_on or (_title(trained.dataset) if trained.dataset else "unknown")
-        models.append(_Model(name="DG-Net", network=trained.state.appearance_encoder, trained_on=trained_on))
+        encoder = trained.state.appearance_encoder
+        models.append(_Model(name="DG-Net", network=encoder, trained_on=_origin(trained, stores)))
         source, size = trained.source, (trained.network.height, trained.network.width)
 
     networks = {model.name: model.network for model in models}
@@ -234,6 +233,12 @@ def _named(stores: Sequence[Store]) -> dict[str, Store]:
             name = folder
         named[name if name not in named else f"{title} ({store.location})"] = store
     return named
+
+
+def _origin(trained: Trained | TrainedTeacher, stores: Mapping[str, Store]) -> str:
+    """What networks were trained on, by the name of the store if it is one of these."""
+    here = [name for name, store in stores.items() if store.info.fingerprint == trained.fingerprint]
+    return here[0] if here else _title(trained.dataset) if trained.dataset else "unknown"
 
 
 def _title(dataset: str) -> str:

@@ -68,7 +68,7 @@ def connect() -> None:
 
 def _is_local() -> bool:
     """Whether `ray.init` will start a cluster of its own."""
-    return "RAY_ADDRESS" not in os.environ
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,20 @@ def check_room(experiment: Experiment) -> None:
     room = room_for(experiment)
     if _is_local() and room.there < room.needed:
         raise ExperimentError(f"--workers {experiment.workers}: {room}; ask for fewer, or run on a cluster")
+
+
+def check_tracking(run: Run) -> None:
+    """Refuse a database in a file where workers may run on another machine than this one.
+
+    Raises:
+        ExperimentError: names the remedy.
+    """
+    machines = sum(node["Alive"] for node in ray.nodes())
+    if machines > 1 and run.tracking_uri.startswith("sqlite:"):
+        raise ExperimentError(
+            f"--tracking-uri {run.tracking_uri} is a file, and this cluster has {machines} machines: start a server"
+            " (mlflow server --host ADDRESS) and name it, such as http://ADDRESS:5000"
+        )
 
 
 def cause(error: Exception) -> str:

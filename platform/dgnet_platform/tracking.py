@@ -104,23 +104,31 @@ def open_run(
     return run_id
 
 
-def reopen_run(connected: MlflowClient, run_id: str) -> None:
-    """Mark a run as running again.
+def check_run(connected: MlflowClient, run_id: str) -> None:
+    """Check that MLflow still has a run.
 
     Raises:
-        TrackingError: MLflow does not know it any more.
+        TrackingError: it does not know it any more, or does not answer.
     """
     try:
-        connected.update_run(run_id, status="RUNNING")
-    except MlflowException as error:
+        connected.get_run(run_id)
+    except AWAY as error:
         raise TrackingError(
             f"MLflow run {run_id} cannot be gone on with ({_first_line(error)}): name the --tracking-uri it is tracked"
             " by, or another --name for a new run"
         ) from error
 
 
+def reopen_run(connected: MlflowClient, run_id: str) -> None:
+    """Mark a run as running again; errors as `check_run`."""
+    check_run(connected, run_id)
+    connected.update_run(run_id, status="RUNNING")
+
+
 def close_run(connected: MlflowClient, run_id: str, status: Status, reason: str = "") -> None:
-    """Mark a run as ended, and say why."""
+    """Mark a run as ended, and say why; one that has ended so already keeps its time."""
+    if connected.get_run(run_id).info.status == status:
+        return
     if reason:
         connected.set_tag(run_id, "dgnet.reason", reason)
     connected.set_terminated(run_id, status)

@@ -65,7 +65,17 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> Trained:
     )
 
 
-def open_teacher(path: Path, device: torch.device | str = "cpu") -> tuple[Teacher, NetworkConfig]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedTeacher:
+    """The re-id baseline as somebody trained it; `dataset` and `fingerprint` as in `Trained`."""
+
+    teacher: Teacher
+    network: NetworkConfig
+    dataset: str | None = None
+    fingerprint: str | None = None
+
+
+def open_teacher(path: Path, device: torch.device | str = "cpu") -> TrainedTeacher:
     """A teacher from a checkpoint of ours, or as the release saves it (`net_last.pth`).
 
     Raises:
@@ -75,7 +85,10 @@ def open_teacher(path: Path, device: torch.device | str = "cpu") -> tuple[Teache
         state, meta = load_networks(path, device)
         if not isinstance(state, TeacherState):
             raise CheckpointError(f"{path} is a checkpoint of DG-Net: name a teacher's, made by jobs/train_teacher.py")
-        return state.teacher.requires_grad_(False), meta.config.network
+        teacher = state.teacher.requires_grad_(False)
+        return TrainedTeacher(
+            teacher=teacher, network=meta.config.network, dataset=meta.dataset, fingerprint=meta.fingerprint
+        )
     try:
         tensors = _read({release.TEACHER: path})
         network = _appearance_sizes(tensors, "teacher", "head")
@@ -83,7 +96,7 @@ def open_teacher(path: Path, device: torch.device | str = "cpu") -> tuple[Teache
         release.load_teacher(teacher, path)
     except (ValueError, FileNotFoundError) as error:
         raise _named(error, path) from error
-    return teacher.requires_grad_(False).to(device), network
+    return TrainedTeacher(teacher=teacher.requires_grad_(False).to(device), network=network)
 
 
 def _open_release(folder: Path, device: torch.device | str) -> Trained:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -106,8 +107,13 @@ def train(
     Raises:
         ExperimentError, StoreError, CheckpointError, TrackingError: it cannot be run as asked; nothing was begun.
         TrainingError: a worker failed more often than it may, or a loss was not finite.
+
+    Returns:
+        How the run stands, or its teacher, if that was stopped.
     """
     teacher = _train_teacher(experiment, console)
+    if isinstance(teacher, Trained):
+        return teacher  # stopped before it was finished
     plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
     check_storage(plan)
     with alone(plan.folder):
@@ -127,7 +133,7 @@ def make_plan(
     _check_data(experiment, store)
     digest = None
     if teacher is not None:
-        known = open_teacher(teacher)[0].head.classifier.out_features
+        known = open_teacher(teacher).teacher.head.classifier.out_features
         if known != experiment.model.num_classes:
             raise ExperimentError(
                 f"teacher {teacher} knows {known} identities, {store.location} has {experiment.model.num_classes} to"
@@ -244,16 +250,14 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
             raise ExperimentError(f"--workers {experiment.workers}: {error}") from None
 
 
-def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | None:
-    """The teacher that a run needs, trained now if it is not there."""
+def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | Trained | None:
+    """The teacher that a run needs, trained now if it is not there; if that was stopped, how it stands."""
     if isinstance(experiment, TeacherExperiment) or not experiment.model.needs_teacher:
         return None
     if experiment.teacher != "auto":
         return named_teacher(experiment)
     trained = train(teacher_of(experiment), console=console)
-    if trained.outcome.ending != "finished":
-        raise TrainingError(f"the teacher {trained.run.name} is not finished: the same command goes on with it")
-    return trained.checkpoint
+    return trained.checkpoint if trained.outcome.ending == "finished" else trained
 
 
 def named_teacher(experiment: DGNetExperiment) -> Path | None:
@@ -287,7 +291,7 @@ def _track(plan: Plan) -> tuple[MlflowClient, Run]:
     if plan.existing is not None:
         uri = plan.existing.tracking_uri
         connected = tracking.client(uri)
-        tracking.reopen_run(connected, plan.existing.mlflow_run)
+        tracking.check_run(connected, plan.existing.mlflow_run)
         run = replace(plan.existing, experiment=experiment)
     else:
         config = to_dict(experiment)
@@ -380,10 +384,12 @@ def _outcome_of_finished(run: Run) -> Outcome | None:
 def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
     """Train a run; whatever goes wrong is told to MLflow too."""
     run.forget_stop()
+    tracking.reopen_run(connected, run.mlflow_run)
     try:
         if run.experiment.most_workers:
             launch.connect()
             launch.check_room(run.experiment)
+            launch.check_tracking(run)
         return _fit(run, console)
     except BaseException as error:
         _close(connected, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error), console)
@@ -399,14 +405,23 @@ def _fit(run: Run, console: Console) -> Outcome:
     fit = launch.build_trainer(run).fit
     with Display(run, console) as display, _stopping(run, display):
         try:
-            result = elsewhere(fit) if run.experiment.most_workers else fit()
+            result = elsewhere(fit, partial(_say_waiting, run, display)) if run.experiment.most_workers else fit()
         except TrainingFailedError as error:
             raise TrainingError(launch.cause(error)) from error
     return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
 
 
-def elsewhere(fit: Callable[[], Answer]) -> Answer:
-    """Call Ray's `fit` in another thread: in the main thread it would take Ctrl-C for itself."""
+def _say_waiting(run: Run, display: Display) -> None:
+    """As long as the workers have not begun, show what they may be waiting for."""
+    if display.waiting:
+        display.say(f"waiting for workers: {launch.room_for(run.experiment)}")
+
+
+def elsewhere(fit: Callable[[], Answer], meanwhile: Callable[[], None] = lambda: None) -> Answer:
+    """Call Ray's `fit` in another thread, and `meanwhile` now and then in this one.
+
+    In the main thread Ray would take Ctrl-C for itself.
+    """
     results: list[Answer | BaseException] = []
 
     def call() -> None:
@@ -418,7 +433,8 @@ def elsewhere(fit: Callable[[], Answer]) -> Answer:
     thread = threading.Thread(target=call, name="fit", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(1)
+        thread.join(5)
+        meanwhile()
     if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]

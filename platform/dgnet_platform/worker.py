@@ -1,6 +1,7 @@
 """The training loop on each rank: restore, step, evaluate, save, report."""
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -59,7 +60,7 @@ def train_loop(config: dict[str, str]) -> dict[str, Any]:
     try:
         run = Run.read(folder)
     except FileNotFoundError:
-        node = ray.util.get_node_ip_address()
+        node = socket.gethostname()
         raise ExperimentError(
             f"node {node} does not see {folder}: --storage must be a folder that all machines share, such as NFS"
         ) from None
@@ -102,7 +103,7 @@ def prepare(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     validator = Validator(config=experiment.model, prefix=prefix, query=query, gallery=gallery, people=people_of(store))
     if isinstance(experiment, TeacherExperiment):
         return TeacherLearner(experiment.model, images, device), validator
-    teacher = open_teacher(Path(run.teacher), device)[0] if run.teacher is not None else None
+    teacher = open_teacher(Path(run.teacher), device).teacher if run.teacher is not None else None
     return DGNetLearner(experiment.model, images, device, teacher), validator
 
 
