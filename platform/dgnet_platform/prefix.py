@@ -51,11 +51,11 @@ class Prefix:
 
 
 class PrefixError(RuntimeError):
-    """A prefix that did not come about; `outcome` says how it ended."""
+    """A prefix that did not come about: how it ended, and the folder with its journal, if it has begun."""
 
-    def __init__(self, outcome: Outcome):
+    def __init__(self, outcome: Outcome, folder: Path | None = None):
         super().__init__(outcome.reason or outcome.ending)
-        self.outcome = outcome
+        self.outcome, self.folder = outcome, folder
 
 
 def ensure_prefix(
@@ -105,7 +105,7 @@ def ensure_prefix(
         endings: dict[str, tracking.Status] = {"finished": "FINISHED", "stopped": "KILLED"}
         _close(run, endings.get(outcome.ending, "FAILED"), outcome.reason or outcome.ending)
         if outcome.ending != "finished":
-            raise PrefixError(outcome)
+            raise PrefixError(outcome, folder)
         return Prefix(run=run, checkpoint=path, trained=fork - _start(run))
 
 

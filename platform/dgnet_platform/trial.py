@@ -12,8 +12,9 @@ from typing import Any, Literal, Self
 
 from ray import tune
 
-from dgnet_platform import checkpoint, launch, tracking
+from dgnet_platform import checkpoint, journal, launch, tracking
 from dgnet_platform.experiment import DGNetExperiment
+from dgnet_platform.journal import JOURNAL
 from dgnet_platform.plain import from_dict, to_dict
 from dgnet_platform.prefix import PrefixError, adopt, ensure_prefix
 from dgnet_platform.prefix_plan import fork_of
@@ -124,6 +125,8 @@ def _run_trial(folder: Path, sharing: bool, gpu_share: float) -> Progress:
         outcome = fit(run)
     except PrefixError as error:
         outcome = error.outcome
+        if outcome.ending == "diverged" and error.folder is not None:  # the trial would have had the same curve
+            journal.copy(error.folder / JOURNAL, folder / JOURNAL, outcome.iteration)
     except Exception as error:
         replace(Progress.read(folder), reason=launch.cause(error)).save(folder)
         raise
