@@ -63,7 +63,8 @@ def connect() -> None:
     if ray.is_initialized():
         return
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if _is_local() else {}
-    ray.init(logging_level=logging.WARNING, log_to_driver=False, runtime_env={"env_vars": environment})
+    address = "local" if _is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed
+    ray.init(address, logging_level=logging.WARNING, log_to_driver=False, runtime_env={"env_vars": environment})
 
 
 def _is_local() -> bool:
