@@ -27,6 +27,7 @@ from dgnet_platform.run import Run
 from dgnet_platform.search import Feed
 from dgnet_platform.space import Space
 from dgnet_platform.study import FILE, Study, StudyError
+from dgnet_platform.trained import TrainedTeacher
 from dgnet_platform.worker import Outcome, prepare, train
 from jobs.tune_market import main
 from tests.runs import lines, same, tensors, tiny_experiment
@@ -288,7 +289,8 @@ def prefixes(people_store, tmp_path, one_thread, monkeypatch):
         teacher = Teacher(experiment.model.network, experiment.model.num_classes)
     file = tmp_path / "teacher.pth"
     file.write_bytes(b"teacher")
-    monkeypatch.setattr(worker, "open_teacher", lambda *_: (teacher, experiment.model.network))
+    trained = TrainedTeacher(teacher=teacher, network=experiment.model.network)
+    monkeypatch.setattr(worker, "open_teacher", lambda *_: trained)
     monkeypatch.setattr(prefix.tracking, "connect", lambda *_: (None, "1"))
     monkeypatch.setattr(prefix.tracking, "open_run", lambda *_, **__: "run")
     monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
