@@ -261,7 +261,7 @@ def test_trials_that_diverge_fail_and_are_replaced(options):
         assert "not finite" in trial.user_attrs["reason"]
         assert f"trial {trial.number} failed" in output
     done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(done) == TRIALS
+    assert len(done) + len(failed) == TRIALS + min(2, len(failed))  # as many as may be replaced
     assert_tracked(options.root / "diverging")
 
 

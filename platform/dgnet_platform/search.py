@@ -394,7 +394,7 @@ class Search:
 
     def costs(self) -> dict[str, int]:
         """Iterations that were trained, and how many it would have been without prefixes, and without stopping."""
-        rows = [row for row in self.rows() if row.state in (FINISHED, STOPPED, FAILED)]
+        rows = self.rows()
         progress = [Progress.read(self.folder(row.number)) for row in rows]
         own = sum(max(0, row.iterations - p.fork) for row, p in zip(rows, progress, strict=True))
         return {
@@ -473,12 +473,12 @@ class Search:
 
     def _check_folders(self) -> None:
         """Refuse to go on without what was there."""
-        for number in self.study.running:
-            known = self.study.trials[number].user_attrs.get("folder")
-            if known and Run.find(self.folder(number)) is None:
+        for trial in self.study.trials:
+            folder = self.folder(trial.number)
+            if "folder" in trial.user_attrs and Run.find(folder) is None:
                 raise ExperimentError(
-                    f"trial {number} is under way, but its folder {self.folder(number)} is gone: restore it, name the"
-                    " --storage that has it, or start anew with another --name"
+                    f"trial {trial.number} of search {self.plan.name} was in {folder}, which is gone: restore it, name"
+                    " the --storage that has it, or start anew with another --name"
                 )
 
     def _tags(self, kind: str) -> dict[str, str]:
