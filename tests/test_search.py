@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from dgnet_platform.placement import Node, place
 from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix import Prefix, PrefixError, adopt, collect, ensure_prefix, key_of
 from dgnet_platform.run import Run
-from dgnet_platform.search import Feed
+from dgnet_platform.search import Feed, Search
 from dgnet_platform.space import Space
 from dgnet_platform.study import FILE, Study, StudyError
 from dgnet_platform.trained import TrainedTeacher
@@ -289,9 +290,8 @@ def prefixes(people_store, tmp_path, one_thread, monkeypatch):
         teacher = Teacher(experiment.model.network, experiment.model.num_classes)
     file = tmp_path / "teacher.pth"
     file.write_bytes(b"teacher")
-    monkeypatch.setattr(
-        worker, "open_teacher", lambda *_: TrainedTeacher(teacher=teacher, network=experiment.model.network)
-    )
+    trained = TrainedTeacher(teacher=teacher, network=experiment.model.network)
+    monkeypatch.setattr(worker, "open_teacher", lambda *_: trained)
     monkeypatch.setattr(prefix.tracking, "connect", lambda *_: (None, "1"))
     monkeypatch.setattr(prefix.tracking, "open_run", lambda *_, **__: "run")
     monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
@@ -471,3 +471,13 @@ def test_the_plan_of_a_search_changes_nothing(options, capsys, tmp_path):
 def test_checkpoints_of_a_prefix_are_all_kept(prefixes):
     stage = prefixes(4, checkpoint_every=1).run.folder
     assert [int(path.name[-8:]) for path in checkpoints(stage)] == [1, 2, 3, 4]
+
+
+def test_a_trial_whose_folder_is_gone_is_noticed(tmp_path):
+    study = opened(tmp_path)
+    study.note(study.ask(), folder="/lost/search-000")
+    search = Search.__new__(Search)
+    search.study = study
+    search.plan = SimpleNamespace(name="search", base=SimpleNamespace(storage=str(tmp_path / "lost")))  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ExperimentError, match=r"trial 0 of search .*search-000, which is gone"):
+        search._check_folders()
