@@ -1,5 +1,6 @@
 """Searches on a Ray cluster of this machine: with and without shared prefixes, killed, diverging, of two workers."""
 
+import json
 import re
 import signal
 from dataclasses import replace
@@ -246,3 +247,30 @@ def test_a_stopped_search_saves_and_goes_on(shared, options):
     searched(options("stopped"))
     for left, right in zip(study_of(whole)[:TRIALS], study_of(storage), strict=True):
         assert (left.state, left.params, left.values) == (right.state, right.params, right.values)
+
+
+def test_trials_that_diverge_fail_and_are_replaced(options):
+    output = searched(
+        [*options("diverging", "appearance_lr={choices: [0.002, 1.0e+30]}"), "--seed", "1", "--retries", "0"]
+    )
+    trials = study_of(options.root / "diverging")
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    assert failed
+    for trial in failed:
+        assert trial.params["appearance_lr"] == 1e30
+        assert "not finite" in trial.user_attrs["reason"]
+        assert f"trial {trial.number} failed" in output
+    done = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(done) + len(failed) == TRIALS + min(2, len(failed))  # as many as may be replaced
+    assert_tracked(options.root / "diverging")
+
+
+def test_trials_of_two_workers_run_one_after_the_other(options):
+    arguments = options("two", "alpha=0.3", "warmup_start=4")
+    arguments[arguments.index("--trials") + 1] = "2"
+    searched([*arguments, "--workers-per-trial", "2", "--stopping.kind", "none"])
+    trials = study_of(options.root / "two")
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    run = Run.read(options.root / "two" / f"{NAME}-001")
+    assert run.experiment.workers == "2"
+    assert json.loads((checkpoints(run.folder)[-1] / "meta.json").read_text())["world_size"] == 2
