@@ -124,7 +124,7 @@ def test_searches_beside_each_other_are_stopped_and_submitted_again(cluster, peo
     cluster.submit("job-one-again", *one)
     wait_for(lambda: is_done(tmp_path, "one") and is_done(tmp_path, "two"), 600)
     for job in ("job-one-again", "job-two"):
-        wait_for(lambda job=job: "SUCCEEDED" in cluster.job("status", job)[1], 120)
+        wait_for(lambda job=job: "succeeded" in cluster.job("status", job)[1], 120)
 
     assert [entry["iteration"] for entry in lines(folder)] == list(range(1, ITERATIONS + 1))
     for name in ("one", "two"):

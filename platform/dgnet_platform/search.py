@@ -407,7 +407,7 @@ class Search:
         return TrialRow(
             number=number,
             name=folder.name,
-            state=states.get(trial.state, progress.phase),
+            state=states.get(trial.state, "saved" if progress.ending == "stopped" else progress.phase),
             reason=trial.user_attrs.get("reason", progress.reason),
             values=values,
             objective=trial.values[0] if trial.state == TrialState.COMPLETE else seen.figures.get(METRIC),

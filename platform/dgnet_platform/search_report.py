@@ -40,7 +40,7 @@ class TrialRow:
     name: str
     """Its run's."""
     state: str
-    """"finished", "stopped" (at a rung), "failed", or what it is doing now."""
+    """"finished", "stopped" (at a rung), "failed", "saved" (to be gone on with), or what it is doing now."""
     reason: str = ""
     """Why it was stopped or failed."""
     values: Mapping[str, object] = field(default_factory=dict)
