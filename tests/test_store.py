@@ -279,8 +279,36 @@ def test_pictures_are_upright_rgb():
         file = io.BytesIO()
         Image.new(mode, (3, 2)).save(file, "JPEG" if mode == "CMYK" else "PNG")
         assert decode(file.getvalue()).shape == (3, 2, 3)
-    with Image.open(io.BytesIO(WHOLE)) as image:
-        assert np.array_equal(decode(WHOLE).transpose(1, 2, 0), np.asarray(image))
+
+
+JPEG_KINDS = {
+    "plain": {},
+    "whole colours": {"subsampling": 0},
+    "half colours": {"subsampling": 1},
+    "progressive": {"progressive": True},
+    "coarse": {"quality": 20},
+    "restarts": {"restart_marker_rows": 1},
+    "not YCbCr": {"keep_rgb": True},
+    "described": {"comment": b"x" * 60_000, "icc_profile": b"y" * 70_000},
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_every_kind_of_jpeg_has_pillows_pixels(kind: str, mode: str):
+    for width, height in ((64, 128), (1, 1), (7, 5), (33, 17)):
+        with Image.open(io.BytesIO(noise(height, width))) as image:
+            file = io.BytesIO()
+            image.convert(mode).save(file, "JPEG", **JPEG_KINDS[kind])
+        picture = file.getvalue()
+        for encoded in (picture, picture[:-2] + b"\0\0\0" + picture[-2:]):  # libjpeg warns of the second
+            with Image.open(io.BytesIO(encoded)) as image:
+                expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            scratch = np.empty((height, width, 3), np.uint8)
+            assert np.array_equal(decode(encoded), expected)
+            assert np.array_equal(decode(encoded, scratch), expected)
+            assert np.array_equal(decode(encoded, scratch[:, :-1]), expected)
+            assert measure(encoded) == (width, height)
 
 
 @pytest.mark.parametrize("progressive", [False, True])

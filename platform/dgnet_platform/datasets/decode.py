@@ -27,15 +27,21 @@ class PictureError(ValueError):
     """Bytes that are no whole picture."""
 
 
-def decode(encoded: bytes) -> np.ndarray:
+def decode(encoded: bytes, scratch: np.ndarray | None = None) -> np.ndarray:
     """The upright RGB pixels (3, height, width) uint8 of a picture.
+
+    Args:
+        encoded: The picture's file.
+        scratch: (height, width, 3) uint8; a JPEG of this size is decoded there and the result is a view of it.
+            Who copies the pixels away saves a tenth of the time by using the same cached memory again.
 
     Raises:
         PictureError: The bytes are cut off, broken, no picture at all, or unreasonably large when unpacked.
     """
-    if _jpeg_size(encoded):
+    if size := _jpeg_size(encoded):
+        fits = scratch is not None and scratch.shape[1::-1] == size
         try:
-            return simplejpeg.decode_jpeg(encoded).transpose(2, 0, 1)
+            return simplejpeg.decode_jpeg(encoded, buffer=scratch if fits else None).transpose(2, 0, 1)
         except ValueError:
             pass  # Pillow reads what libjpeg only warns of, and tells what is wrong with the rest
     return _read(encoded, _pixels)
