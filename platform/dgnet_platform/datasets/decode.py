@@ -73,9 +73,10 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
     if encoded[:2] != b"\xff\xd8" or _EXIF in encoded:
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        lines, columns, colours, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:
         return None
+    width, height = int(columns), int(lines)
     return (width, height) if colours in ("YCbCr", "RGB", "Gray") and width * height <= MAX_PIXELS else None
 
 
