@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Speed of the data path as a share of what the picture decoder alone reaches: `uv run jobs/bench_data.py`.
 
-Each round times the decoder from bytes in memory to arrays of pixels, then packing a folder, packing a .zip,
-and loading the store into an image set, all with the same threads. A share is the median over the rounds of
-decoder time / time; by processor time it hardly depends on what else the machine does.
+Each round times the decoder alone - simplejpeg, by which JPEGs are decoded here - from bytes in memory to pixels that
+are dropped at once, then packing a folder, packing a .zip, and loading the store into an image set, all with the same
+threads. A share is the median over the rounds of decoder time / time; by processor time it hardly depends on what else
+the machine does. Pillow's decoder is timed for comparison.
 
 Freed memory is kept for the next round: pages that a virtual machine has to ask its host for can cost as much as
 decoding into them, and are counted once, in the untimed round.
@@ -19,13 +20,14 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import simplejpeg
 import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from dgnet_core.memory import keep_freed_memory
-from dgnet_platform.datasets.decode import decode, map_in_threads
+from dgnet_platform.datasets.decode import map_in_threads
 from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.pack import CHUNK
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
@@ -72,10 +74,11 @@ def main(pictures: int = 12_000, rounds: int = 7, threads: int = 2) -> None:
                 path.write_bytes(picture)
                 file.write(path, path.relative_to(folder))
 
-        def decode_chunk(chunk: list[bytes]) -> list[np.ndarray]:
-            return [decode(picture) for picture in chunk]
+        def decode_all(decode: Callable[[bytes], object]) -> None:
+            def decode_chunk(chunk: list[bytes]) -> None:
+                for picture in chunk:
+                    decode(picture)
 
-        def decode_all() -> None:
             chunks = (encoded[start : start + CHUNK] for start in range(0, pictures, CHUNK))
             for _ in map_in_threads(decode_chunk, chunks, threads):
                 pass
@@ -88,7 +91,8 @@ def main(pictures: int = 12_000, rounds: int = 7, threads: int = 2) -> None:
             ImageSet.load(Store.open(out), "train", height=128, width=64, threads=threads)
 
         things: dict[str, Callable[[], None]] = {
-            "decoder alone": decode_all,
+            "decoder alone": lambda: decode_all(simplejpeg.decode_jpeg),
+            "Pillow alone": lambda: decode_all(lambda picture: Image.open(io.BytesIO(picture)).load()),
             "pack a folder": lambda: pack(folder),
             "pack a .zip": lambda: pack(archive),
             "load an image set": load,

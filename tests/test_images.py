@@ -110,7 +110,7 @@ def test_streaming_decodes_a_bounded_number_of_batches_ahead(
     store = prepared(tmp_path, pictures)
     decoded = []
     decode = images_module.decode
-    monkeypatch.setattr(images_module, "decode", lambda picture: decoded.append(picture) or decode(picture))
+    monkeypatch.setattr(images_module, "decode", lambda *given: decoded.append(given) or decode(*given))
     batches = stream(store, ["train", "train"], height=16, width=8, batch_size=1, threads=1)
     for taken in range(1, 24 + 1):
         next(batches)
@@ -130,7 +130,9 @@ def test_a_streamed_picture_that_does_not_decode_is_named(
     content = (tmp_path / "own" / "train" / bad).read_bytes()
     decode = images_module.decode
     monkeypatch.setattr(
-        images_module, "decode", lambda picture: decode(picture[:-30] if picture == content else picture)
+        images_module,
+        "decode",
+        lambda picture, scratch: decode(picture[:-30] if picture == content else picture, scratch),
     )
     batches = stream(store, ["train"], height=16, width=8, batch_size=4, threads=2)
     assert len(next(batches)[1]) == 4

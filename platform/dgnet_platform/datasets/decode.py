@@ -7,11 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 MAX_PIXELS = 2**25
 """An 8K video frame; a crop of a person is a thousandth of it."""
+
+_EXIF = b"Exif\0\0"
+"""How the block begins that may say that the camera was turned."""
 
 Image.preinit()  # Pillow's decoders are imported now, not while the first batch is waited for
 
@@ -23,12 +27,23 @@ class PictureError(ValueError):
     """Bytes that are no whole picture."""
 
 
-def decode(encoded: bytes) -> np.ndarray:
+def decode(encoded: bytes, scratch: np.ndarray | None = None) -> np.ndarray:
     """The upright RGB pixels (3, height, width) uint8 of a picture.
+
+    Args:
+        encoded: The picture's file.
+        scratch: (height, width, 3) uint8; a JPEG of this size is decoded there and the result is a view of it.
+            Who copies the pixels away saves a tenth of the time by using the same cached memory again.
 
     Raises:
         PictureError: The bytes are cut off, broken, no picture at all, or unreasonably large when unpacked.
     """
+    if size := _jpeg_size(encoded):
+        fits = scratch is not None and scratch.shape[1::-1] == size
+        try:
+            return simplejpeg.decode_jpeg(encoded, buffer=scratch if fits else None).transpose(2, 0, 1)
+        except ValueError:
+            pass  # Pillow reads what libjpeg only warns of, and tells what is wrong with the rest
     return _read(encoded, _pixels)
 
 
@@ -36,12 +51,33 @@ def measure(encoded: bytes) -> tuple[int, int]:
     """Width and height of the upright picture, after a proof that all of it decodes.
 
     Of a JPEG every coefficient is read, which is all that can fail, but pixels are made for an eighth of the
-    width and height only: that halves the time. Other formats are decoded as they are.
+    width and height only: that saves a quarter of the time. Other formats are decoded as they are.
 
     Raises:
         PictureError: As `decode`.
     """
+    if size := _jpeg_size(encoded):
+        try:
+            simplejpeg.decode_jpeg(encoded, min_height=1, min_width=1, min_factor=8)
+            return size
+        except ValueError:
+            pass  # as above
     return _read(encoded, _proven_size)
+
+
+def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+    """Width and height of a plain JPEG, which libjpeg-turbo reads as Pillow does, in less than half of the time.
+
+    None for everything else: other formats, pictures that may have to be turned, CMYK, and too large ones.
+    """
+    if encoded[:2] != b"\xff\xd8" or _EXIF in encoded:
+        return None
+    try:
+        lines, columns, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    width, height = int(columns), int(lines)
+    return (width, height) if colours in ("YCbCr", "RGB", "Gray") and width * height <= MAX_PIXELS else None
 
 
 def _read(encoded: bytes, take: Callable[[Image.Image], Result]) -> Result:

@@ -215,10 +215,11 @@ def _tables(store: Store, split: str, rows: int) -> Iterator[pa.Table]:
 def _decode_into(out: np.ndarray, table: pa.Table, store: Store, split: str) -> None:
     """Write a table's pictures to `out` (N, 3, H, W) uint8, resizing those of one other size in one batch."""
     others: defaultdict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
+    scratch = np.empty((*out.shape[2:], 3), np.uint8)
     names, pictures = table["file_name"].to_pylist(), table["image"].to_pylist()
     for row, (name, picture) in enumerate(zip(names, pictures, strict=True)):
         try:
-            array = decode(picture)
+            array = decode(picture, scratch)
         except PictureError as error:
             where = f"{store.location}/{split}.parquet"
             raise StoreError(f"{where}: {name}: {error}: prepare the store again") from None
