@@ -35,7 +35,7 @@ from dgnet_platform.search_report import FAILED, FINISHED, STOPPED, TrialRow, fi
 from dgnet_platform.shipping import ship
 from dgnet_platform.space import PARAMETERS, Space
 from dgnet_platform.study import Study
-from dgnet_platform.training import digest_of
+from dgnet_platform.trained import digest_of
 from dgnet_platform.trial import Progress, Trial
 from dgnet_platform.version import code_version
 
