@@ -153,6 +153,7 @@ def _on_workers(
     launch.check_room(str(workers), room)
     if room.free < room.needed:
         _log.warning("%s: some wait until there is room", room)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown here
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
