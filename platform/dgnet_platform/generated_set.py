@@ -1,7 +1,8 @@
 """A set of generated pictures, as DG-Market is one: the appearance of each picture in the structures of others.
 
-Which structures a picture gets depends on the seed and the picture alone, and batches are parts, so the set is the same
-however many workers make it and however often they are stopped.
+Which structures a picture gets depends on the seed and the picture alone, and each part is a batch, so the set is the
+same however many workers make it and however often they are stopped. (Not so on CPU threads: PyTorch's sums depend on
+how many a process has. Workers have one each.)
 """
 
 import io
