@@ -41,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
             evaluation = evaluate(config, progress)
             write(evaluation, folder)
-        rmtree(config.descriptors, ignore_errors=True)
+        if config.distributed:
+            rmtree(config.descriptors)
     except USER_ERRORS as error:
         console.print(printable(str(error)), style="bold red", markup=False, soft_wrap=True)
         return 2

@@ -280,7 +280,7 @@ class Renderer:
 
     def decode(self, rows: np.ndarray) -> Tensor:
         """Pictures (B, 3, H, W) uint8 of some rows."""
-        chosen = self._pictures.take(rows)
+        chosen = pa.concat_tables(self._pictures.slice(row, 1) for row in rows)  # `take` would copy the whole table
         return decode_table(chosen, self._store, self._split, height=self._height, width=self._width)
 
     def _images(self, pixels: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ def _on_workers(
         fn_constructor_kwargs={
             "work": work,
             "device": torch.device("cuda" if gpus else "cpu"),
-            "arguments": {name: ray.put(value) for name, value in arguments.items()},
+            "arguments": ray.put(dict(arguments)),
         },
     )
     by_name = {part.name: part for part in parts}
@@ -182,10 +182,10 @@ def _on_workers(
 class _Actor:
     """Makes parts in a process of Ray's."""
 
-    def __init__(self, work: Work, device: torch.device, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, work: Work, device: torch.device, arguments: Any) -> None:
         import ray
 
-        self._make = work(device=device, **{name: ray.get(value) for name, value in arguments.items()})
+        self._make = work(device=device, **dict(ray.get(arguments)))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         files = self._make(Part(**row))
