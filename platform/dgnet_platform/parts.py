@@ -176,7 +176,7 @@ def _on_workers(
     except RayError as error:
         if isinstance(cause := getattr(error, "cause", None), Exception):
             raise cause from error  # the worker's own
-        raise PartsError(f"the workers failed: {error}") from error
+        raise PartsError(f"the workers failed: {str(error).strip().splitlines()[-1]}") from error
 
 
 class _Actor:
