@@ -91,6 +91,12 @@ def render(
     return torch.cat(rendered)
 
 
+def draw(networks: Generator, structure: Tensor, appearance: Tensor) -> Tensor:
+    """G of codes, as `structure_codes` and `appearance_codes` give them, as pixels (N, 3, H, W), uint8, on the CPU."""
+    with evaluating(networks.decoder):
+        return _pixels(networks.decoder(structure, appearance))
+
+
 def swap_grid(
     networks: Generator, appearance_images: Tensor, structure_images: Tensor, *, batch_size: int = BATCH_SIZE
 ) -> Tensor:
@@ -110,7 +116,7 @@ def swap_grid(
     rows = torch.arange(len(appearance), device=appearance.device).repeat_interleave(len(structure))
     columns = torch.arange(len(structure), device=structure.device).repeat(len(appearance))
     body = [
-        _draw(networks, structure[columns[batch]], appearance[rows[batch]])
+        draw(networks, structure[columns[batch]], appearance[rows[batch]])
         for batch in torch.arange(len(rows), device=rows.device).split(batch_size)
     ]
     cells = torch.cat(body).unflatten(0, (len(appearance), len(structure)))
@@ -137,7 +143,7 @@ def interpolate_appearance(
     """
     codes = _between(appearance_codes(networks, first), appearance_codes(networks, second), steps)
     structure = structure_codes(networks, structure_images)
-    rows = [_draw(networks, fixed.expand(steps, -1, -1, -1), row) for fixed, row in zip(structure, codes, strict=True)]
+    rows = [draw(networks, fixed.expand(steps, -1, -1, -1), row) for fixed, row in zip(structure, codes, strict=True)]
     return _interpolation_grid(structure_images, first, torch.stack(rows), second)
 
 
@@ -152,7 +158,7 @@ def interpolate_structure(
     """
     codes = _between(structure_codes(networks, first), structure_codes(networks, second), steps)
     appearance = appearance_codes(networks, appearance_images)
-    rows = [_draw(networks, row, fixed.expand(steps, -1, -1)) for fixed, row in zip(appearance, codes, strict=True)]
+    rows = [draw(networks, row, fixed.expand(steps, -1, -1)) for fixed, row in zip(appearance, codes, strict=True)]
     return _interpolation_grid(appearance_images, first, torch.stack(rows), second)
 
 
@@ -240,17 +246,17 @@ def framed_grid(cells: Tensor, top: Tensor, left: Tensor) -> Tensor:
         torch.cat([corner, top]),
         *(torch.cat([head[None], row]) for head, row in zip(left, cells, strict=True)),
     ]
-    return _tile(torch.stack(rows), wide_rows=(1,), wide_columns=(1,))
+    return tile(torch.stack(rows), wide_rows=(1,), wide_columns=(1,))
 
 
 def _interpolation_grid(fixed: Tensor, first: Tensor, between: Tensor, second: Tensor) -> Tensor:
     ends = [_pixels(images)[:, None] for images in (fixed, first, second)]
     cells = torch.cat([ends[0], ends[1], between, ends[2]], dim=1)
-    return _tile(cells, wide_columns=(1, 2, cells.shape[1] - 1))
+    return tile(cells, wide_columns=(1, 2, cells.shape[1] - 1))
 
 
-def _tile(cells: Tensor, *, wide_rows: Sequence[int] = (), wide_columns: Sequence[int] = ()) -> Tensor:
-    """Cells (R, C, 3, H, W) as one picture; the gap before the named rows and columns is wide."""
+def tile(cells: Tensor, *, wide_rows: Sequence[int] = (), wide_columns: Sequence[int] = ()) -> Tensor:
+    """Cells (R, C, 3, H, W), uint8, as one picture (3, H', W'); the gap before the named rows and columns is wide."""
     R, C, _, H, W = cells.shape
     tops = [r * (H + GAP) + sum(WIDE_GAP - GAP for wide in wide_rows if wide <= r) for r in range(R)]
     lefts = [c * (W + GAP) + sum(WIDE_GAP - GAP for wide in wide_columns if wide <= c) for c in range(C)]
@@ -269,12 +275,6 @@ def _placed(images: Tensor, network: nn.Module) -> Tensor:
 
 def _pixels(images: Tensor) -> Tensor:
     return denormalise(images).cpu()
-
-
-def _draw(networks: Generator, structure: Tensor, appearance: Tensor) -> Tensor:
-    """G as pixels (N, 3, H, W), uint8, on the CPU."""
-    with evaluating(networks.decoder):
-        return _pixels(networks.decoder(structure, appearance))
 
 
 def _between(first: Tensor, second: Tensor, steps: int) -> Tensor:

@@ -3,11 +3,13 @@
 
 `uv run jobs/evaluate.py --checkpoint runs/market/checkpoint_00100000 --store data/market --out results/a`
 Several stores (`--store A --store B`) show how the networks transfer. The folder `--out` receives
-results.json, results.parquet and pictures. The exit status is 0, or 2 when something given cannot be used.
+results.json, results.parquet and pictures. `--distributed --workers 8` extracts on a Ray cluster, in parts: the same
+command again goes on where it was stopped. The exit status is 0, or 2 when something given cannot be used.
 """
 
 import sys
 from collections.abc import Sequence
+from shutil import rmtree
 
 import tyro
 from rich.console import Console
@@ -39,6 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
             evaluation = evaluate(config, progress)
             write(evaluation, folder)
+        if config.distributed:
+            rmtree(config.descriptors)
     except USER_ERRORS as error:
         console.print(printable(str(error)), style="bold red", markup=False, soft_wrap=True)
         return 2

@@ -29,7 +29,8 @@ from dgnet_platform.datasets.people import People, Shot
 from dgnet_platform.datasets.people_set import Size, shot_of, write_market
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
 from dgnet_platform.datasets.store import INFO_KEY, SCHEMA, Store, StoreError
-from dgnet_platform.extraction import Extraction, extract_splits
+from dgnet_platform.extraction import Extraction, extract_on_workers, extract_splits
+from dgnet_platform.parts import PartsError
 from dgnet_platform.report import MATCH, WRONG, RankedRow, ranked_lists, stored_pictures
 from dgnet_platform.results import DRAWN, JSON, PARQUET
 from dgnet_platform.swaps import people_of
@@ -389,6 +390,8 @@ def test_a_query_without_a_match_is_named(
         ["--checkpoint", "x", "--out", "y"],
         ["--checkpoint", "x", "--store", "x", "--out", "y", "--beta", "-1"],
         ["--checkpoint", "x", "--store", "x", "--out", "y", "--batch-size", "0"],
+        ["--checkpoint", "x", "--store", "x", "--out", "y", "--workers", "2"],
+        ["--checkpoint", "x", "--store", "x", "--out", "y", "--distributed", "--workers", "0"],
     ],
 )
 def test_bad_arguments_end_with_status_2(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]):
@@ -426,6 +429,45 @@ def test_streamed_features_are_those_of_the_whole_split(store: Path, monkeypatch
             whole = extract(network, images.images, *labels, height=size[0], width=size[1], batch_size=6)
             for field in ("prim", "fine", "person_ids", "camera_ids"):
                 assert torch.equal(getattr(features[name][split], field), getattr(whole, field)), (name, split, field)
+
+
+def test_features_in_parts_are_the_same_and_are_made_once(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Here by this process; Ray's workers are told the same."""
+    monkeypatch.setattr("dgnet_platform.extraction.PART", 7)  # the next whole batch ends at 12
+    opened, splits = Store.open(store), ("query", "gallery")
+    torch.manual_seed(0)
+    networks = {"DG-Net": TrainState.build(CONFIG).appearance_encoder, "baseline": Teacher(SMALL, 5)}
+    how = Extraction(
+        height=SMALL.height, width=SMALL.width, batch_size=6, precision="float32", device=torch.device("cpu"), threads=2
+    )
+    options = {"folder": tmp_path, "settings": {"checkpoint": "a"}, "workers": 0, "gpus": False}
+    seen: list[tuple[str, int, int]] = []
+
+    def stop_after_one_part(*at: object) -> None:
+        seen.append(at)  # pyright: ignore[reportArgumentType]
+        if at == ("gallery", 12, 20):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_on_workers(networks, opened, splits, how, stop_after_one_part, **options)
+    assert seen == [("query", 0, 8), ("gallery", 0, 20), ("query", 8, 8), ("gallery", 12, 20)]
+    seen.clear()
+    features, timing = extract_on_workers(networks, opened, splits, how, lambda *at: seen.append(at), **options)
+    assert seen == [("query", 8, 8), ("gallery", 12, 20), ("gallery", 20, 20)]
+    assert timing["pictures"] == 8
+    local, _ = extract_splits(networks, opened, splits, how, lambda *_: None)
+    for name in networks:
+        for split in splits:
+            for field in ("prim", "fine", "person_ids", "camera_ids"):
+                assert torch.equal(getattr(features[name][split], field), getattr(local[name][split], field))
+
+    for changed, named in (
+        ({"how": replace(how, batch_size=4)}, "batch_size: 6 -> 4"),
+        ({"settings": {"checkpoint": "b"}}, "checkpoint: 'a' -> 'b'"),
+    ):
+        given = {"how": how, **options, **changed}
+        with pytest.raises(PartsError, match=named):
+            extract_on_workers(networks, opened, splits, given.pop("how"), lambda *_: None, **given)
 
 
 def test_ranked_lists_that_run_out(tmp_path: Path):

@@ -102,6 +102,25 @@ def test_streamed_batches_are_the_image_sets_pictures(
     for split in splits:
         whole = ImageSet.load(store, split, height=16, width=8).images
         assert torch.equal(torch.cat([batch for name, batch in batches if name == split]), whole)
+    for rows in (range(12), range(1, 2), range(3, 11), range(10, 12), range(4, 4)):
+        part = list(stream(store, ["train"], height=16, width=8, batch_size=5, rows=rows, threads=3))
+        assert [len(batch) for _, batch in part] == [len(rows[first : first + 5]) for first in range(0, len(rows), 5)]
+        whole = ImageSet.load(store, "train", height=16, width=8).images[rows.start : rows.stop]
+        assert torch.equal(torch.cat([batch for _, batch in part] or [whole]), whole)
+
+
+def test_only_row_groups_with_wanted_rows_are_read(
+    tmp_path: Path, pictures: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pack_module, "ROW_GROUP_BYTES", 600)
+    store = prepared(tmp_path, pictures)
+    sizes = [len(table) for table in store.row_groups("train")]
+    names = store.index("train")["file_name"].tolist()
+    first = sizes[0]
+    for rows, tables in ((range(first), 1), (range(first - 1, first + 1), 2), (range(first, first + sizes[1]), 1)):
+        found = list(store.row_groups("train", ["file_name"], rows))
+        assert len(found) == tables
+        assert [name for table in found for name in table["file_name"].to_pylist()] == names[rows.start : rows.stop]
 
 
 def test_streaming_decodes_a_bounded_number_of_batches_ahead(

@@ -23,10 +23,10 @@ from dgnet_core.retrieval import sweep_beta
 from dgnet_core.teacher import Teacher
 from dgnet_platform.datasets import READERS
 from dgnet_platform.datasets.store import Store
-from dgnet_platform.extraction import Extraction, Progress, extract_splits
+from dgnet_platform.extraction import Extraction, Progress, extract_on_workers, extract_splits
 from dgnet_platform.report import ranked_picture, stored_pictures
 from dgnet_platform.swaps import fidelity_rows, people_of, stored_grid
-from dgnet_platform.trained import Trained, TrainedTeacher, open_teacher, open_trained
+from dgnet_platform.trained import Trained, TrainedTeacher, digest_of, open_teacher, open_trained
 
 SWEEP = tuple(tenth / 10 for tenth in range(11))
 """Weights of f_fine in a sweep."""
@@ -65,7 +65,11 @@ class EvaluateConfig:
     batch_size: int = 64
     """Pictures that go through a network at once."""
     threads: int = os.cpu_count() or 1
-    """Threads that decode; results do not depend on it."""
+    """Threads that decode, of each worker if there are some; results do not depend on it."""
+    distributed: bool = False
+    """Extract on workers of a Ray cluster, for galleries beyond one machine; a run that was killed goes on."""
+    workers: int = 1
+    """With --distributed: how many, with a CPU each, and a GPU by --device (auto: if the cluster has some)."""
 
     def __post_init__(self) -> None:
         if self.checkpoint is None and self.teacher is None:
@@ -74,9 +78,16 @@ class EvaluateConfig:
             raise ValueError("--store is needed: evaluate on what?")
         if not (0 <= self.beta < math.inf):
             raise ValueError(f"--beta {self.beta}: must be finite and at least 0")
-        for name, least in (("queries_shown", 0), ("swap_pairs", 0), ("batch_size", 1), ("threads", 1)):
+        for name, least in (("queries_shown", 0), ("swap_pairs", 0), ("batch_size", 1), ("threads", 1), ("workers", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+        if self.workers > 1 and not self.distributed:
+            raise ValueError(f"--workers {self.workers} are for --distributed: add it")
+
+    @property
+    def descriptors(self) -> Path:
+        """Folder of a distributed run's descriptors as long as it is not finished."""
+        return self.out.parent / f".{self.out.name}.descriptors"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,7 +105,7 @@ class Evaluation:
     swaps: pd.DataFrame
     """Swap fidelity on drawn people; empty without them."""
     extraction: pd.DataFrame
-    """Pictures, seconds and share of them spent waiting for data, of each store."""
+    """Pictures, seconds and, where this process did it, share of them spent waiting for data, of each store."""
     pictures: dict[str, Image.Image] = field(default_factory=dict)
     """Pictures to look at by file name."""
 
@@ -113,9 +124,10 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
 
     Raises:
         CheckpointError, StoreError: a file is missing, damaged or foreign.
-        EvaluationError: a store has no query or gallery, a query has no match, or features are not finite.
+        EvaluationError: a store has no query or gallery, a query has no match, features are not finite, the
+            descriptors of another run are in the way, or workers cannot be had.
     """
-    device = _device(config.device)
+    device = _device(config)
     stores = _named([_checked(location) for location in config.store])
     people = {name: people_of(store) for name, store in stores.items()}
     models: list[_Model] = []
@@ -144,6 +156,16 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         device=device,
         threads=config.threads,
     )
+    extract = extract_splits
+    if config.distributed:
+        given = {"teacher": config.teacher, "checkpoint": config.checkpoint}
+        extract = partial(
+            extract_on_workers,
+            folder=config.descriptors,
+            settings={name: path and digest_of(path) for name, path in given.items()},
+            workers=config.workers,
+            gpus={"auto": None, "cpu": False, "cuda": True}[config.device],
+        )
     retrieval: list[dict[str, object]] = []
     sweep: list[dict[str, object]] = []
     swaps: list[dict[str, object]] = []
@@ -152,7 +174,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     for name, store in stores.items():
         report = _prefixed(name, progress)
         try:
-            features, timing = extract_splits(networks, store, splits[name], how, report)
+            features, timing = extract(networks, store, splits[name], how, report)
         except ValueError as error:
             raise EvaluationError(str(error)) from error
         extraction.append({"store": name, **timing})
@@ -194,10 +216,11 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
 # Before: what is to be evaluated
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+def _device(config: EvaluateConfig) -> torch.device:
+    """Where networks run in this process; workers have devices of their own."""
+    if config.device == "cuda" and not config.distributed and not torch.cuda.is_available():
         raise EvaluationError("--device cuda: PyTorch finds no GPU on this machine; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _checked(location: str) -> Store:

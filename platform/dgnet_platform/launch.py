@@ -11,7 +11,7 @@ import torch
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dgnet_platform.experiment import Experiment, ExperimentError
+from dgnet_platform.experiment import ExperimentError
 from dgnet_platform.run import Run
 from dgnet_platform.worker import train_loop
 
@@ -74,7 +74,7 @@ def _is_local() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What a run's workers need of a resource, and what there is."""
+    """What workers need of a resource, and what there is."""
 
     resource: str
     needed: int
@@ -88,26 +88,29 @@ class Room:
         )
 
 
-def room_for(experiment: Experiment) -> Room:
-    """Compare what a run needs at least with what the cluster has now."""
-    resource = "GPU" if experiment.gpus else "CPU"
+def room_for(workers: int, gpus: bool) -> Room:
+    """Compare what so many workers need with what the cluster has now."""
+    resource = "GPU" if gpus else "CPU"
     return Room(
         resource=resource,
-        needed=experiment.fewest_workers,
+        needed=workers,
         there=ray.cluster_resources().get(resource, 0),
         free=ray.available_resources().get(resource, 0),
     )
 
 
-def check_room(experiment: Experiment) -> None:
-    """Refuse a run that can never start.
+def check_room(asked: str, room: Room) -> None:
+    """Refuse what can never start.
+
+    Args:
+        asked: the value of --workers.
+        room: what the workers need at least.
 
     Raises:
         ExperimentError: this machine is the whole cluster, and it is too small.
     """
-    room = room_for(experiment)
     if _is_local() and room.there < room.needed:
-        raise ExperimentError(f"--workers {experiment.workers}: {room}; ask for fewer, or run on a cluster")
+        raise ExperimentError(f"--workers {asked}: {room}; ask for fewer, or run on a cluster")
 
 
 def check_tracking(run: Run) -> None:

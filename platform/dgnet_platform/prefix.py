@@ -26,7 +26,7 @@ from dgnet_platform.journal import JOURNAL
 from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix_plan import prefix_of
 from dgnet_platform.run import Run
-from dgnet_platform.training import digest_of
+from dgnet_platform.trained import digest_of
 from dgnet_platform.version import code_version
 from dgnet_platform.worker import Outcome
 

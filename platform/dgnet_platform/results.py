@@ -1,6 +1,7 @@
 """Results of an evaluation: on the terminal, and as a folder that is always complete."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,13 +102,10 @@ def tables(evaluation: Evaluation) -> RenderableType:
         parts.append(Text(DRAWN, style="yellow"))
     for row in evaluation.extraction.to_dict("records"):
         speed = row["pictures"] / row["seconds"]
-        parts.append(
-            Text(
-                f"{row['store']}: {row['pictures']:,} pictures extracted in {row['seconds']:.1f} s "
-                f"({speed:,.0f}/s), {row['waiting']:.1%} of it waiting for data",
-                style="dim",
-            )
-        )
+        waited = row.get("waiting")
+        waiting = "" if waited is None or math.isnan(waited) else f", {waited:.1%} of it waiting for data"
+        done = f"{row['store']}: {row['pictures']:,} pictures extracted in {row['seconds']:.1f} s ({speed:,.0f}/s)"
+        parts.append(Text(done + waiting, style="dim"))
     return Group(*parts)
 
 

@@ -36,7 +36,7 @@ from dgnet_platform.shipping import ship
 from dgnet_platform.space import PARAMETERS, Space
 from dgnet_platform.study import Study
 from dgnet_platform.swaps import people_of
-from dgnet_platform.training import digest_of
+from dgnet_platform.trained import digest_of
 from dgnet_platform.trial import Progress, Trial
 from dgnet_platform.version import code_version
 

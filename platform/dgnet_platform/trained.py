@@ -1,5 +1,6 @@
 """Trained networks from wherever they are: our checkpoints, the authors' release, a release teacher."""
 
+import hashlib
 import itertools
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from dgnet_core.baseline import TeacherState
 from dgnet_core.config import NetworkConfig
 from dgnet_core.state import TrainState
 from dgnet_core.teacher import Teacher
-from dgnet_platform.checkpoint import META, CheckpointError, load_networks
+from dgnet_platform.checkpoint import META, CheckpointError, load_networks, measure, read_meta
 
 Tensors = dict[tuple[str, str], Tensor]
 """A release checkpoint's tensors by file ("gen", "dis", "id", "teacher") and name."""
@@ -99,13 +100,37 @@ def open_teacher(path: Path, device: torch.device | str = "cpu") -> TrainedTeach
     return TrainedTeacher(teacher=teacher.requires_grad_(False).to(device), network=network)
 
 
+def digest_of(path: Path) -> str:
+    """What tells one trained network from another: the digest of a checkpoint's tensors, or of the authors' files.
+
+    Raises:
+        CheckpointError: a checkpoint that is missing or damaged.
+        OSError: a file that cannot be read.
+    """
+    if path.is_file():
+        return measure(path)[1]
+    if not (path / META).exists() and any(path.glob("id_*.pt")):
+        files = _release_files(path, _release_iteration(path)).values()
+        return hashlib.sha256("".join(measure(file)[1] for file in files).encode()).hexdigest()
+    return read_meta(path).tensors_sha256
+
+
+def _release_iteration(folder: Path) -> int:
+    """The newest iteration in a release folder."""
+    numbers = [int(match[1]) for path in folder.glob("id_*.pt") if (match := re.search(r"_(\d+)\.pt$", path.name))]
+    return max(numbers, default=0)
+
+
+def _release_files(folder: Path, iteration: int) -> dict[str, Path]:
+    parts = (release.GENERATOR, release.DISCRIMINATOR, release.APPEARANCE)
+    return {part: folder / f"{part}_{iteration:08d}.pt" for part in parts}
+
+
 def _open_release(folder: Path, device: torch.device | str) -> Trained:
     """The newest networks of a release folder, of the sizes of their tensors; pictures are 256 x 128."""
     try:
-        numbers = [int(match[1]) for path in folder.glob("id_*.pt") if (match := re.search(r"_(\d+)\.pt$", path.name))]
-        iteration = max(numbers, default=0)
-        parts = (release.GENERATOR, release.DISCRIMINATOR, release.APPEARANCE)
-        tensors = _read({part: folder / f"{part}_{iteration:08d}.pt" for part in parts})
+        iteration = _release_iteration(folder)
+        tensors = _read(_release_files(folder, iteration))
         network = _sizes(tensors)
         classes = len(_tensor(tensors, "appearance_encoder.prim.classifier.weight"))
         state = TrainState.build(presets.paper(classes, network=network), device, pretrained=False)

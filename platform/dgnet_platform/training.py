@@ -40,7 +40,7 @@ from dgnet_platform.publishing import publish
 from dgnet_platform.results import JSON
 from dgnet_platform.run import RESULTS, Run, folder_of
 from dgnet_platform.shipping import ship
-from dgnet_platform.trained import open_teacher
+from dgnet_platform.trained import digest_of, open_teacher
 from dgnet_platform.version import code_version
 from dgnet_platform.worker import Outcome
 
@@ -360,13 +360,6 @@ def absolute(data: str) -> str:
     return data if "://" in data else str(Path(data).expanduser().resolve())
 
 
-def digest_of(path: Path) -> str:
-    """What tells one trained network from another: the digest of a checkpoint's tensors, or of a file."""
-    if path.is_dir():
-        return checkpoint.read_meta(path).tensors_sha256
-    return checkpoint.measure(path)[1]
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Meanwhile and afterwards
 
@@ -388,7 +381,7 @@ def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
     try:
         if run.experiment.most_workers:
             launch.connect()
-            launch.check_room(run.experiment)
+            launch.check_room(run.experiment.workers, _room_for(run))
             launch.check_tracking(run)
         return _fit(run, console)
     except BaseException as error:
@@ -414,7 +407,12 @@ def _fit(run: Run, console: Console) -> Outcome:
 def _say_waiting(run: Run, display: Display) -> None:
     """As long as the workers have not begun, show what they may be waiting for."""
     if display.waiting:
-        display.say(f"waiting for workers: {launch.room_for(run.experiment)}")
+        display.say(f"waiting for workers: {_room_for(run)}")
+
+
+def _room_for(run: Run) -> launch.Room:
+    """What a run's workers need at least, and what the cluster has now."""
+    return launch.room_for(run.experiment.fewest_workers, run.experiment.gpus)
 
 
 def elsewhere(fit: Callable[[], Answer], meanwhile: Callable[[], None] = lambda: None) -> Answer:

@@ -165,6 +165,7 @@ def stream(
     height: int,
     width: int,
     batch_size: int,
+    rows: range | None = None,
     threads: int = os.cpu_count() or 1,
     pinned: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -179,6 +180,7 @@ def stream(
         height: Pixels.
         width: Pixels.
         batch_size: Pictures in a batch; the last of each split has what is left.
+        rows: Consecutive rows of each split; None: all.
         threads: Threads that decode, each a batch; they do not change the result.
         pinned: Into memory that a GPU copies from without the CPU's help.
 
@@ -191,22 +193,31 @@ def stream(
 
     def decoded(chunk: tuple[str, pa.Table]) -> tuple[str, Tensor]:
         split, table = chunk
-        batch = torch.empty(len(table), 3, height, width, dtype=torch.uint8, pin_memory=pinned)
-        _decode_into(batch.numpy(), table, store, split)
-        return split, batch
+        return split, decode_table(table, store, split, height=height, width=width, pinned=pinned)
 
-    chunks = ((split, table) for split in splits for table in _tables(store, split, batch_size))
+    chunks = ((split, table) for split in splits for table in _tables(store, split, batch_size, rows))
     return map_in_threads(decoded, chunks, threads)
 
 
-def _tables(store: Store, split: str, rows: int) -> Iterator[pa.Table]:
-    """Names and encoded pictures of a split, `rows` at a time across row groups, at the end what is left."""
+def decode_table(table: pa.Table, store: Store, split: str, *, height: int, width: int, pinned: bool = False) -> Tensor:
+    """The pictures (N, 3, height, width) uint8 of N rows of a split, as `ImageSet.load` has them.
+
+    Raises:
+        StoreError: A damaged picture.
+    """
+    pictures = torch.empty(len(table), 3, height, width, dtype=torch.uint8, pin_memory=pinned)
+    _decode_into(pictures.numpy(), table, store, split)
+    return pictures
+
+
+def _tables(store: Store, split: str, size: int, rows: range | None = None) -> Iterator[pa.Table]:
+    """Names and encoded pictures of a split, `size` at a time across row groups, at the end what is left."""
     rest: pa.Table | None = None
-    for group in store.row_groups(split, ["file_name", "image"]):
+    for group in store.row_groups(split, ["file_name", "image"], rows):
         table = group if rest is None else pa.concat_tables([rest, group])
-        whole = len(table) - len(table) % rows
-        for start in range(0, whole, rows):
-            yield table.slice(start, rows)
+        whole = len(table) - len(table) % size
+        for start in range(0, whole, size):
+            yield table.slice(start, size)
         rest = table.slice(whole)
     if rest is not None and len(rest):
         yield rest

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Self
 
@@ -159,8 +160,13 @@ class Store:
         self._split(split)
         return f"{self.root}/{split}.parquet"
 
-    def row_groups(self, split: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    def row_groups(self, split: str, columns: list[str] | None = None, rows: range | None = None) -> Iterator[pa.Table]:
         """The rows of a split in their order by row group (some 32 MiB of pictures); the next is read meanwhile.
+
+        Args:
+            split: One of the store's.
+            columns: Those wanted; None: all.
+            rows: Consecutive rows; only row groups that hold some of them are read. None: all.
 
         Raises:
             StoreError: No such split, or a damaged file.
@@ -169,7 +175,14 @@ class Store:
         with _naming(f"{self.location}/{split}.parquet"), self.filesystem.open_input_file(path) as opened:
             parquet = pq.ParquetFile(opened, page_checksum_verification=True)
             read = partial(parquet.read_row_group, columns=columns)
-            yield from map_in_threads(read, range(parquet.num_row_groups), threads=1, ahead=1)
+            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            ends = list(accumulate(sizes))
+            wanted = range(parquet.metadata.num_rows) if rows is None else rows
+            groups = [g for g, end in enumerate(ends) if end > wanted.start and end - sizes[g] < wanted.stop]
+            for group, table in zip(groups, map_in_threads(read, groups, threads=1, ahead=1), strict=True):
+                start = ends[group] - sizes[group]
+                first, stop = max(wanted.start - start, 0), min(wanted.stop - start, len(table))
+                yield table.slice(first, stop - first)
 
     def index(self, split: str) -> pd.DataFrame:
         """All columns of a split but the pictures; raises StoreError like `row_groups`."""
