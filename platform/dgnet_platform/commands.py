@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
+from dgnet_platform.archive import archive_of
 from dgnet_platform.checkpoint import CheckpointError, checkpoints
 from dgnet_platform.datasets.decode import PictureError
 from dgnet_platform.datasets.images import ImageMemoryError, held_out_people
@@ -270,6 +271,10 @@ def _fate(plan: Plan) -> str:
     newest = sorted(checkpoints(plan.folder)) if plan.existing else []
     if newest:
         return f"run {plan.folder.name} would go on from {newest[-1].name}"
+    archive = archive_of(plan.experiment)
+    found = archive.nearest(plan.folder, plan.experiment.model.iterations) if archive is not None else None
+    if archive is not None and found is not None:
+        return f"run {plan.folder.name} would be brought back from {archive.location} and go on from {found.name}"
     return f"run {plan.folder.name} would start from {plan.origin or 'the beginning'}"
 
 

@@ -22,6 +22,7 @@ from dgnet_core.reranking import Reranking
 from dgnet_core.retrieval import sweep_beta
 from dgnet_core.teacher import Teacher
 from dgnet_platform.datasets import READERS
+from dgnet_platform.datasets.cache import kept_here
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.extraction import Extraction, Progress, extract_splits
 from dgnet_platform.report import ranked_picture, stored_pictures
@@ -116,7 +117,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         EvaluationError: a store has no query or gallery, a query has no match, or features are not finite.
     """
     device = _device(config.device)
-    stores = _named([_checked(location) for location in config.store])
+    stores = _named([_checked(location, progress) for location in config.store])
     people = {name: people_of(store) for name, store in stores.items()}
     models: list[_Model] = []
     trained: Trained | None = None
@@ -200,12 +201,13 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _checked(location: str) -> Store:
-    """A store whose queries can all be answered."""
+def _checked(location: str, progress: Progress) -> Store:
+    """A store on this machine whose queries can all be answered."""
     store = Store.open(location)
     for split in ("query", "gallery"):
         if split not in store.info.splits:
             raise EvaluationError(f"{location} has no {split}, only {', '.join(store.info.splits)}: name another store")
+    store = kept_here(store, partial(progress, f"{location}: bytes"))
     query, gallery = store.index("query"), store.index("gallery")
     seen_by: defaultdict[int, set[int]] = defaultdict(set)
     for person, camera in zip(gallery["person_id"], gallery["camera_id"], strict=True):
