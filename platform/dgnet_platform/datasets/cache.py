@@ -68,7 +68,8 @@ def _download(store: Store, folder: Path, progress: Callable[[int, int], None]) 
     files = store.filesystem.get_file_info([store.file(split) for split in store.info.splits])
     total, done = sum(file.size for file in files), 0
     _make_room(folder, total)
-    _log.warning("downloads %s, %.2f GiB, into %s", store.location, total / 2**30, folder)
+    if progress is no_progress:
+        _log.warning("downloads %s, %.1f MiB, into %s", store.location, total / 2**20, folder)
 
     def advance(more: int) -> None:
         nonlocal done
