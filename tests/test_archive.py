@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,13 +11,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from pyarrow import fs
 
 from dgnet_core.baseline import TeacherState
 from dgnet_core.config import TeacherConfig
-from dgnet_platform import archive, checkpoint, remote
+from dgnet_platform import archive, checkpoint, remote, training
 from dgnet_platform.archive import Archive, follow
 from dgnet_platform.checkpoint import META, TENSORS, checkpoints
 from dgnet_platform.datasets import cache
@@ -393,22 +393,28 @@ def test_a_prefix_in_the_archive_is_not_trained_again(s3, prefixes, tmp_path):  
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_when_its_folder_is_lost(s3, people_store, tmp_path, node):
+def test_a_run_goes_on_when_its_machine_is_lost(s3, people_store, tmp_path, node, monkeypatch):
+    monkeypatch.setattr(training, "publish", lambda *_: "models:/none")  # it takes as long as all the rest
     upload(people_store, f"{s3}/market")
-    teacher = train(replace(tiny_experiment(people_store, tmp_path / "whole"), name="whole"), console=QUIET)
-    experiment = tiny_experiment(
-        Path("unused"), tmp_path / "runs", name="lost", archive=f"{s3}/runs", teacher=teacher.run.teacher,
-        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    last, storage = 60, tmp_path / "runs"
+    experiment = tiny_experiment(people_store, tmp_path / "whole", name="whole", evaluate_every=30)
+    experiment = replace(experiment, model=replace(experiment.model, iterations=last))
+    whole = train(experiment, console=QUIET).run
+    experiment = replace(
+        experiment, data=f"{s3}/market", storage=str(storage), archive=f"{s3}/runs", name="lost", checkpoint_every=6,
+        teacher=str(whole.teacher), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
     )  # fmt: skip
-    experiment = replace(experiment, data=f"{s3}/market", checkpoint_every=2)
     options = by_command_line(experiment, tmp_path / "experiment.yaml")
     environment = {"DGNET_CACHE": str(node.parent)}
     process = job("train_market.py", *options, **environment)
-    wait_for(lambda: f"lost/checkpoint_00000004/{META}" in names(f"{s3}/runs") or process.poll() is not None)
-    process.send_signal(signal.SIGKILL)
+    wait_for(lambda: f"lost/checkpoint_00000030/{META}" in names(f"{s3}/runs") or process.poll() is not None)
+    machine = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in machine:
+        each.kill()
     process.communicate()
-    assert not (tmp_path / "runs" / "lost" / "checkpoint_00000012").exists(), "it was killed too late to tell"
-    shutil.rmtree(tmp_path / "runs")
+    psutil.wait_procs(machine, timeout=10)
+    assert not (storage / "lost" / f"checkpoint_{last:08d}").exists(), "it was killed too late to tell"
+    shutil.rmtree(storage)
     [kept] = [path for path in node.iterdir() if path.is_dir()]
     downloaded = {file: file.stat().st_mtime_ns for file in kept.iterdir()}
 
@@ -416,31 +422,31 @@ def test_a_run_goes_on_when_its_folder_is_lost(s3, people_store, tmp_path, node)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "Brought run lost back from s3://bucket/runs" in output
-    run = Run.read(tmp_path / "runs" / "lost")
-    assert same(tensors(run, 12), tensors(teacher.run, 12))
-    assert [line["iteration"] for line in lines(run.folder)] == list(range(1, 13))
+    run = Run.read(storage / "lost")
+    assert same(tensors(run, last), tensors(whole, last))
+    assert [line["iteration"] for line in lines(run.folder)] == list(range(1, last + 1))
+    assert {line["iteration"] for line in lines(run.folder) if "pictures" in line} == {30, 60}
     client = MlflowClient(run.tracking_uri)
     [tracked] = client.search_runs([run.mlflow_experiment])
     assert tracked.info.run_id == run.mlflow_run
-    assert history(client, run, "iteration") == [(t, float(t)) for t in range(1, 13)]
+    assert history(client, run, "iteration") == [(t, float(t)) for t in range(1, last + 1)]
     assert {file: file.stat().st_mtime_ns for file in kept.iterdir()} == downloaded
     local = [str(file.relative_to(run.folder)) for file in archive._files(run.folder)]
     local += [f"{path.name}/{name}" for path in checkpoints(run.folder) for name in (META, TENSORS)]
     assert names(f"{s3}/runs/lost") == sorted(local)
 
-    # Finished, lost again, and MLflow's database too: nothing is trained, and all curves are sent anew.
-    shutil.rmtree(run.folder)
+    # Finished, and lost with MLflow's database: nothing is trained, and all curves are sent anew.
+    shutil.rmtree(storage)
     (tmp_path / "mlflow.db").unlink()
     again = train(replace(experiment, data=str(people_store)), console=QUIET)
     assert again.outcome.ending == "finished"
-    client = MlflowClient(again.run.tracking_uri)
-    assert history(client, again.run, "iteration") == [(t, float(t)) for t in range(1, 13)]
+    assert history(MlflowClient(again.run.tracking_uri), again.run, "iteration") == [
+        (t, float(t)) for t in range(1, last + 1)
+    ]
 
 
 @pytest.mark.slow
 def test_mlflow_keeps_artifacts_on_s3_for_clients_that_know_only_http(s3, tmp_path, free_port, monkeypatch):
-    import psutil
-
     uri = f"http://127.0.0.1:{free_port}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port), "--workers", "1",
