@@ -23,7 +23,7 @@ from dgnet_platform.run import Run
 from dgnet_platform.study import FILE
 from dgnet_platform.training import train
 from dgnet_platform.trial import Progress
-from tests.conftest import unused_port
+from tests.conftest import free_ports
 from tests.runs import QUIET, ROOT, lines, tiny_experiment
 from tests.test_training import wait_for
 
@@ -40,14 +40,15 @@ class Cluster:
     """A Ray cluster of this machine, as a user of `ray job` sees it."""
 
     def __init__(self):
-        self._address = f"http://127.0.0.1:{(port := unused_port())}"
+        port, dashboard = free_ports(2)
+        self._address = f"http://127.0.0.1:{dashboard}"
         self._environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
             # Without the last one, Ray kills a job three seconds after it was asked to stop.
             "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2,
             "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "120",
         }  # fmt: skip
         self._head = self._ray(
-            "start", "--head", "--port", str(unused_port()), "--dashboard-port", str(port), "--num-cpus", "2", "--block"
+            "start", "--head", "--port", str(port), "--dashboard-port", str(dashboard), "--num-cpus", "2", "--block"
         )
 
     def _ray(self, *arguments: str) -> subprocess.Popen[str]:

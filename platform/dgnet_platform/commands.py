@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
+from dgnet_platform.archive import archive_of
 from dgnet_platform.checkpoint import CheckpointError, checkpoints
 from dgnet_platform.datasets.decode import PictureError
 from dgnet_platform.datasets.images import ImageMemoryError, held_out_people
@@ -263,6 +264,8 @@ def planned_teacher(experiment: DGNetExperiment) -> tuple[Path | None, str]:
     path = plan.folder / f"checkpoint_{plan.experiment.model.iterations:08d}"
     if path.exists():
         return path, f"teacher {path}"
+    if _archived(plan) is not None:
+        return None, f"teacher {plan.folder.name} would be brought back from {plan.experiment.archive}"
     return None, f"teacher {plan.folder.name} would be trained first: {plan.experiment.model.iterations:,} iterations"
 
 
@@ -270,7 +273,17 @@ def _fate(plan: Plan) -> str:
     newest = sorted(checkpoints(plan.folder)) if plan.existing else []
     if newest:
         return f"run {plan.folder.name} would go on from {newest[-1].name}"
+    if found := _archived(plan):
+        return (
+            f"run {plan.folder.name} would be brought back from {plan.experiment.archive} and go on from {found.name}"
+        )
     return f"run {plan.folder.name} would start from {plan.origin or 'the beginning'}"
+
+
+def _archived(plan: Plan) -> Path | None:
+    """The checkpoint that would be brought back from the archive."""
+    archive = archive_of(plan.experiment)
+    return archive.nearest(plan.folder, plan.experiment.model.iterations) if archive is not None else None
 
 
 def _say_goodbye(trained: Trained, console: Console) -> None:

@@ -22,6 +22,7 @@ from dgnet_core.reranking import Reranking
 from dgnet_core.retrieval import sweep_beta
 from dgnet_core.teacher import Teacher
 from dgnet_platform.datasets import READERS
+from dgnet_platform.datasets.cache import kept_here
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.extraction import Extraction, Progress, extract_on_workers, extract_splits
 from dgnet_platform.report import ranked_picture, stored_pictures
@@ -128,7 +129,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
             descriptors of another run are in the way, or workers cannot be had.
     """
     device = _device(config)
-    stores = _named([_checked(location) for location in config.store])
+    stores = _named([_checked(location, config.distributed, progress) for location in config.store])
     people = {name: people_of(store) for name, store in stores.items()}
     models: list[_Model] = []
     trained: Trained | None = None
@@ -223,12 +224,13 @@ def _device(config: EvaluateConfig) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _checked(location: str) -> Store:
-    """A store whose queries can all be answered."""
+def _checked(location: str, distributed: bool, progress: Progress) -> Store:
+    """A store whose queries can all be answered: on this machine, unless workers on others read it where it is."""
     store = Store.open(location)
     for split in ("query", "gallery"):
         if split not in store.info.splits:
             raise EvaluationError(f"{location} has no {split}, only {', '.join(store.info.splits)}: name another store")
+    store = store if distributed else kept_here(store, partial(progress, f"{location}: bytes"))
     query, gallery = store.index("query"), store.index("gallery")
     seen_by: defaultdict[int, set[int]] = defaultdict(set)
     for person, camera in zip(gallery["person_id"], gallery["camera_id"], strict=True):

@@ -34,6 +34,8 @@ class Experiment:
     """Name of the run; none: made of the data set and a hash of all that decides the result."""
     storage: str = "runs"
     """Folder of all runs. Workers on several machines must all see it."""
+    archive: str = ""
+    """Where copies of what is in the storage folder go, such as s3://bucket/runs, and come from when it is lost."""
     tracking_uri: str = ""
     """MLflow's store or server, such as http://127.0.0.1:5000; none: mlflow.db in the storage folder."""
     workers: str = "0"

@@ -9,6 +9,7 @@ and checkpoint over into its own folder, as links, so it can go on when the pref
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Literal
 
 from dgnet_platform import checkpoint, journal, tracking
+from dgnet_platform.archive import archive_of
 from dgnet_platform.checkpoint import CheckpointError, checkpoints
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.experiment import DGNetExperiment, flat, identity_of
 from dgnet_platform.journal import JOURNAL
 from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix_plan import prefix_of
+from dgnet_platform.remote import RemoteError
 from dgnet_platform.run import Run
 from dgnet_platform.trained import digest_of
 from dgnet_platform.version import code_version
@@ -34,6 +37,8 @@ FOLDER = "prefixes"
 LOCK = ".lock"
 KEEP_ALL = 1_000_000
 """Checkpoints of a prefix that are kept: others may start from any of them."""
+
+_log = logging.getLogger(__name__)
 
 Say = Callable[[Literal["waits", "trains"], Run | Path], None]
 """Told that another trial's prefix is waited for (its key's folder), or which one is trained now."""
@@ -88,12 +93,21 @@ def ensure_prefix(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent, stop_file, lambda: say("waits", folder.parent)):
         path = folder / f"checkpoint_{fork:08d}"
+        if not _whole(path):
+            _bring_back(experiment, folder.parent, fork)
         run = Run.find(folder)
         if run is not None and _whole(path):
             os.utime(folder)
             return Prefix(run=run, checkpoint=path, trained=0)
         run = run or _new_stage(experiment, fork, folder, store, teacher, tracking_uri)
-        run = replace(run, stop_file=str(stop_file))
+        places = {name: getattr(experiment, name) for name in ("data", "storage", "archive")}
+        run = replace(
+            run,
+            experiment=replace(run.experiment, **places),
+            teacher=str(teacher) if run.teacher else None,
+            tracking_uri=tracking_uri,
+            stop_file=str(stop_file),
+        )
         run.save()
         run.forget_stop()
         say("trains", run)
@@ -107,6 +121,19 @@ def ensure_prefix(
         if outcome.ending != "finished":
             raise PrefixError(outcome, folder)
         return Prefix(run=run, checkpoint=path, trained=fork - _start(run))
+
+
+def _bring_back(experiment: DGNetExperiment, key: Path, fork: int) -> None:
+    """Bring the latest checkpoint of a key that is not later than `fork` from the archive, if it is later than here."""
+    archive = archive_of(experiment)
+    if archive is None:
+        return
+    try:
+        found, here = archive.nearest(key, fork), _nearest(key, fork)
+        if found is not None and (here is None or here.name < found.name):
+            archive.fetch(found.parent, until=fork)
+    except RemoteError as error:
+        _log.warning("Prefixes in the archive are not used: %s", error)
 
 
 def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None) -> str:

@@ -46,7 +46,8 @@ def teacher_of(experiment: DGNetExperiment) -> TeacherExperiment:
     shared = {
         name: getattr(experiment, name)
         for name in (
-            "data", "hold_out", "storage", "tracking_uri", "workers", "gpus", "threads", "max_failures", "log_every",
+            "data", "hold_out", "storage", "archive", "tracking_uri", "workers", "gpus", "threads", "max_failures",
+            "log_every",
         )
     }  # fmt: skip
     every = max(1, experiment.baseline.iterations // 4)

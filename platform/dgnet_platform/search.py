@@ -11,7 +11,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from dgnet_platform import journal, launch, prefix, tracking
+from dgnet_platform.archive import archive_of, follow
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError, differences, flat, identity_of
 from dgnet_platform.halving import Stopping, ramp_end, rungs_of
@@ -201,6 +203,8 @@ class Search:
             concurrent=placement.concurrent > 1,
             warm_start=plan.config.warm_start,
         )
+        self.archive = archive_of(plan.base)
+        self._bring_back()
         self._check_folders()
         self.tracking_uri = plan.base.tracking_uri or tracking.default_uri(plan.base.storage)
         self.connected, self._mlflow_experiment = tracking.connect(
@@ -246,17 +250,21 @@ class Search:
             teacher=plan.teacher_digest,
             origin=None,
         ).values()
+        noted = self.study.notes(number)
+        if self.archive is not None and "folder" not in noted:  # the archived study may be a moment older than this
+            self.archive.try_to_fetch(folder)
         run = Run.find(folder)
         if run is not None and differences(run.identity, identity):
             raise ExperimentError(f"{folder} holds another run than trial {number}: move it, or pass another --name")
-        if run is not None:
-            mlflow_run = run.mlflow_run
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExperimentError(f"--storage: {folder} cannot be made ({error})") from None
+        known = run.mlflow_run if run is not None else noted.get("mlflow_run")
+        if known is not None and not tracking.is_lost(self.connected, self.tracking_uri, known):
+            mlflow_run = known
             self._patiently(lambda: tracking.reopen_run(self.connected, mlflow_run))
         else:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ExperimentError(f"--storage: {folder} cannot be made ({error})") from None
             values = self.study.values(number)
             params = flat(to_dict(experiment)) | {f"search/{name}": value for name, value in values.items()}
             mlflow_run = self._patiently(
@@ -283,8 +291,8 @@ class Search:
             identity=identity,
             teacher=str(plan.teacher) if plan.teacher else None,
             origin=run.origin if run else None,
-            tracking_uri=run.tracking_uri if run else self.tracking_uri,
-            mlflow_experiment=run.mlflow_experiment if run else self._mlflow_experiment,
+            tracking_uri=self.tracking_uri,
+            mlflow_experiment=self._mlflow_experiment,
             mlflow_run=mlflow_run,
             role="trial",
             judging=judging if judging.rungs else None,
@@ -333,6 +341,8 @@ class Search:
             self.study.note(number, reason=reason)
             self._close(run, "FAILED", reason)
             self.study.tell(number, "fail", curve=judged)
+        if self.archive is not None:
+            self.archive.try_to_push(folder)
         prefix.collect(Path(self.plan.base.storage), int(self.plan.config.prefix_gib * 2**30))
 
     def settle(self) -> None:
@@ -374,9 +384,25 @@ class Search:
                 failure_config=tune.FailureConfig(max_failures=self.plan.config.retries),
             ),
         )
-        tuner.fit()
+        with self._followed():
+            tuner.fit()
         if feed.error is not None:
             raise feed.error
+
+    @contextmanager
+    def _followed(self) -> Iterator[None]:
+        """Meanwhile, copy the search's own folder to the archive whenever it changes."""
+        if self.archive is None:
+            yield
+            return
+        over = threading.Event()
+        archiving = threading.Thread(target=follow, args=(self.archive, self.plan.folder, over.is_set), daemon=True)
+        archiving.start()
+        try:
+            yield
+        finally:
+            over.set()
+            archiving.join()
 
     def ask_to_stop(self) -> None:
         """Have all trials save and stop."""
@@ -484,6 +510,18 @@ class Search:
             _log.warning("MLflow was not told of the search's results: %s", error)
         return files[1] if number is not None else None
 
+    def bring_to_archive(self) -> bool:
+        """Copy what is not in the archive yet of the search, its trials and their prefixes; returns whether all is."""
+        if self.archive is None:
+            return True
+        trials = [self.folder(trial.number) for trial in self.study.trials]
+        prefixes = {Path(found) for folder in trials if (found := Progress.read(folder).prefix)}
+        return all(
+            self.archive.try_to_push(folder, prune=folder not in prefixes)
+            for folder in (*sorted(prefixes), *trials, self.plan.folder)
+            if folder.exists()  # prefixes are removed when they are not used any more
+        )
+
     def _settings_yaml(self, number: int) -> str:
         """What differs in a trial from the preset, whose name stands above."""
         plan = self.plan
@@ -502,11 +540,21 @@ class Search:
     # --------------------------------------------------------------------------------------------------------
     # Details
 
+    def _bring_back(self) -> None:
+        """Bring back from the archive what is lost of trials; of those that are over what the report needs."""
+        if self.archive is None:
+            return
+        for trial in self.study.trials:
+            folder, running = self.folder(trial.number), trial.state == TrialState.RUNNING
+            if "folder" in trial.user_attrs and (running or Run.find(folder) is None):
+                self.archive.fetch(folder, with_checkpoints=running)
+
     def _check_folders(self) -> None:
         """Refuse to go on without what was there."""
         for trial in self.study.trials:
             folder = self.folder(trial.number)
-            if "folder" in trial.user_attrs and Run.find(folder) is None:
+            begins_again = self.archive is not None and trial.state == TrialState.RUNNING
+            if "folder" in trial.user_attrs and Run.find(folder) is None and not begins_again:
                 raise ExperimentError(
                     f"trial {trial.number} of search {self.plan.name} was in {folder}, which is gone: restore it, name"
                     " the --storage that has it, or start anew with another --name"
@@ -527,7 +575,7 @@ class Search:
     def _open(self) -> str:
         """MLflow's run of the search, new or opened again."""
         known = self.study.study.user_attrs.get("mlflow_run")
-        if known is not None:
+        if known is not None and not tracking.is_lost(self.connected, self.tracking_uri, known):
             tracking.reopen_run(self.connected, known)
             return known
         plan = self.plan

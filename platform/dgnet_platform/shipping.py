@@ -1,5 +1,7 @@
 """Carries a run's journal to MLflow from a process of its own, so that neither its work nor its absence slows training.
 
+The same process copies the run to the archive, if there is one.
+
 The shipper asks MLflow how far it has come (the metric `iteration`) and sends what follows, whole iterations at a
 time. When MLflow does not answer it tries again, from there: nothing is lost, nothing sent twice. It ends when the
 training process says so, or is gone, and the journal is empty.
@@ -24,6 +26,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from PIL import Image
 
 from dgnet_core.config import DGNetConfig
+from dgnet_platform.archive import archive_of, follow
 from dgnet_platform.checkpoint import CheckpointError, checkpoints, read_meta
 from dgnet_platform.journal import Entry, Tail, read
 from dgnet_platform.run import Run
@@ -221,6 +224,13 @@ class _Models:
             self._client.log_outputs(self._run.mlflow_run, [LoggedModelOutput(model.model_id, meta.iteration)])
 
 
+def _archive(run: Run, over: Callable[[], bool]) -> None:
+    """Copy a run to its archive until it is over; others may start from any checkpoint of a prefix."""
+    archive = archive_of(run.experiment)
+    if archive is not None:
+        follow(archive, run.folder, over, prune=run.role != "prefix")
+
+
 def main(folder: str) -> int:
     """Ship the run in `folder` until standard input closes, or says that it is over and which one comes next."""
     os.nice(5)
@@ -235,7 +245,11 @@ def main(folder: str) -> int:
             over.set()
 
         threading.Thread(target=wait_for_end, daemon=True).start()
-        complete = ship(Run.read(Path(folder)), over.is_set, monitor=True)
+        run = Run.read(Path(folder))
+        archiving = threading.Thread(target=_archive, args=(run, over.is_set))
+        archiving.start()
+        complete = ship(run, over.is_set, monitor=True)
+        archiving.join()
         over.wait()
         if ended.is_set():
             break

@@ -162,6 +162,10 @@ class Study:
         """Values of a trial's parameters."""
         return dict(self.study.get_trials(deepcopy=False)[number].params)
 
+    def notes(self, number: int) -> Mapping[str, Any]:
+        """What was kept about a trial."""
+        return self.study.get_trials(deepcopy=False)[number].user_attrs
+
     def note(self, number: int, **values: Any) -> None:
         """Keep something about a trial that is not over yet."""
         trial = self._trial(number)

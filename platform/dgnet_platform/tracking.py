@@ -19,6 +19,7 @@ from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from sqlalchemy.exc import SQLAlchemyError
 
 from dgnet_platform.datasets.store import Store
@@ -38,6 +39,11 @@ class TrackingError(RuntimeError):
 def default_uri(storage: str) -> str:
     """The tracking URI of runs that name none: a database in the storage folder."""
     return f"{_SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+
+
+def is_gone(uri: str) -> bool:
+    """Whether a URI names a database file that is not there."""
+    return uri.startswith(_SQLITE) and not _database(uri).exists()
 
 
 def ui_command(uri: str) -> str:
@@ -117,6 +123,22 @@ def check_run(connected: MlflowClient, run_id: str) -> None:
             f"MLflow run {run_id} cannot be gone on with ({_first_line(error)}): name the --tracking-uri it is tracked"
             " by, or another --name for a new run"
         ) from error
+
+
+def is_lost(connected: MlflowClient, uri: str, run_id: str) -> bool:
+    """Whether a run was lost with the database file that it was in: its journal can fill another one.
+
+    Raises:
+        TrackingError: a server does not know it, or MLflow does not answer.
+    """
+    try:
+        check_run(connected, run_id)
+    except TrackingError as error:
+        cause = error.__cause__
+        if uri.startswith(_SQLITE) and isinstance(cause, MlflowException):
+            return cause.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+        raise
+    return False
 
 
 def reopen_run(connected: MlflowClient, run_id: str) -> None:

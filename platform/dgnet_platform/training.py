@@ -17,10 +17,13 @@ import torch
 from mlflow import MlflowClient
 from ray.train import TrainingFailedError
 from rich.console import Console
+from rich.progress import DownloadColumn, Progress
 
 from dgnet_core.sampling import share
 from dgnet_platform import checkpoint, launch, tracking
+from dgnet_platform.archive import archive_of
 from dgnet_platform.checkpoint import CheckpointError, ModelConfig
+from dgnet_platform.datasets.cache import kept_here
 from dgnet_platform.datasets.images import held_out_people
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.display import Display
@@ -114,14 +117,18 @@ def train(
     teacher = _train_teacher(experiment, console)
     if isinstance(teacher, Trained):
         return teacher  # stopped before it was finished
-    plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
-    check_storage(plan)
-    with alone(plan.folder):
-        connected, run = _track(plan)
-        outcome = _outcome_of_finished(run)
-        if outcome is None:
-            outcome = _launch(connected, run, console)
-        return _end(connected, run, outcome, register, console)
+    while True:
+        plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
+        check_storage(plan)
+        with alone(plan.folder):
+            if _bring_back(plan, console):
+                continue  # now there is a run to go on with, or to fork from
+            connected, run = _track(plan)
+            outcome = _outcome_of_finished(run)
+            if outcome is None:
+                _bring_store(plan, console)
+                outcome = _launch(connected, run, console)
+            return _end(connected, run, outcome, register, console)
 
 
 def make_plan(
@@ -129,7 +136,12 @@ def make_plan(
 ) -> Plan:
     """Find out what an experiment comes down to; changes nothing. Arguments and errors as for `train`."""
     store = Store.open(experiment.data)
-    experiment = replace(experiment, data=absolute(experiment.data))
+    experiment = replace(
+        experiment,
+        data=absolute(experiment.data),
+        storage=absolute(experiment.storage),
+        archive=absolute(experiment.archive),
+    )
     _check_data(experiment, store)
     digest = None
     if teacher is not None:
@@ -196,11 +208,15 @@ def needed_classes(store: Store, hold_out: bool) -> int:
 
 
 def check_storage(plan: Plan) -> None:
-    """Check that a run's folder can be written and holds what the run will keep.
+    """Check that a run's folder and archive can be written, and that the folder holds what the run will keep.
 
     Raises:
         ExperimentError: names the folder, and how much is missing.
+        RemoteError: names the archive.
     """
+    archive = archive_of(plan.experiment)
+    if archive is not None:
+        archive.check()
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         probe = plan.folder / f".probe.{os.getpid()}"
@@ -283,16 +299,34 @@ def named_teacher(experiment: DGNetExperiment) -> Path | None:
     return newest
 
 
+def _bring_back(plan: Plan, console: Console) -> bool:
+    """Bring back from the archive what is lost of a run; returns whether there was anything."""
+    archive = archive_of(plan.experiment)
+    if archive is None or not archive.fetch(plan.folder):
+        return False
+    console.print(f"Brought run {plan.folder.name} back from {archive.location}.", highlight=False, soft_wrap=True)
+    return True
+
+
+def _bring_store(plan: Plan, console: Console) -> None:
+    """Download the store, if it is not here, in sight; workers do so by themselves."""
+    if plan.experiment.most_workers:
+        return
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("downloading the store", visible=False)
+        kept_here(plan.store, lambda done, total: bar.update(task, completed=done, total=total, visible=True))
+
+
 def _track(plan: Plan) -> tuple[MlflowClient, Run]:
     """The run's record and its MLflow run, new or opened again."""
     experiment = plan.experiment
-    uri = experiment.tracking_uri or tracking.default_uri(experiment.storage)
+    existing = plan.existing
+    known = existing.tracking_uri if existing is not None and not tracking.is_gone(existing.tracking_uri) else ""
+    uri = experiment.tracking_uri or known or tracking.default_uri(experiment.storage)
     connected, mlflow_experiment = tracking.connect(uri, f"dgnet-{plan.store.info.dataset}")
-    if plan.existing is not None:
-        uri = plan.existing.tracking_uri
-        connected = tracking.client(uri)
-        tracking.check_run(connected, plan.existing.mlflow_run)
-        run = replace(plan.existing, experiment=experiment)
+    teacher = str(plan.teacher) if plan.teacher else None
+    if existing is not None and not tracking.is_lost(connected, uri, existing.mlflow_run):
+        run = replace(existing, experiment=experiment, teacher=teacher, tracking_uri=uri)
     else:
         config = to_dict(experiment)
         run_id = tracking.open_run(
@@ -308,7 +342,7 @@ def _track(plan: Plan) -> tuple[MlflowClient, Run]:
             folder=plan.folder,
             experiment=experiment,
             identity=plan.identity.values(),
-            teacher=str(plan.teacher) if plan.teacher else None,
+            teacher=teacher,
             origin=str(plan.origin) if plan.origin else None,
             tracking_uri=uri,
             mlflow_experiment=mlflow_experiment,
@@ -355,9 +389,9 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def absolute(data: str) -> str:
-    """A store's location that holds wherever the worker's working directory is."""
-    return data if "://" in data else str(Path(data).expanduser().resolve())
+def absolute(location: str) -> str:
+    """A folder or URI that holds wherever the worker's working directory is; nothing stays nothing."""
+    return location if not location or "://" in location else str(Path(location).expanduser().resolve())
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -464,6 +498,14 @@ def _end(connected: MlflowClient, run: Run, outcome: Outcome, register: str | No
     if not ship(run, lambda: True, patience=5):
         console.print(
             f"MLflow at {run.tracking_uri} does not answer. Nothing is lost: the same command sends the rest.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    archive = archive_of(run.experiment)
+    if archive is not None and not archive.try_to_push(run.folder):
+        console.print(
+            f"The archive {archive.location} does not take the run. Nothing is lost here: the same command brings the"
+            " rest there.",
             style="yellow",
             soft_wrap=True,
         )

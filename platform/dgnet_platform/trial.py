@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from ray import tune
 
 from dgnet_platform import checkpoint, journal, launch, tracking
+from dgnet_platform.archive import archive_of
 from dgnet_platform.experiment import DGNetExperiment
 from dgnet_platform.journal import JOURNAL
 from dgnet_platform.plain import from_dict, to_dict
@@ -133,6 +134,9 @@ def _run_trial(folder: Path, sharing: bool, gpu_share: float) -> Progress:
     progress = replace(Progress.read(folder), ending=outcome.ending, iteration=outcome.iteration, reason=outcome.reason)
     progress = replace(progress, phase="over") if progress.over else progress
     progress.save(folder)
+    archive = archive_of(run.experiment)
+    if archive is not None:
+        archive.try_to_push(folder)
     return progress
 
 

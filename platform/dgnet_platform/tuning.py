@@ -14,6 +14,7 @@ import tyro
 import yaml
 from rich.console import Console
 
+from dgnet_platform.archive import archive_of
 from dgnet_platform.commands import (
     USER_ERRORS,
     Base,
@@ -76,6 +77,8 @@ class TuneMarket(SearchConfig):
     """A teacher's checkpoint, or auto: trained on the same data once and found again later."""
     storage: str = "runs"
     """Folder of all runs. Trials on several machines must all see it."""
+    archive: str = ""
+    """Where copies of what is in the storage folder go, such as s3://bucket/runs, and come from when it is lost."""
     tracking_uri: str = ""
     """MLflow's store or server, such as http://127.0.0.1:5000; none: mlflow.db in the storage folder."""
     retrain: bool = False
@@ -142,8 +145,9 @@ def what(options: TuneMarket) -> tuple[DGNetExperiment, Space]:
     grouped = options.workers_per_trial > 1
     base = replace(
         base,
-        data=absolute(options.data) if options.data else "",
-        storage=str(Path(options.storage).expanduser().resolve()),
+        data=absolute(options.data),
+        storage=absolute(options.storage),
+        archive=absolute(options.archive),
         tracking_uri=options.tracking_uri,
         teacher=options.teacher,
         workers=str(options.workers_per_trial) if grouped else "0",
@@ -204,11 +208,23 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
         planned.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExperimentError(f"--storage: {planned.folder} cannot be made ({error}): name another folder") from None
+    archive = archive_of(base)
+    if archive is not None:
+        archive.check()
     with alone(planned.folder):
+        if archive is not None and archive.fetch(planned.folder):
+            console.print(f"Brought search {planned.name} back from {archive.location}.", soft_wrap=True)
         search = Search(planned, place_trials(config))
         search.study.aim(*_wanted(options, search))
         finished = _run(search, console)
         best = search.publish()
+        if not search.bring_to_archive():
+            console.print(
+                f"The archive {base.archive} does not take the search. Nothing is lost here: the same command brings"
+                " the rest there.",
+                style="yellow",
+                soft_wrap=True,
+            )
     _say_goodbye(search, finished, best, console)
     if not finished:
         return 128 + signal.SIGINT

@@ -18,6 +18,7 @@ from dgnet_core.health import raise_fault
 from dgnet_core.memory import keep_freed_memory
 from dgnet_platform import checkpoint
 from dgnet_platform.collectives import agree, average, check_same, ranks
+from dgnet_platform.datasets.cache import kept_here
 from dgnet_platform.datasets.images import ImageSet, validation_split
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.evaluation import EvaluateConfig, evaluate
@@ -91,7 +92,7 @@ def prepare(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     """
     experiment = run.experiment
     network = experiment.model.network
-    store = Store.open(experiment.data)
+    store = kept_here(Store.open(experiment.data))
     load = partial(ImageSet.load, store, height=network.height, width=network.width)
     rank, _ = ranks()
     images = load("train")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pyarrow import fs
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,7 @@ from dgnet_platform.datasets.people_set import write_market
 from dgnet_platform.datasets.records import SPLITS, Problem
 from dgnet_platform.datasets.source import Source, open_source
 from dgnet_platform.datasets.store import Store, StoreError, StoreInfo
+from dgnet_platform.remote import RemoteError, check_writable, open_place, put, refusal
 
 DrawnSize = Literal["tiny", "laptop", "market"]
 """The keys of `people_set.SIZES`, for the command line."""
@@ -33,8 +35,8 @@ class PrepareConfig:
 
     dataset: Dataset
     """Which data set it is; `people` are drawn, `folder` is your own."""
-    out: Path
-    """Folder to be made, the store."""
+    out: str | Path
+    """Folder to be made, the store, or a URI such as s3://bucket/market."""
     source: Path | None = None
     """Folder or .zip of the data set as it was downloaded; none for `people`, which are then drawn."""
     size: DrawnSize | None = None
@@ -80,14 +82,14 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
         StoreError: `config.out` holds something else, or is being written by another run.
     """
     existing = _existing(config)
-    with _source(config, progress) as source, staging(config.out) as folder:
+    with _source(config, progress) as source, _staging(config.out) as folder:
         listing = read(config.dataset, source)
         info, problems = pack(listing, folder, dataset=config.dataset, threads=config.threads, progress=progress)
         outcome: Literal["packed", "already packed", "refused"] = "packed"
         if problems and not config.skip_bad:
             outcome = "refused"
         elif existing is None:
-            publish(folder, config.out)
+            _publish(folder, config.out)
         elif existing.info.fingerprint == info.fingerprint:
             existing.verify()
             outcome = "already packed"
@@ -101,12 +103,21 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
 
 
 def _existing(config: PrepareConfig) -> Store | None:
-    """The store that is at `config.out` already; raises StoreError when something else is."""
+    """The store that is at `config.out` already; raises StoreError when something else is, or nothing can be there."""
     out, source = config.out, config.source
-    if source is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise StoreError(f"{out} is inside the source {source}, which is never written to: name another --out")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
+    if _is_uri(out):
+        try:
+            filesystem, root = check_writable(str(out))
+        except RemoteError as error:
+            raise StoreError(str(error)) from None
+        if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
+            return None
+    else:
+        out = Path(out)
+        if source is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise StoreError(f"{out} is inside the source {source}, which is never written to: name another --out")
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return None
     try:
         store = Store.open(out)
     except StoreError as error:
@@ -114,6 +125,36 @@ def _existing(config: PrepareConfig) -> Store | None:
     if store.info.dataset != config.dataset:
         raise StoreError(f"{out} already holds {store.info.dataset}: name another --out, or remove it first")
     return store
+
+
+def _is_uri(out: str | Path) -> bool:
+    return isinstance(out, str) and "://" in out
+
+
+@contextmanager
+def _staging(out: str | Path) -> Iterator[Path]:
+    """An empty folder to pack into: beside a local store, a temporary one before an upload."""
+    if not _is_uri(out):
+        with staging(Path(out)) as folder:
+            yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="store-") as temporary:
+        yield Path(temporary)
+
+
+def _publish(folder: Path, out: str | Path) -> None:
+    """Make a packed folder the store at `out`. Opening one that is not uploaded to its end is refused."""
+    if not _is_uri(out):
+        publish(folder, Path(out))
+        return
+    filesystem, root = open_place(str(out))
+    try:
+        for file in sorted(folder.iterdir()):
+            put(file, filesystem, f"{root}/{file.name}")
+    except OSError as error:
+        raise StoreError(
+            f"{refusal(str(out), error)}; remove what is there, then run the same command again"
+        ) from error
 
 
 @contextmanager

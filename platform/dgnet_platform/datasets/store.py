@@ -7,7 +7,7 @@ metadata holds the same `StoreInfo`, so that a file from another store, or a mis
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from dgnet_platform.datasets.decode import map_in_threads
 from dgnet_platform.datasets.records import count_people
+from dgnet_platform.remote import RemoteError, open_place, remedy_for
 
 FORMAT = 1
 """Version of the layout below; a change that older code would misread raises it."""
@@ -129,9 +130,13 @@ class Store:
             StoreError: It is missing, incomplete, damaged, of another format, or mixed from several stores.
         """
         location = str(location)
-        filesystem, root = _filesystem(location)
-        with _naming(location):
-            found = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
+        try:
+            filesystem, root = open_place(location)
+        except RemoteError as error:
+            raise StoreError(str(error)) from None
+        found: list[fs.FileInfo] = []
+        with _naming(location), suppress(FileNotFoundError):
+            found = filesystem.get_file_info(fs.FileSelector(root))
         splits = {PurePosixPath(file.path).stem for file in found if file.extension == "parquet"}
         if not splits:
             raise StoreError(
@@ -217,22 +222,14 @@ class Store:
         return self.info.splits[split]
 
 
-def _filesystem(location: str) -> tuple[fs.FileSystem, str]:
-    if "://" not in location:
-        return fs.LocalFileSystem(), Path(location).resolve().as_posix()
-    try:
-        return fs.FileSystem.from_uri(location)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"{location} is no place pyarrow can read ({error}): use a path, s3:// or gs://") from None
-
-
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
     """Turn what pyarrow says about broken or unreachable files into a StoreError that names the place."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{where} cannot be read ({error}): copy the store again, or prepare it again") from error
+        remedy = remedy_for(error) or "copy the store again, or prepare it again"
+        raise StoreError(f"{where} cannot be read ({error}): {remedy}") from error
 
 
 def _read_info(filesystem: fs.FileSystem, path: str, location: str) -> StoreInfo:
