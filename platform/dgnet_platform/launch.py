@@ -21,6 +21,8 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # how newer versions of Ray treat workers without a GPU
 }
+_WAIT_FOR_LOST_WORKERS = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+"""For an elastic run: after a node is lost Ray first waits so many seconds for as many workers as before."""
 
 
 def build_trainer(run: Run, callbacks: Sequence[UserCallback] = (), gpu_share: float = 1.0) -> TorchTrainer:
@@ -37,6 +39,8 @@ def build_trainer(run: Run, callbacks: Sequence[UserCallback] = (), gpu_share: f
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # otherwise each report is printed
     experiment = run.experiment
     fewest, most = experiment.fewest_workers, experiment.most_workers
+    if experiment.elastic:
+        os.environ.setdefault(*_WAIT_FOR_LOST_WORKERS)
     return TorchTrainer(
         train_loop,
         train_loop_config={"folder": str(run.folder)},

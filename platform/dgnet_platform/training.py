@@ -4,7 +4,6 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -333,7 +332,6 @@ def _tags(plan: Plan) -> dict[str, str]:
         "dgnet.workers": experiment.workers,
         "dgnet.images_a_rank": f"{experiment.model.batch_size / workers:g}",
         "dgnet.batch_norm": "statistics of each rank's batch; running ones averaged over ranks",
-        "dgnet.host": socket.gethostname(),
         "dgnet.device": "cuda" if on_gpu else "cpu",
         "dgnet.teacher": str(plan.teacher or ""),
         "dgnet.origin": str(plan.origin or ""),
