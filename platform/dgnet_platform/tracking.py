@@ -36,8 +36,8 @@ class TrackingError(RuntimeError):
 
 
 def default_uri(storage: str) -> str:
-    """The tracking URI of runs that name none: a database in the storage folder."""
-    return f"{_SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+    """The tracking URI of runs that name none: DGNET_TRACKING_URI's, or a database in the storage folder."""
+    return os.environ.get("DGNET_TRACKING_URI") or f"{_SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
 
 
 def ui_command(uri: str) -> str:

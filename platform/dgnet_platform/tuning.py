@@ -1,11 +1,12 @@
 """The search job: its options, a first search from nothing, and what is shown at its end."""
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,11 @@ class TuneMarket(SearchConfig):
     """The same for one parameter each, such as alpha=0.2 'prim={low: 1, high: 4}'."""
     teacher: str = "auto"
     """A teacher's checkpoint, or auto: trained on the same data once and found again later."""
-    storage: str = "runs"
-    """Folder of all runs. Trials on several machines must all see it."""
+    storage: str = field(default_factory=lambda: os.environ.get("DGNET_STORAGE", "runs"))
+    """Folder of all runs, which all machines must see; none: the environment's DGNET_STORAGE, or runs."""
     tracking_uri: str = ""
-    """MLflow's store or server, such as http://127.0.0.1:5000; none: mlflow.db in the storage folder."""
+    """MLflow's store or server, such as http://127.0.0.1:5000; none: the environment's DGNET_TRACKING_URI, or mlflow.db
+    in the storage folder."""
     retrain: bool = False
     """At the end, train the best trial's settings on all training identities."""
     dry_run: bool = False
