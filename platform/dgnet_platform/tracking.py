@@ -74,6 +74,11 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             return connected, found.experiment_id if found else connected.create_experiment(experiment, _place(uri))
     except AWAY as error:
         remedy = "is the server running?" if uri.startswith("http") else "can it be written?"
+        if "error code 401" in str(error):
+            remedy = (
+                "it wants another user or password than those of MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or"
+                " ~/.mlflow/credentials"
+            )
         raise TrackingError(f"MLflow at {uri} cannot be reached ({_first_line(error)}): {remedy}") from error
 
 
@@ -117,6 +122,17 @@ def check_run(connected: MlflowClient, run_id: str) -> None:
             f"MLflow run {run_id} cannot be gone on with ({_first_line(error)}): name the --tracking-uri it is tracked"
             " by, or another --name for a new run"
         ) from error
+
+
+def uri_of(run_id: str, uri: str, before: str) -> str:
+    """The URI that tracks a run: `uri` if it knows the run, because its server has moved there, else the one before."""
+    if uri == before:
+        return uri
+    try:
+        client(uri).get_run(run_id)
+    except AWAY:
+        return before
+    return uri
 
 
 def reopen_run(connected: MlflowClient, run_id: str) -> None:

@@ -288,10 +288,10 @@ def _track(plan: Plan) -> tuple[MlflowClient, Run]:
     uri = experiment.tracking_uri or tracking.default_uri(experiment.storage)
     connected, mlflow_experiment = tracking.connect(uri, f"dgnet-{plan.store.info.dataset}")
     if plan.existing is not None:
-        uri = plan.existing.tracking_uri
+        uri = tracking.uri_of(plan.existing.mlflow_run, uri, plan.existing.tracking_uri)
         connected = tracking.client(uri)
         tracking.check_run(connected, plan.existing.mlflow_run)
-        run = replace(plan.existing, experiment=experiment)
+        run = replace(plan.existing, experiment=experiment, tracking_uri=uri)
     else:
         config = to_dict(experiment)
         run_id = tracking.open_run(
@@ -387,7 +387,7 @@ def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
         if run.experiment.most_workers:
             launch.connect()
             launch.check_room(run.experiment)
-            launch.check_tracking(run)
+            launch.check_tracking(run.tracking_uri)
         return _fit(run, console)
     except BaseException as error:
         _close(connected, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error), console)

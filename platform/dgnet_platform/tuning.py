@@ -18,6 +18,7 @@ from rich.console import Console
 from dgnet_platform.commands import (
     USER_ERRORS,
     Base,
+    Kind,
     base_experiment,
     drawn_store,
     greet,
@@ -26,6 +27,7 @@ from dgnet_platform.commands import (
     with_data,
 )
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError
+from dgnet_platform.machines import is_local
 from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix_plan import Costs, Plan, plan, simulated_ends
 from dgnet_platform.presets import Preset, teacher_of
@@ -195,7 +197,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     if base.model.needs_teacher:
         teacher = named_teacher(base)
         if teacher is None:
-            trained = train(teacher_of(base), console=console)
+            trained = train(_off_the_head(teacher_of(base), options.search), console=console)
             if trained.outcome.ending != "finished":
                 console.print("Stopped while the teacher was trained: the same command goes on.", style="yellow")
                 return 128 + signal.SIGINT
@@ -207,7 +209,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     except OSError as error:
         raise ExperimentError(f"--storage: {planned.folder} cannot be made ({error}): name another folder") from None
     with alone(planned.folder):
-        search = Search(planned, place_trials(config))
+        search = Search(planned, place_trials(planned))
         search.study.aim(*_wanted(options, search))
         finished = _run(search, console)
         best = search.publish()
@@ -215,6 +217,13 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     if not finished:
         return 128 + signal.SIGINT
     return _retrain(search, console) if options.retrain else 0
+
+
+def _off_the_head(experiment: Kind, config: SearchConfig) -> Kind:
+    """A run beside the trials: the head of a cluster, where the command runs, is not made for it, a worker is."""
+    if is_local() or experiment.most_workers:
+        return experiment
+    return replace(experiment, workers="1", gpus=config.gpus_per_trial > 0)
 
 
 def _wanted(options: TuneMarket, search: Search) -> tuple[int, int]:
@@ -289,7 +298,7 @@ def _retrain(search: Search, console: Console) -> int:
         baseline=replace(base.baseline, num_classes=people),
         teacher="auto",
     )
-    trained = train(experiment, console=console)
+    trained = train(_off_the_head(experiment, search.plan.config), console=console)
     console.print(f"Trained on all {people:,} identities: {trained.checkpoint}", markup=False, soft_wrap=True)
     return 0 if trained.outcome.ending == "finished" else 128 + signal.SIGINT
 
