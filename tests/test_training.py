@@ -63,7 +63,7 @@ def test_the_run_is_tracked(finished, client):
     assert tags["dgnet.workers"] == "0"
     assert tags["dgnet.images_a_rank"] == "8"
     assert len(tags["dgnet.data_fingerprint"]) == 64
-    assert {"dgnet.code", "dgnet.dirty", "dgnet.host", "dgnet.device", "dgnet.teacher"} <= tags.keys()
+    assert {"dgnet.code", "dgnet.dirty", "dgnet.hosts", "dgnet.device", "dgnet.teacher"} <= tags.keys()
     [data] = run.inputs.dataset_inputs
     assert data.dataset.name == "people"
     assert tags["dgnet.data_fingerprint"].startswith(data.dataset.digest)

@@ -63,6 +63,15 @@ def agree(value: Any) -> Any:
     return values[0]
 
 
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, in their order."""
+    size = ranks()[1]
+    values = [value] * size
+    if size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def check_same(state: State) -> None:
     """Check that all ranks hold the same networks, by the sums of their tensors.
 

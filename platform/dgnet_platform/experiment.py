@@ -6,8 +6,9 @@ does not. So the same command finds its run again, and goes on with it.
 
 import hashlib
 import json
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dgnet_core.config import DGNetConfig, TeacherConfig
@@ -32,12 +33,13 @@ class Experiment:
     train on all of them, and follow the run on query and gallery."""
     name: str = ""
     """Name of the run; none: made of the data set and a hash of all that decides the result."""
-    storage: str = "runs"
-    """Folder of all runs. Workers on several machines must all see it."""
+    storage: str = field(default_factory=lambda: os.environ.get("DGNET_STORAGE", "runs"))
+    """Folder of all runs, which all machines must see; none: the environment's DGNET_STORAGE, or runs."""
     archive: str = ""
     """Where copies of what is in the storage folder go, such as s3://bucket/runs, and come from when it is lost."""
     tracking_uri: str = ""
-    """MLflow's store or server, such as http://127.0.0.1:5000; none: mlflow.db in the storage folder."""
+    """MLflow's store or server, such as http://127.0.0.1:5000; none: the environment's DGNET_TRACKING_URI, or mlflow.db
+    in the storage folder."""
     workers: str = "0"
     """Ray Train workers, each with its share of the batch; 0: train in this process, without a cluster; A:B lets Ray
     go on with as few as A when nodes are lost, and with up to B when there are more."""

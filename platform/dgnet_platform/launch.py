@@ -12,6 +12,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Us
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dgnet_platform.experiment import ExperimentError
+from dgnet_platform.machines import alive, check_locks, cluster_config, is_local, nodes
 from dgnet_platform.run import Run
 from dgnet_platform.worker import train_loop
 
@@ -21,6 +22,8 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # how newer versions of Ray treat workers without a GPU
 }
+_WAIT_FOR_LOST_WORKERS = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+"""For an elastic run: after a node is lost Ray first waits so many seconds for as many workers as before."""
 
 
 def build_trainer(run: Run, callbacks: Sequence[UserCallback] = (), gpu_share: float = 1.0) -> TorchTrainer:
@@ -37,6 +40,8 @@ def build_trainer(run: Run, callbacks: Sequence[UserCallback] = (), gpu_share: f
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # otherwise each report is printed
     experiment = run.experiment
     fewest, most = experiment.fewest_workers, experiment.most_workers
+    if experiment.elastic:
+        os.environ.setdefault(*_WAIT_FOR_LOST_WORKERS)
     return TorchTrainer(
         train_loop,
         train_loop_config={"folder": str(run.folder)},
@@ -58,18 +63,18 @@ def build_trainer(run: Run, callbacks: Sequence[UserCallback] = (), gpu_share: f
 
 
 def connect() -> None:
-    """Start Ray on this machine, or join the cluster that this job runs on."""
+    """Start Ray on this machine, or join the cluster that this job runs on.
+
+    Raises:
+        ExperimentError: its machines were set up from other locks than this job's.
+    """
     os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     if ray.is_initialized():
         return
-    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if _is_local() else {}
-    address = "local" if _is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if is_local() else {}
+    address = "local" if is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed
     ray.init(address, logging_level=logging.WARNING, log_to_driver=False, runtime_env={"env_vars": environment})
-
-
-def _is_local() -> bool:
-    """Whether `ray.init` will start a cluster of its own."""
-    return os.environ.get("RAY_ADDRESS", "local") == "local"
+    check_locks(alive())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,23 +112,31 @@ def check_room(asked: str, room: Room) -> None:
         room: what the workers need at least.
 
     Raises:
-        ExperimentError: this machine is the whole cluster, and it is too small.
+        ExperimentError: this machine is the whole cluster, or its autoscaler has nothing to add, and it is too small.
     """
-    if _is_local() and room.there < room.needed:
+    most = sum(node.gpus if room.resource == "GPU" else node.cpus for node in nodes())
+    if most >= room.needed:
+        return
+    if is_local():
         raise ExperimentError(f"--workers {asked}: {room}; ask for fewer, or run on a cluster")
+    if cluster_config():
+        raise ExperimentError(
+            f"--workers {asked}: {room}, and can have {most:g}: ask for fewer, or raise max_workers or the instance type"
+            " in the cluster's file, and `ray up` again"
+        )
 
 
-def check_tracking(run: Run) -> None:
+def check_tracking(uri: str) -> None:
     """Refuse a database in a file where workers may run on another machine than this one.
 
     Raises:
         ExperimentError: names the remedy.
     """
-    machines = sum(node["Alive"] for node in ray.nodes())
-    if machines > 1 and run.tracking_uri.startswith("sqlite:"):
+    machines = len(nodes())
+    if machines > 1 and uri.startswith("sqlite:"):
         raise ExperimentError(
-            f"--tracking-uri {run.tracking_uri} is a file, and this cluster has {machines} machines: start a server"
-            " (mlflow server --host ADDRESS) and name it, such as http://ADDRESS:5000"
+            f"--tracking-uri {uri} is a file, and this cluster has {machines} machines: start a server"
+            " (platform/cluster/mlflow_server.py start --host 127.0.0.1 node) and name the URI that it prints"
         )
 
 

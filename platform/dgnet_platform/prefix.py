@@ -101,11 +101,12 @@ def ensure_prefix(
             return Prefix(run=run, checkpoint=path, trained=0)
         run = run or _new_stage(experiment, fork, folder, store, teacher, tracking_uri)
         places = {name: getattr(experiment, name) for name in ("data", "storage", "archive")}
+        gone = tracking.is_gone(run.tracking_uri)
         run = replace(
             run,
             experiment=replace(run.experiment, **places),
             teacher=str(teacher) if run.teacher else None,
-            tracking_uri=tracking_uri,
+            tracking_uri=tracking_uri if gone else tracking.uri_of(run.mlflow_run, tracking_uri, run.tracking_uri),
             stop_file=str(stop_file),
         )
         run.save()

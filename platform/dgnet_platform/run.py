@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,6 +16,8 @@ STOP = "stop"
 """A file of this name in a run's folder asks it to save a checkpoint and stop."""
 RESULTS = "results"
 """Folder of the final evaluation."""
+STARTS = "starts.jsonl"
+"""File in a run's folder with a line for each time that its workers started: from which iteration, on which hosts."""
 FORMAT = 1
 """Version of the record."""
 
@@ -115,6 +118,19 @@ class Run:
     def find(cls, folder: Path) -> Self | None:
         """The run in a folder, or None where there is none."""
         return cls.read(folder) if (folder / RECORD).exists() else None
+
+    def note_start(self, iteration: int, hosts: list[str]) -> None:
+        """Keep that the run goes on after `iteration`, and on which host each rank is."""
+        with (self.folder / STARTS).open("a") as file:
+            file.write(json.dumps({"time": time.time_ns() // 1_000_000, "iteration": iteration, "hosts": hosts}) + "\n")
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """What `note_start` kept, the latest last."""
+        try:
+            return [json.loads(line) for line in (self.folder / STARTS).read_text().splitlines()]
+        except FileNotFoundError:
+            return []
 
     def ask_to_stop(self) -> None:
         """Have the run save a checkpoint and stop at its next iterations, wherever it runs."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import ray
 import yaml
 from mlflow.entities import Metric
 from optuna.trial import FrozenTrial, TrialState
@@ -29,7 +28,8 @@ from dgnet_platform.archive import archive_of, follow
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError, differences, flat, identity_of
 from dgnet_platform.halving import Stopping, ramp_end, rungs_of
-from dgnet_platform.placement import Node, Placement, place
+from dgnet_platform.machines import nodes
+from dgnet_platform.placement import Placement, place
 from dgnet_platform.plain import to_dict
 from dgnet_platform.presets import Preset, dgnet_experiment
 from dgnet_platform.run import Judging, Run, folder_of
@@ -119,6 +119,11 @@ class SearchPlan:
     distances: tuple[int, ...]
     """Of the rungs from each trial's own ramp end."""
 
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's store or server."""
+        return self.base.tracking_uri or tracking.default_uri(self.base.storage)
+
 
 def plan_search(
     base: DGNetExperiment,
@@ -206,7 +211,7 @@ class Search:
         self.archive = archive_of(plan.base)
         self._bring_back()
         self._check_folders()
-        self.tracking_uri = plan.base.tracking_uri or tracking.default_uri(plan.base.storage)
+        self.tracking_uri = plan.tracking_uri
         self.connected, self._mlflow_experiment = tracking.connect(
             self.tracking_uri, f"dgnet-{plan.store.info.dataset}"
         )
@@ -696,17 +701,10 @@ class Feed(Searcher):
         return {}  # Tune writes its own state down, which nobody reads
 
 
-def nodes() -> list[Node]:
-    """The machines of the cluster that this driver is connected to."""
-    return [
-        Node(cpus=node["Resources"].get("CPU", 0), gpus=node["Resources"].get("GPU", 0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
-def place_trials(config: SearchConfig) -> Placement:
-    """Connect to Ray and place a search's trials; raises ExperimentError if none ever fits."""
+def place_trials(plan: SearchPlan) -> Placement:
+    """Connect to Ray and place a search's trials; raises ExperimentError if none ever fits, or cannot be tracked."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     launch.connect()
+    launch.check_tracking(plan.tracking_uri)
+    config = plan.config
     return place(nodes(), workers=config.workers_per_trial, gpus=config.gpus_per_trial, concurrent=config.concurrent)

@@ -120,6 +120,8 @@ def ship(run: Run, finished: Callable[[], bool], *, patience: float = PATIENCE, 
                 try:
                     connected = client(run.tracking_uri)
                     done = connected.get_run(run.mlflow_run).data.metrics.get("iteration", 0)
+                    if starts := run.starts:
+                        connected.set_tag(run.mlflow_run, "dgnet.hosts", ", ".join(starts[-1]["hosts"]))
                     tail, models = Tail(run.folder, after=int(done)), _Models(connected, run)
                     if monitor and load is None:
                         load = SystemMetricsMonitor(run.mlflow_run, resume_logging=True, tracking_uri=run.tracking_uri)

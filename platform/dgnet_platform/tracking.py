@@ -37,8 +37,8 @@ class TrackingError(RuntimeError):
 
 
 def default_uri(storage: str) -> str:
-    """The tracking URI of runs that name none: a database in the storage folder."""
-    return f"{_SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+    """The tracking URI of runs that name none: DGNET_TRACKING_URI's, or a database in the storage folder."""
+    return os.environ.get("DGNET_TRACKING_URI") or f"{_SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
 
 
 def is_gone(uri: str) -> bool:
@@ -80,6 +80,11 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             return connected, found.experiment_id if found else connected.create_experiment(experiment, _place(uri))
     except AWAY as error:
         remedy = "is the server running?" if uri.startswith("http") else "can it be written?"
+        if "error code 401" in str(error):
+            remedy = (
+                "it wants another user or password than those of MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or"
+                " ~/.mlflow/credentials"
+            )
         raise TrackingError(f"MLflow at {uri} cannot be reached ({_first_line(error)}): {remedy}") from error
 
 
@@ -139,6 +144,17 @@ def is_lost(connected: MlflowClient, uri: str, run_id: str) -> bool:
             return cause.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
         raise
     return False
+
+
+def uri_of(run_id: str, uri: str, before: str) -> str:
+    """The URI that tracks a run: `uri` if it knows the run, because its server has moved there, else the one before."""
+    if uri == before:
+        return uri
+    try:
+        client(uri).get_run(run_id)
+    except AWAY:
+        return before
+    return uri
 
 
 def reopen_run(connected: MlflowClient, run_id: str) -> None:

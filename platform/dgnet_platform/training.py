@@ -4,7 +4,6 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -321,8 +320,9 @@ def _track(plan: Plan) -> tuple[MlflowClient, Run]:
     """The run's record and its MLflow run, new or opened again."""
     experiment = plan.experiment
     existing = plan.existing
-    known = existing.tracking_uri if existing is not None and not tracking.is_gone(existing.tracking_uri) else ""
-    uri = experiment.tracking_uri or known or tracking.default_uri(experiment.storage)
+    uri = experiment.tracking_uri or tracking.default_uri(experiment.storage)
+    if existing is not None and not experiment.tracking_uri and not tracking.is_gone(existing.tracking_uri):
+        uri = tracking.uri_of(existing.mlflow_run, uri, existing.tracking_uri)
     connected, mlflow_experiment = tracking.connect(uri, f"dgnet-{plan.store.info.dataset}")
     teacher = str(plan.teacher) if plan.teacher else None
     if existing is not None and not tracking.is_lost(connected, uri, existing.mlflow_run):
@@ -367,7 +367,6 @@ def _tags(plan: Plan) -> dict[str, str]:
         "dgnet.workers": experiment.workers,
         "dgnet.images_a_rank": f"{experiment.model.batch_size / workers:g}",
         "dgnet.batch_norm": "statistics of each rank's batch; running ones averaged over ranks",
-        "dgnet.host": socket.gethostname(),
         "dgnet.device": "cuda" if on_gpu else "cpu",
         "dgnet.teacher": str(plan.teacher or ""),
         "dgnet.origin": str(plan.origin or ""),
@@ -416,7 +415,7 @@ def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
         if run.experiment.most_workers:
             launch.connect()
             launch.check_room(run.experiment.workers, _room_for(run))
-            launch.check_tracking(run)
+            launch.check_tracking(run.tracking_uri)
         return _fit(run, console)
     except BaseException as error:
         _close(connected, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error), console)

@@ -1,11 +1,12 @@
 """The search job: its options, a first search from nothing, and what is shown at its end."""
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dgnet_platform.archive import archive_of
 from dgnet_platform.commands import (
     USER_ERRORS,
     Base,
+    Kind,
     base_experiment,
     drawn_store,
     greet,
@@ -26,6 +28,7 @@ from dgnet_platform.commands import (
     with_data,
 )
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError
+from dgnet_platform.machines import is_local
 from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix_plan import Costs, Plan, plan, simulated_ends
 from dgnet_platform.presets import Preset, teacher_of
@@ -75,12 +78,13 @@ class TuneMarket(SearchConfig):
     """The same for one parameter each, such as alpha=0.2 'prim={low: 1, high: 4}'."""
     teacher: str = "auto"
     """A teacher's checkpoint, or auto: trained on the same data once and found again later."""
-    storage: str = "runs"
-    """Folder of all runs. Trials on several machines must all see it."""
+    storage: str = field(default_factory=lambda: os.environ.get("DGNET_STORAGE", "runs"))
+    """Folder of all runs, which all machines must see; none: the environment's DGNET_STORAGE, or runs."""
     archive: str = ""
     """Where copies of what is in the storage folder go, such as s3://bucket/runs, and come from when it is lost."""
     tracking_uri: str = ""
-    """MLflow's store or server, such as http://127.0.0.1:5000; none: mlflow.db in the storage folder."""
+    """MLflow's store or server, such as http://127.0.0.1:5000; none: the environment's DGNET_TRACKING_URI, or mlflow.db
+    in the storage folder."""
     retrain: bool = False
     """At the end, train the best trial's settings on all training identities."""
     dry_run: bool = False
@@ -197,7 +201,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     if base.model.needs_teacher:
         teacher = named_teacher(base)
         if teacher is None:
-            trained = train(teacher_of(base), console=console)
+            trained = train(_off_the_head(teacher_of(base), options.search), console=console)
             if trained.outcome.ending != "finished":
                 console.print("Stopped while the teacher was trained: the same command goes on.", style="yellow")
                 return 128 + signal.SIGINT
@@ -214,7 +218,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     with alone(planned.folder):
         if archive is not None and archive.fetch(planned.folder):
             console.print(f"Brought search {planned.name} back from {archive.location}.", soft_wrap=True)
-        search = Search(planned, place_trials(config))
+        search = Search(planned, place_trials(planned))
         search.study.aim(*_wanted(options, search))
         finished = _run(search, console)
         best = search.publish()
@@ -229,6 +233,13 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     if not finished:
         return 128 + signal.SIGINT
     return _retrain(search, console) if options.retrain else 0
+
+
+def _off_the_head(experiment: Kind, config: SearchConfig) -> Kind:
+    """A run beside the trials: the head of a cluster, where the command runs, is not made for it, a worker is."""
+    if is_local() or experiment.most_workers:
+        return experiment
+    return replace(experiment, workers="1", gpus=config.gpus_per_trial > 0)
 
 
 def _wanted(options: TuneMarket, search: Search) -> tuple[int, int]:
@@ -303,7 +314,7 @@ def _retrain(search: Search, console: Console) -> int:
         baseline=replace(base.baseline, num_classes=people),
         teacher="auto",
     )
-    trained = train(experiment, console=console)
+    trained = train(_off_the_head(experiment, search.plan.config), console=console)
     console.print(f"Trained on all {people:,} identities: {trained.checkpoint}", markup=False, soft_wrap=True)
     return 0 if trained.outcome.ending == "finished" else 128 + signal.SIGINT
 

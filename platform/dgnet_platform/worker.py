@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import ray
 import ray.train
+import ray.util
 import torch
 from ray.train.torch import get_device
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from dgnet_core.health import raise_fault
 from dgnet_core.memory import keep_freed_memory
 from dgnet_platform import checkpoint
-from dgnet_platform.collectives import agree, average, check_same, ranks
+from dgnet_platform.collectives import agree, average, check_same, gather, ranks
 from dgnet_platform.datasets.cache import kept_here
 from dgnet_platform.datasets.images import ImageSet, validation_split
 from dgnet_platform.datasets.store import Store
@@ -73,6 +75,9 @@ def train_loop(config: dict[str, str]) -> dict[str, Any]:
     device = get_device()
     learner, validator = prepare(run, device)
     _restore(run, learner)
+    hosts = gather(_host())
+    if rank == 0:
+        run.note_start(learner.state.iteration, hosts)
     shipper = Shipper.start(folder) if rank == 0 else None
     try:
         outcome = train(run, learner, validator, report=ray.train.report, judge=judge_of(run.judging))
@@ -114,6 +119,12 @@ def _restore(run: Run, learner: Learner) -> None:
     if found:
         checkpoint.load(Path(found), learner.state)
         _log.warning("goes on from %s", found)
+
+
+def _host() -> str:
+    """This machine's name, and its address where it is one of a cluster's."""
+    name = socket.gethostname()
+    return f"{name} ({ray.util.get_node_ip_address()})" if ray.is_initialized() else name
 
 
 def judge_of(judging: Judging | None) -> Judge | None:
