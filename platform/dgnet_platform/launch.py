@@ -121,8 +121,8 @@ def check_room(asked: str, room: Room) -> None:
         raise ExperimentError(f"--workers {asked}: {room}; ask for fewer, or run on a cluster")
     if cluster_config():
         raise ExperimentError(
-            f"--workers {asked}: {room}, and can have {most:g}: ask for fewer, or raise max_workers or the instance type"
-            " in the cluster's file, and `ray up` again"
+            f"--workers {asked}: {room}, and can have {most:g}: ask for fewer, or raise max_workers or the instance"
+            " type in the cluster's file, and `ray up` again"
         )
 
 
