@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -372,7 +373,7 @@ def test_a_prefix_in_the_archive_is_not_trained_again(s3, prefixes, tmp_path):  
     whole = prefixes(4, checkpoint_every=1)
     kept.push(whole.run.folder, prune=False)
 
-    def elsewhere(name: str) -> dict[str, str]:
+    def elsewhere(name: str) -> dict[str, Any]:
         return {"storage": str(tmp_path / name), "archive": f"{s3}/prefixes", "checkpoint_every": 1}
 
     found = prefixes(4, **elsewhere("other"))
@@ -398,11 +399,13 @@ def test_a_run_goes_on_when_its_machine_is_lost(s3, people_store, tmp_path, node
     upload(people_store, f"{s3}/market")
     last, storage = 60, tmp_path / "runs"
     experiment = tiny_experiment(people_store, tmp_path / "whole", name="whole", evaluate_every=30)
-    experiment = replace(experiment, model=replace(experiment.model, iterations=last))
+    teacher = TeacherState.build(experiment.baseline, pretrained=False)
+    path = checkpoint.save(teacher, experiment.baseline, tmp_path / "teacher")
+    experiment = replace(experiment, model=replace(experiment.model, iterations=last), teacher=str(path))
     whole = train(experiment, console=QUIET).run
     experiment = replace(
         experiment, data=f"{s3}/market", storage=str(storage), archive=f"{s3}/runs", name="lost", checkpoint_every=6,
-        teacher=str(whole.teacher), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
     )  # fmt: skip
     options = by_command_line(experiment, tmp_path / "experiment.yaml")
     environment = {"DGNET_CACHE": str(node.parent)}

@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -231,6 +234,38 @@ def test_a_killed_driver_loses_and_repeats_nothing(shared, options):
 
 def lines_of(folder: Path) -> list[dict]:
     return lines(folder) if (folder / "metrics.jsonl").exists() else []
+
+
+def test_a_search_goes_on_when_its_machine_is_lost(shared, options):
+    whole, _ = shared
+    storage, uri = options.root / "lost", f"sqlite:///{options.root}/lost.db"
+    arguments = options("lost", "--archive", (options.root / "archive").as_uri(), "--tracking-uri", uri)
+    process = job("tune_market.py", *arguments)
+    wait_for(lambda: len(lines_of(storage / f"{NAME}-003")) > 9 or process.poll() is not None, 400)
+    assert process.poll() is None, process.communicate()[0]
+    machine = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in machine:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.communicate()
+    psutil.wait_procs(machine, timeout=20)
+    shutil.rmtree(storage)
+
+    assert "Brought search search back from" in " ".join(searched(arguments).split())
+    for left, right in zip(study_of(whole)[:TRIALS], study_of(storage), strict=True):
+        assert (left.state, left.params, left.values) == (right.state, right.params, right.values)
+    one, other = leaderboard(whole), leaderboard(storage)
+    one = one.query(f"trial < {TRIALS}").reset_index(drop=True)
+    pd.testing.assert_frame_equal(one, other)
+    trained = [sum(Progress.read(s / f"{NAME}-{n:03d}").trained for n in range(TRIALS)) for s in (whole, storage)]
+    assert trained[0] == trained[1]  # each prefix once, before or after
+    client = MlflowClient(uri)
+    [experiment] = [e for e in client.search_experiments() if e.name.startswith("dgnet-")]
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if run.data.tags["dgnet.kind"] == "trial"]
+    assert len(runs) == TRIALS
+    for run in runs:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "iteration")]
+        assert steps == list(range(1, len(steps) + 1))
 
 
 def test_a_stopped_search_saves_and_goes_on(shared, options):

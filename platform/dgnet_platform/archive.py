@@ -23,7 +23,7 @@ from dgnet_platform.experiment import Experiment
 from dgnet_platform.journal import JOURNAL
 from dgnet_platform.remote import RemoteError, check_writable, get, open_place, put, refusal
 
-POLL, RETRY = 2.0, 5.0
+POLL, RETRY = 5.0, 5.0
 """Seconds between looks at a folder, and before trying again."""
 PATIENCE = 30.0
 """Seconds without success after which a folder that will not change any more is given up."""
@@ -188,6 +188,8 @@ class Archive:
         """Have errors of the archive, not those of local files, name it and the remedy."""
         try:
             yield
+        except RemoteError:
+            raise
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.filename is not None:
                 raise
