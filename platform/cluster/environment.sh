@@ -1,6 +1,6 @@
 # What every process on a cluster's node finds in its environment: sourced before each command of cluster.yaml.
 export PATH="$HOME/dgnet/.venv/bin:$HOME/.local/bin:$PATH"
-export PYTHONPATH=platform            # of a job's own copy of this repository, where its processes start
+export PYTHONPATH=platform:$HOME/dgnet  # the first in a job's own copy of this repository, where its processes start
 export UV_PYTHON=3.11                 # the same on all nodes: Ray refuses others
 export PIP_BREAK_SYSTEM_PACKAGES=1    # new Debians and Ubuntus otherwise refuse `pip install --user uv`
 unset OMP_NUM_THREADS PYTHONWARNINGS  # `ray up` sets them: one thread for everything
@@ -10,8 +10,8 @@ export DGNET_LOCK=$(sha256sum "$HOME/dgnet/uv.lock" | cut -c1-12)
 [ ! -e "$HOME/dgnet/bucket.sh" ] || . "$HOME/dgnet/bucket.sh"
 
 export RAY_AUTH_MODE=token            # that of ~/.ray/auth_token: nobody else runs anything here
+export RAY_AUTOSCALER_UTILIZATION_SCORER=spot_first.score
 export RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
-export RAY_enable_autoscaler_v2=0     # v2 starts one too few of machines that one already has
 
 # A node that died is noticed after 15 s, one whose network is gone after half a minute.
 export RAY_health_check_period_ms=3000 RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=4

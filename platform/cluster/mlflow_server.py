@@ -231,7 +231,7 @@ def credentials() -> tuple[str, str, str]:
         )
     CREDENTIALS.parent.mkdir(mode=0o700, exist_ok=True)
     user, password = "admin", secrets.token_urlsafe(24)
-    _write(CREDENTIALS, f"[mlflow]\nmlflow_tracking_username = {user}\nmlflow_tracking_password = {password}\n")
+    write_private(CREDENTIALS, f"[mlflow]\nmlflow_tracking_username = {user}\nmlflow_tracking_password = {password}\n")
     return user, password, str(CREDENTIALS)
 
 
@@ -244,7 +244,7 @@ def _environment(home: Path) -> dict[str, str]:
     user, password, _ = credentials()
     key, auth = home / "secret_key", home / "basic_auth.ini"
     if not key.exists():
-        _write(key, secrets.token_hex(32))
+        write_private(key, secrets.token_hex(32))
     auth.write_text(AUTH.format(folder=home, user=user))
     return {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{home}/mlflow.db",
@@ -358,7 +358,7 @@ def _tail(log: Path, begin: int) -> str:
         return "".join(lines.readlines()[-20:]).strip()
 
 
-def _write(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     """Write a new file that nobody else may read."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(text)

@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""What `ray up` needs once: `uv run platform/cluster/prepare.py cluster.yaml`. A second time it changes nothing.
+
+Checks the cluster's file, and makes what is missing of the token of Ray (~/.ray/auth_token), the password of the MLflow
+server (~/.mlflow/credentials) and, on AWS, the bucket and the two roles of the machines.
+"""
+
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from mlflow_server import CREDENTIALS, ServerError, credentials, write_private
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+TOKEN = Path("~/.ray/auth_token").expanduser()
+HEAD, WORKER = "dgnet-head", "dgnet-worker"
+
+
+class PrepareError(RuntimeError):
+    """There cannot be such a cluster; the message says what to do."""
+
+
+def prepare(file: Path, /) -> None:
+    """Check and make what a cluster needs, and say what comes next.
+
+    Args:
+        file: The cluster's file, such as cluster.yaml.
+
+    Raises:
+        PrepareError: names the line or the remedy.
+    """
+    config = check(file)
+    if not TOKEN.exists():
+        TOKEN.parent.mkdir(mode=0o700, exist_ok=True)
+        write_private(TOKEN, secrets.token_hex(32))
+    user, _, source = credentials()
+    if not CREDENTIALS.exists():
+        raise PrepareError(f"{CREDENTIALS} is what the machines get: write there what {source} says")
+    missing = [path for path in map(Path, config["file_mounts"].values()) if not path.expanduser().exists()]
+    if missing:
+        raise PrepareError(f"{', '.join(map(str, missing))}: not there; this command runs in the repository's folder")
+    if config["provider"]["type"] == "aws":
+        prepare_aws(config["provider"]["region"], bucket_of(config))
+    print(f"Ray's token: {TOKEN}; MLflow's user {user}, password in {source}. Next: uv run ray up {file}")
+
+
+def check(file: Path) -> dict[str, Any]:
+    """A cluster's file, if Ray would take it.
+
+    Raises:
+        PrepareError: says what is wrong with it.
+    """
+    try:
+        config = yaml.safe_load(file.read_text())
+        validate_config(prepare_config(config))
+    except Exception as error:  # Ray raises seven different ones
+        raise PrepareError(f"{file}: {getattr(error, 'message', error)}") from error
+    for name, kind in config.get("available_node_types", {}).items():
+        if kind.get("min_workers", 0) > kind.get("max_workers", config["max_workers"]):
+            raise PrepareError(f"{file}: {name} has more min_workers than max_workers")
+    return config
+
+
+def bucket_of(config: dict[str, Any]) -> str:
+    """The name of the bucket, as the head's commands set it."""
+    commands = " ".join(config.get("head_setup_commands", []))
+    return commands.partition("DGNET_BUCKET=s3://")[2].partition("'")[0].partition("/")[0]
+
+
+def prepare_aws(region: str, bucket: str) -> None:
+    """Make the bucket and the machines' roles, as far as they are missing.
+
+    Raises:
+        PrepareError: there are no credentials, or they may not, or the bucket is somebody else's.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        raise PrepareError("a cluster on AWS needs boto3: uv sync --extra aws") from None
+    session = boto3.Session(region_name=region)
+    quick = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
+    try:
+        identity = session.client("sts", config=quick).get_caller_identity()
+        make_bucket(session.client("s3", config=quick), bucket, region)
+        objects = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
+        uses_bucket = {"Effect": "Allow", "Action": "s3:*", "Resource": objects}
+        passes = f"arn:aws:iam::{identity['Account']}:role/{WORKER}"
+        starts_workers = [
+            {"Effect": "Allow", "Action": ["ec2:*"], "Resource": "*"},
+            {"Effect": "Allow", "Action": "iam:PassRole", "Resource": passes},
+            {"Effect": "Allow", "Action": "iam:CreateServiceLinkedRole", "Resource": "*"},  # once, for spot
+            {"Effect": "Allow", "Action": "ssm:GetParameters", "Resource": "arn:aws:ssm:*::parameter/aws/service/*"},
+        ]
+        iam = session.client("iam", config=quick)
+        make_role(iam, WORKER, [uses_bucket])
+        make_role(iam, HEAD, [uses_bucket, *starts_workers])
+    except (BotoCoreError, ClientError) as error:
+        raise PrepareError(
+            f"AWS in {region}: {error}. It takes credentials (aws configure, AWS_PROFILE) that may use EC2 and S3, and"
+            " make roles"
+        ) from error
+
+
+def make_bucket(s3: Any, bucket: str, region: str) -> None:
+    """Make a bucket that nobody outside may read; raises PrepareError if it is somebody else's."""
+    try:
+        s3.head_bucket(Bucket=bucket)
+    except s3.exceptions.ClientError as error:
+        if error.response["Error"]["Code"] != "404":
+            raise PrepareError(
+                f"bucket {bucket} is not yours ({error}): names are shared by all of AWS, choose another one"
+            ) from error
+        place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        s3.create_bucket(Bucket=bucket, **place)  # private, as buckets are by default
+        print(f"made bucket {bucket} in {region}")
+
+
+def make_role(iam: Any, name: str, statements: list[dict[str, Any]]) -> None:
+    """Make a role that instances can have, and let it do what the statements allow."""
+    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    try:
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy([trust]))
+        print(f"made role {name}")
+    except iam.exceptions.EntityAlreadyExistsException:
+        pass
+    iam.put_role_policy(RoleName=name, PolicyName="dgnet", PolicyDocument=_policy(statements))
+    try:
+        iam.create_instance_profile(InstanceProfileName=name)
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+    except iam.exceptions.EntityAlreadyExistsException:
+        pass
+
+
+def _policy(statements: list[dict[str, Any]]) -> str:
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
+
+
+def main() -> int:
+    """Prepare the cluster that the command line names; returns the exit status."""
+    os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # this is no instance: nobody answers there
+    try:
+        tyro.cli(prepare, description=__doc__)
+    except (PrepareError, ServerError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
