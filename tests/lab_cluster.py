@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shlex
 import subprocess
 from typing import Any
 
@@ -62,9 +63,10 @@ class Cluster:
 
     def mlflow(self, call: str, **values: Any) -> dict[str, Any]:
         """The MLflow server's answer to a call of its REST API."""
-        what = f"-u admin:{self._password} -H 'Content-Type: application/json' -d '{json.dumps(values)}'"
+        what = f"-u admin:{self._password} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(values))}"
         answer = self._curl(what, f"http://{ADDRESSES[HEAD]}:5000/api/2.0/mlflow/{call}")
-        assert answer is not None, call
+        assert answer is not None, f"no answer to {call}"
+        assert "error_code" not in answer, answer
         return answer
 
     def _curl(self, options: str, address: str) -> dict[str, Any] | None:

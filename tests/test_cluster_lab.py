@@ -153,7 +153,7 @@ def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
     # The driver is killed, and the job submitted again.
     second = storage / "search-001"
     wait(lambda: done(second) > START + EVERY, "iterations of the second trial")
-    lab.run(HEAD, "kill -KILL $(pgrep -f 'python jobs/tune_market.py')")
+    lab.run(HEAD, "pkill -KILL -f '^python jobs/tune_market.py'")
     assert done(second) < ITERATIONS, "killed too late to tell"
     job.communicate()
     assert job.returncode
