@@ -1,8 +1,8 @@
-"""Hosts of a cluster on this machine: namespaces, each with its own network, processes, root, /tmp and SSH server.
+"""Several machines on this one: hosts out of namespaces, and a cluster that `ray up` makes of them.
 
-A host lives as long as its first process, and the kernel takes the rest of it along: processes, mounts and network
-devices. They all end with the process that made them, whatever becomes of it. The bridge that joins them is inside the
-operator's namespace, so nothing of it is in this machine's own network.
+A host has its own network, processes, disk, /tmp and SSH server. It lives as long as its first process: with that the
+kernel takes its other processes, its mounts and its network card. The network is inside the operator's namespace, so
+nothing of it touches this machine's own. All of it ends with the process that made it, whatever becomes of that.
 """
 
 import os
@@ -11,63 +11,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".pytest_cache" / "lab"
-"""The packages of the lock, kept from one time to the next."""
-VENV = "/root/dgnet/.venv"
-"""Where hosts find them already: what a cluster's setup installs there then takes a moment, and no network."""
-OPERATOR, HEAD = "operator", "head"
-WORKERS = ("w1", "w2", "w3")
-ADDRESSES = {OPERATOR: "10.77.0.1", HEAD: "10.77.0.10"} | {name: f"10.77.0.1{name[1:]}" for name in WORKERS}
-TOOLS = ("ip", "nsenter", "pivot_root", "rsync", "setpriv", "ssh", "ssh-keygen", "sshd", "unshare", "uv")
-NEW = ["setpriv", "--pdeathsig", "KILL"]
-NEW += ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
-"""Starts a process in namespaces of its own; it ends with the thread that started it."""
+"""The packages of the lock, kept from one time to the next; the setup commands of a cluster find them in VENV."""
+VENV, PYTHON = "/root/dgnet/.venv", "3.11"
+"""As in platform/cluster/environment.sh."""
+OPERATOR, HEAD, WORKERS = "operator", "head", ("w1", "w2", "w3")
+ADDRESSES = {OPERATOR: "10.0.0.1", HEAD: "10.0.0.10"} | {name: f"10.0.0.1{name[1:]}" for name in WORKERS}
+TOOLS = ("curl", "ip", "nsenter", "pivot_root", "rsync", "setpriv", "ssh", "ssh-keygen", "sshd", "unshare", "uv")
 
 
 def obstacle() -> str:
     """Why there can be no lab on this machine; nothing if there can."""
     if sys.platform != "linux" or os.geteuid():
-        return "hosts are made by root on Linux"
+        return "only root on Linux can make hosts"
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if lacking := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"hosts need {', '.join(lacking)}"
     overlay = "mount -t tmpfs lab /mnt && cd /mnt && mkdir u w r"
     overlay += " && mount -t overlay -o lowerdir=/,upperdir=u,workdir=w lab r"
-    tried = subprocess.run([*NEW, "sh", "-c", overlay], check=False, capture_output=True, text=True)
-    return f"this machine allows no namespaces or overlays ({tried.stderr.strip()})" if tried.returncode else ""
-
-
-class Host:
-    """One host that is switched on."""
-
-    def __init__(self, name: str, folder: Path):
-        (folder / name).mkdir(exist_ok=True)
-        log = (folder / f"{name}.log").open("ab")
-        role = "operator" if name == OPERATOR else "host"
-        python, uv = os.path.realpath(sys.executable), os.environ.get("UV") or shutil.which("uv")
-        boot = ["bash", ROOT / "tests" / "lab_host.sh", name, role, folder, ENVIRONMENT, VENV, uv, python, ROOT]
-        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-        self._process = subprocess.Popen(
-            [*NEW, *boot], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        )
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        wait_for(lambda: children.read_text().strip(), 10, f"first process of {name}")
-        self.pid = int(children.read_text())
-        """Its first process."""
-
-    def kill(self) -> None:
-        """Switch it off: no process of it has a chance to say goodbye."""
-        self._process.kill()
-        self._process.wait()
-
-    def gone(self) -> bool:
-        """Whether the kernel has cleared up."""
-        return not Path(f"/proc/{self.pid}").exists()
+    tried = subprocess.run(
+        [*_apart("--mount", "--net", "--pid"), "sh", "-c", overlay], check=False, capture_output=True
+    )
+    return f"this machine allows no namespaces or overlays ({tried.stderr.decode()})" if tried.returncode else ""
 
 
 class Lab:
@@ -75,41 +45,60 @@ class Lab:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._hosts: dict[str, Host] = {}
         self.shared = folder / "shared"
         """The folder that all hosts see as /shared."""
         self.shared.mkdir()
+        (folder / "disks").mkdir()
         (folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in ADDRESSES.items()))
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+        disks = f"mount -t tmpfs lab {folder / 'disks'} && echo && exec sleep infinity"
+        self._disks = subprocess.Popen([*_apart("--mount"), "sh", "-c", disks], stdout=subprocess.PIPE)
+        assert self._disks.stdout is not None
+        self._disks.stdout.readline()
+        self._hosts: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
+        """By name the process that a host ends with, and the id of its first process."""
 
     @property
     def names(self) -> list[str]:
-        """Hosts that are on."""
-        return list(self._hosts)
+        """Hosts that are on, without the operator's."""
+        return [name for name in self._hosts if name != OPERATOR]
 
     def on(self, name: str) -> None:
-        """Switch a host on; it starts blank."""
-        host = self._hosts[name] = Host(name, self._folder)
+        """Switch a host on."""
+        python, uv = (ENVIRONMENT / "bin" / "python").resolve(), os.environ.get("UV") or shutil.which("uv")
+        boot = ["bash", ROOT / "tests" / "lab_host.sh", name, self._folder, ENVIRONMENT, VENV, python, uv, ROOT]
+        apart = _apart("--net", "--mount", "--uts", "--ipc", "--pid")
+        with (self._folder / f"{name}.log").open("ab") as log:
+            enter = ["nsenter", "--mount", "--target", str(_first_process(self._disks))]
+            process = subprocess.Popen(
+                [*apart[:3], *enter, *apart[3:], *boot],
+                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._hosts[name] = process, (first := _first_process(process))
         address = f"{ADDRESSES[name]}/24"
         if name == OPERATOR:
             self._network("link add bridge type bridge", "link set bridge up", f"addr add {address} dev bridge")
             return
-        card = "02:00:00:00:00:" + ADDRESSES[name][-2:]  # the same each time, as others remember it
+        card = "02:00:00:00:00:" + ADDRESSES[name][-2:]  # the same each time, as the others remember it
         self._network(
-            f"link add {name} type veth peer name eth0 address {card} netns {host.pid}",
+            f"link add {name} type veth peer name eth0 address {card} netns {first}",
             f"link set {name} master bridge up",
         )
-        inside = f"ip addr add {address} dev eth0 && ip link set eth0 up"
-        subprocess.run(["nsenter", "--net", "--target", str(host.pid), "sh", "-c", inside], check=True)
-        knock = self.start(OPERATOR, f"until timeout 1 bash -c 'read < /dev/tcp/{name}/22'; do sleep 0.1; done")
-        knock.communicate(timeout=20)
+        plug = f"ip addr add {address} dev eth0 && ip link set eth0 up"
+        subprocess.run(["nsenter", "--net", "--target", first, "sh", "-c", plug], check=True)
+        self.run(OPERATOR, f"until timeout 1 bash -c 'read < /dev/tcp/{name}/22' 2> /dev/null; do sleep 0.1; done")
 
     def off(self, *names: str) -> None:
-        """Switch hosts off."""
+        """Switch hosts off: nobody has a chance to say goodbye."""
         hosts = [self._hosts.pop(name) for name in names]
-        for host in hosts:
-            host.kill()
-        wait_for(lambda: all(host.gone() for host in hosts), 20, "the kernel's clearing up")
+        for process, _ in hosts:
+            process.kill()
+        for process, first in hosts:
+            process.wait()
+            wait_for(lambda first=first: not Path("/proc", first).exists(), 20, "a host's end")
 
     def cut(self, name: str) -> None:
         """Pull a host's network cable: nothing arrives, nobody is told."""
@@ -121,7 +110,7 @@ class Lab:
 
     def start(self, name: str, command: str) -> subprocess.Popen[str]:
         """Start a command of a login shell on a host."""
-        enter = ["nsenter", "--mount", "--uts", "--ipc", "--net", "--pid", "--target", str(self._hosts[name].pid)]
+        enter = ["nsenter", "--mount", "--uts", "--ipc", "--net", "--pid", "--target", self._hosts[name][1]]
         login = ["env", "-i", "HOME=/root", "USER=root", "TERM=dumb", "LANG=C.UTF-8", "bash", "--login", "-c"]
         return subprocess.Popen(
             [*enter, *login, f"cd; {command}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -138,24 +127,29 @@ class Lab:
         assert process.returncode == status, f"on {name}: {command}\nstatus {process.returncode}\n{output}"
         return output
 
+    def close(self) -> None:
+        """Switch all hosts off; nothing is left of them."""
+        self.off(*self._hosts)
+        self._disks.kill()
+        self._disks.wait()
+
     def _network(self, *commands: str) -> None:
         """Change the network, which is the operator's."""
         for command in commands:
-            enter = ["nsenter", "--net", "--target", str(self._hosts[OPERATOR].pid)]
+            enter = ["nsenter", "--net", "--target", self._hosts[OPERATOR][1]]
             subprocess.run([*enter, "ip", *command.split()], check=True)
 
 
 @contextmanager
 def lab() -> Iterator[Lab]:
-    """Hosts that are switched on: an operator's machine, a cluster's head and its workers; nothing of them is left.
+    """Hosts that are switched on: an operator's machine, a cluster's head and its workers.
 
     Python, uv and the packages of the lock are there, as on machines that somebody has set up.
     """
-    sync = "uv sync --quiet --locked --no-dev --no-install-project --compile-bytecode"
-    environment = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(ENVIRONMENT)}
     if not ENVIRONMENT.exists():
-        subprocess.run(["uv", "venv", "--quiet", "--relocatable", "--python", sys.executable, ENVIRONMENT], check=True)
-    subprocess.run(sync.split(), check=True, cwd=ROOT, env=environment)
+        subprocess.run(["uv", "venv", "--quiet", "--relocatable", "--python", PYTHON, ENVIRONMENT], check=True)
+    sync = "uv sync --quiet --locked --no-dev --no-install-project --extra aws --compile-bytecode"
+    subprocess.run(sync.split(), check=True, cwd=ROOT, env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(ENVIRONMENT)})
     with tempfile.TemporaryDirectory(prefix="lab-") as folder:
         hosts = Lab(Path(folder))
         try:
@@ -163,10 +157,22 @@ def lab() -> Iterator[Lab]:
                 hosts.on(name)
             yield hosts
         finally:
-            hosts.off(*hosts.names)
+            hosts.close()
 
 
-def wait_for(condition, seconds: float, what: str) -> None:
+def _apart(*namespaces: str) -> list[str]:
+    """Starts a process in namespaces of its own; it ends with the thread that started it."""
+    return ["setpriv", "--pdeathsig", "KILL", "unshare", *namespaces, "--fork", "--kill-child"]
+
+
+def _first_process(unshare: subprocess.Popen[bytes]) -> str:
+    """The id of the process that ends with `unshare`, once it is there."""
+    children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children")
+    wait_for(lambda: children.read_text().strip(), 10, "a host's first process")
+    return children.read_text().strip()
+
+
+def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Wait until a condition holds; raises AssertionError if it does not within so many seconds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -1,20 +1,14 @@
 #!/usr/bin/env bash
-# Boots one host of tests/lab.py in namespaces that were just made for it: gives it a root, /tmp and home of its own and
-# an SSH server, and stays as its first process. When this process dies the kernel takes all else of the host with it.
+# Boots one host of tests/lab.py in namespaces that were just made for it: gives it root, home, /tmp and devices of its
+# own, and an SSH server. What it writes to its disk stays when it is switched off. When this process dies, the kernel
+# takes all others of the host with it.
 set -euo pipefail
-name=$1 role=$2 lab=$3 environment=$4 venv=$5 uv=$6 python=$7 repository=$8
+name=$1 lab=$2 environment=$3 venv=$4 python=$5 uv=$6 repository=$7
+disk=$lab/disks/$name root=$lab/disks/$name/root
 
 mount --make-rprivate /
-mount -t tmpfs -o mode=755 lab "$lab/$name"
-mkdir "$lab/$name"/{upper,work,root,venv,venv-work}
-root=$lab/$name/root
-mount -t overlay -o "lowerdir=/,upperdir=$lab/$name/upper,workdir=$lab/$name/work" lab "$root"
-see() { # FROM TO: a folder of the machine, read-only
-    mkdir -p "$root$2"
-    mount --bind "$1" "$root$2"
-    mount -o remount,ro,bind "$root$2"
-}
-
+mkdir -p "$disk"/{upper,work,root,home,venv,venv-work}
+mount -t overlay -o "lowerdir=/,upperdir=$disk/upper,workdir=$disk/work" lab "$root"
 mount -t proc lab "$root/proc"
 mount -t sysfs -o ro lab "$root/sys"
 mount -t tmpfs lab "$root/sys/fs/cgroup"
@@ -31,39 +25,43 @@ for link in ptmx:pts/ptmx fd:/proc/self/fd stdin:fd/0 stdout:fd/1 stderr:fd/2; d
     ln -s "${link#*:}" "$root/dev/${link%%:*}"
 done
 
-# Nothing of the machine's users is here but the interpreter; the repository only where one works on it.
-for folder in /home /root /run /tmp "$repository"; do
+# Nothing is here of the machine's users but an interpreter and uv; the repository is where its operator works.
+see() { # a folder of the machine, at its own place
+    mkdir -p "$root$1"
+    mount --bind "$1" "$root$1"
+    mount -o remount,ro,bind "$root$1"
+}
+for folder in /home /run /tmp "$repository"; do
     mkdir -p "$root$folder"
     mount -t tmpfs -o mode=755 lab "$root$folder"
 done
 chmod 1777 "$root/tmp"
-[ -e "$root$python" ] || see "$(dirname "$(dirname "$python")")" "$(dirname "$(dirname "$python")")"
+mount --bind "$disk/home" "$root/root"
+[ -e "$root$python" ] || see "$(dirname "$(dirname "$python")")"
 ln -sf "$python" "$root/usr/local/bin/python3"
 install -m 755 "$uv" "$root/usr/local/bin/uv"
-mkdir -p "$root$venv"
-mount -t overlay -o "lowerdir=$environment,upperdir=$lab/$name/venv,workdir=$lab/$name/venv-work" lab "$root$venv"
-mkdir "$root/shared"
+mkdir -p "$root$venv" "$root/shared"
+mount -t overlay -o "lowerdir=$environment,upperdir=$disk/venv,workdir=$disk/venv-work" lab "$root$venv"
 mount --bind "$lab/shared" "$root/shared"
-[ "$role" != operator ] || see "$repository" "$repository"
+[ "$name" != operator ] || see "$repository"
 
 hostname "$name"
 { echo 127.0.0.1 localhost; cat "$lab/hosts"; } > "$root/etc/hosts"
 : > "$root/etc/resolv.conf" # nobody answers, and nobody shall wait for it
-printf 'export UV_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1\n' > "$root/root/.profile"
-mkdir -m 700 "$root/root/.ssh"
-cp "$lab/key.pub" "$root/root/.ssh/authorized_keys"
-[ "$role" != operator ] || install -m 600 "$lab/key" "$root/root/.ssh/id_ed25519"
+install -d -m 700 "$root/root/.ssh"
+install -m 600 "$lab/key" "$root/root/.ssh/id_ed25519"
+install -m 600 "$lab/key.pub" "$root/root/.ssh/authorized_keys"
+printf 'export UV_OFFLINE=1\n' > "$root/root/.profile"
 
+mkdir -p "$root/old"
 cd "$root"
-mkdir old
 pivot_root . old
-umount -l /old && rmdir /old
+umount -l /old
 cd /
 ip link set lo up
-mkdir -p /run/sshd
-rm -f /etc/ssh/ssh_host_*
-ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
-printf '%s\n' 'PermitRootLogin prohibit-password' 'UsePAM no' 'UseDNS no' 'MaxStartups 100' 'MaxSessions 100' \
-    'PidFile none' > /etc/ssh/sshd_config
-/usr/sbin/sshd -E /tmp/sshd.log
+mkdir /run/sshd
+ssh-keygen -q -t ed25519 -N '' -f /run/sshd/key
+printf '%s\n' 'HostKey /run/sshd/key' 'UsePAM no' 'UseDNS no' 'MaxStartups 100' 'MaxSessions 100' 'PidFile none' \
+    > /run/sshd/config
+/usr/sbin/sshd -f /run/sshd/config -E /run/sshd/log
 while :; do sleep 3600 & wait $! || :; done # reaps processes whose parents are gone

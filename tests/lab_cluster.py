@@ -1,0 +1,77 @@
+"""A cluster as `ray up platform/cluster/local.yaml` makes it of the lab's hosts, and what an operator does with it."""
+
+import json
+import secrets
+import shlex
+import subprocess
+from typing import Any
+
+import yaml
+
+from tests.lab import ADDRESSES, HEAD, OPERATOR, ROOT, WORKERS, Lab, wait_for
+
+FILE = "~/local.yaml"
+"""The operator's copy of platform/cluster/local.yaml, with his hosts in it."""
+
+
+class Cluster:
+    """The operator's view of it."""
+
+    def __init__(self, lab: Lab):
+        self.lab, self._password = lab, secrets.token_urlsafe()
+
+    def up(self) -> None:
+        """`ray up`, as the README says; returns once the job server can be reached and all workers are there."""
+        config = yaml.safe_load((ROOT / "platform" / "cluster" / "local.yaml").read_text())
+        config["provider"] |= {"head_ip": ADDRESSES[HEAD], "worker_ips": [ADDRESSES[name] for name in WORKERS]}
+        config["auth"]["ssh_user"] = "root"
+        credentials = f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {self._password}\n"
+        self.run(f"cat > {FILE} <<< '{yaml.safe_dump(config)}'")
+        self.run(f"umask 077; mkdir -p ~/.mlflow; cat > ~/.mlflow/credentials <<< '{credentials}'")
+        self.run("mkdir -p ~/.ray; ray get-auth-token --generate")
+        self.run(f"ray up -y {FILE}", timeout=300)
+        self._tunnel = self.start(f"ray dashboard {FILE}")
+        wait_for(lambda: self.alive() == {HEAD, *WORKERS}, 240, "workers")
+
+    def down(self) -> None:
+        """`ray down`, which only asks the head; workers end when they miss it."""
+        self.run(f"ray down -y {FILE}", timeout=120)
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """Start a command of the operator's in the repository."""
+        setup = ". ~/dgnet/.venv/bin/activate; export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://localhost:8265"
+        return self.lab.start(OPERATOR, f"{setup}; cd {ROOT}; {command}")
+
+    def run(self, command: str, *, status: int = 0, timeout: float = 60) -> str:
+        """Run one, and return what it printed; raises AssertionError if it ended with another status."""
+        output, _ = (process := self.start(command)).communicate(timeout=timeout)
+        assert process.returncode == status, f"{command}\nstatus {process.returncode}\n{output}"
+        return output
+
+    def submit(self, job: str) -> subprocess.Popen[str]:
+        """Submit a job of the repository, as its command line after jobs/; it is followed to its end."""
+        return self.start(f"ray job submit --working-dir . -- python jobs/{job}")
+
+    def alive(self) -> set[str]:
+        """Names of the hosts that Ray knows to be alive."""
+        answer = self._curl('-H "Authorization: Bearer $(cat ~/.ray/auth_token)"', "http://localhost:8265/api/v0/nodes")
+        if answer is None:
+            return set()
+        nodes = answer["data"]["result"]["result"]
+        names = {address: name for name, address in ADDRESSES.items()}
+        return {names[node["node_ip"]] for node in nodes if node["state"] == "ALIVE"}
+
+    def mlflow(self, call: str, **values: Any) -> dict[str, Any]:
+        """The MLflow server's answer to a call of its REST API."""
+        what = f"-u admin:{self._password} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(values))}"
+        answer = self._curl(what, f"http://{ADDRESSES[HEAD]}:5000/api/2.0/mlflow/{call}")
+        assert answer is not None, f"no answer to {call}"
+        assert "error_code" not in answer, answer
+        return answer
+
+    def _curl(self, options: str, address: str) -> dict[str, Any] | None:
+        """An answer in JSON; None if there is none."""
+        try:
+            return json.loads(self.lab.run(OPERATOR, f"curl -sS --max-time 10 {options} {address}"))
+        except (AssertionError, ValueError):
+            return None

@@ -1,0 +1,181 @@
+"""A real `ray up` on several hosts: a search of trials on two of them, cut off, killed, and gone on with."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dgnet_platform.plain import to_dict
+from dgnet_platform.presets import teacher_of
+from dgnet_platform.training import train
+from tests.lab import ADDRESSES, HEAD, WORKERS, lab, obstacle, wait_for
+from tests.lab_cluster import Cluster
+from tests.runs import QUIET, lines, tiny_experiment
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore"),  # Ray, MLflow and gRPC warn of each other
+]
+START, ITERATIONS, EVERY = 20, 50, 5
+"""A trial's warm-up start, where its prefix ends, its length, and the distance of its checkpoints."""
+SEARCH = (
+    "tune_market.py --name search --data /shared/people --teacher /shared/teacher --config /shared/base.yaml --trials 2"
+    f" --workers-per-trial 2 --stopping.kind none --set generated_identity=0.5 ramp=4 alpha=0.3 warmup_start={START}"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(people_store, tmp_path_factory):
+    """A cluster that is up, and what a tiny search needs in its shared folder."""
+    if reason := obstacle():
+        pytest.skip(reason)
+    root = tmp_path_factory.mktemp("cluster")
+    base = tiny_experiment(people_store, root, evaluate_every=ITERATIONS // 2, checkpoint_every=EVERY)
+    base = replace(base, model=replace(base.model, iterations=ITERATIONS))
+    teacher = train(teacher_of(base), console=QUIET).checkpoint
+    with lab() as hosts:
+        shutil.copytree(people_store, hosts.shared / "people")
+        shutil.copytree(teacher, hosts.shared / "teacher")
+        (hosts.shared / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
+        cluster = Cluster(hosts)
+        cluster.up()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def whole(cluster):
+    """The storage folder of a search that nothing happened to."""
+    succeed(cluster.submit(f"{SEARCH} --storage /shared/whole"))
+    return cluster.lab.shared / "whole"
+
+
+def succeed(job: subprocess.Popen[str]) -> str:
+    output, _ = job.communicate()
+    assert job.returncode == 0, output
+    return output
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """When, from which iteration and on which hosts a run was started."""
+    file = folder / "starts.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def hosts_of(start: dict[str, Any]) -> list[str]:
+    return [host.split()[0] for host in start["hosts"]]
+
+
+def done(folder: Path) -> int:
+    """Iterations in a run's journal."""
+    return len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in line["metrics"].items() if not name.startswith("speed/")}
+        for line in lines(folder)
+    ]
+
+
+def the_prefix(storage: Path) -> Path:
+    [folder] = (storage / "prefixes").glob("*/*/")
+    return folder
+
+
+def test_each_trial_has_two_hosts_and_is_tracked(cluster, whole):
+    folders = [the_prefix(whole), whole / "search-000", whole / "search-001"]
+    for folder in folders:
+        [start] = starts(folder)
+        assert len(set(hosts_of(start))) == 2, start
+        assert set(hosts_of(start)) < set(WORKERS)
+    [experiment] = cluster.mlflow("experiments/search", max_results=10, filter="name = 'dgnet-people'")["experiments"]
+    runs = cluster.mlflow("runs/search", experiment_ids=[experiment["experiment_id"]])["runs"]
+    found = {run["info"]["run_name"]: run for run in runs}
+    for folder in folders[1:]:
+        run = found[folder.name]
+        assert run["info"]["status"] == "FINISHED"
+        tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+        assert tags["dgnet.hosts"] == ", ".join(starts(folder)[0]["hosts"])
+        assert all(ADDRESSES[name] in tags["dgnet.hosts"] for name in hosts_of(starts(folder)[0]))
+        metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+        assert metrics["iteration"] == ITERATIONS
+        assert metrics["loss/L_img1"] == lines(folder)[-1]["metrics"]["loss/L_img1"]
+
+
+def test_strangers_are_refused(cluster):
+    status = "curl -s -o /dev/null -w '%{http_code}'"
+    search = f"http://{ADDRESSES[HEAD]}:5000/api/2.0/mlflow/experiments/search"
+    assert cluster.run(f"{status} '{search}?max_results=1'") == "401"
+    assert cluster.run(f"{status} -u admin:wrong '{search}?max_results=1'") == "401"
+    assert cluster.run(f"{status} http://localhost:8265/api/jobs/") == "401"
+    refused = cluster.run("HOME=/tmp RAY_AUTH_MODE=disabled ray job submit -- touch /shared/stranger", status=1)
+    assert "Unauthorized" in refused
+    assert not (cluster.lab.shared / "stranger").exists()
+    cluster.run(f"curl -s http://{ADDRESSES[HEAD]}:8265", status=7)  # only the head itself gets there
+
+
+def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
+    lab, storage = cluster.lab, cluster.lab.shared / "broken"
+    command = f"{SEARCH} --storage /shared/broken"
+    job = cluster.submit(command)
+
+    def wait(condition, what: str) -> None:
+        wait_for(lambda: job.poll() is not None or condition(), 240, what)
+        assert job.poll() is None, job.communicate()[0]
+
+    # A host of the prefix is cut off.
+    wait(lambda: list((storage / "prefixes").glob("*/*/")), "the prefix")
+    prefix = the_prefix(storage)
+    wait(lambda: done(prefix) > EVERY, "iterations of the prefix")
+    lost = hosts_of(starts(prefix)[0])[1]
+    lab.cut(lost)
+    assert done(prefix) < START, "cut off too late to tell"
+    wait(lambda: len(starts(prefix)) == 2, "workers on other hosts")
+    assert lost not in hosts_of(starts(prefix)[1])
+    lab.mend(lost)
+
+    # One of the first trial is killed for good; the other one is back.
+    first = storage / "search-000"
+    wait(lambda: done(first) > START + EVERY, "iterations of the first trial")
+    dead = hosts_of(starts(first)[0])[0]
+    lab.off(dead)
+    assert done(first) < ITERATIONS, "killed too late to tell"
+    wait(lambda: len(starts(first)) == 2, "workers on other hosts")
+    assert set(hosts_of(starts(first)[1])) == {*WORKERS} - {dead}
+
+    # The driver is killed, and the job submitted again.
+    second = storage / "search-001"
+    wait(lambda: done(second) > START + EVERY, "iterations of the second trial")
+    lab.run(HEAD, "pkill -KILL -f '^python jobs/tune_market.py'")
+    assert done(second) < ITERATIONS, "killed too late to tell"
+    job.communicate()
+    assert job.returncode
+    succeed(cluster.submit(command))
+
+    # All is as if nothing had happened.
+    names = ("search/leaderboard.csv", "search/best.yaml")
+    assert [(storage / name).read_text() for name in names] == [(whole / name).read_text() for name in names]
+    for name in ("search-000", "search-001"):
+        assert curves(storage / name) == curves(whole / name)
+    assert curves(prefix) == curves(the_prefix(whole))
+    # Each interruption cost no more than what came after a checkpoint, and no finished prefix was trained again.
+    assert [start["iteration"] for start in starts(prefix)] == [0, EVERY]
+    for folder in (first, second):
+        assert [start["iteration"] for start in starts(folder)] == [START, START + EVERY]
+
+
+def test_ray_down_leaves_nothing(cluster):
+    cluster.down()
+    for name in cluster.lab.names:
+        wait_for(lambda name=name: not ray_processes(cluster, name), 90, f"end of Ray on {name}")
+
+
+def ray_processes(cluster, name: str) -> str:
+    return cluster.lab.run(name, "pgrep -fa 'site-packages/ray|ray::' || true")
