@@ -109,14 +109,15 @@ def test_spot_instances_come_first_and_others_when_there_are_none(monkeypatch):
     for kind in ("spot", "on_demand"):
         kinds[kind]["resources"] = {"CPU": 8, "GPU": 1}  # what `ray up` finds out
     monkeypatch.setenv("RAY_AUTOSCALER_UTILIZATION_SCORER", "spot_first.score")
-    scheduler = ResourceDemandScheduler(None, kinds, 8, "head", 1.0)  # pyright: ignore[reportArgumentType]
+    scheduler: Any = ResourceDemandScheduler(None, kinds, 8, "head", 1.0)  # pyright: ignore[reportArgumentType]
+    ask: Any = [{"CPU": 1, "GPU": 1}] * 2
 
     def started(**available: bool) -> dict[str, int]:
         known = {
             name: NodeAvailabilityRecord(name, is_available, 0.0, None) for name, is_available in available.items()
         }
         scorer = partial(scheduler.utilization_scorer, node_availability_summary=NodeAvailabilitySummary(known))
-        nodes, left = get_nodes_for(kinds, {}, "head", 8, [{"CPU": 1, "GPU": 1}] * 2, scorer)
+        nodes, left = get_nodes_for(kinds, {}, "head", 8, ask, scorer)
         assert not left
         return dict(nodes)
 
