@@ -11,8 +11,8 @@ import os
 import pickle
 import shutil
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,10 @@ def make_parts(
     if not parts:
         return
     made = _on_workers(parts, work, arguments, workers, gpus) if workers else _here(parts, work, arguments, gpus)
-    for part, files in made:
-        _write(folder, part.name, files)
-        progress(part)
+    with closing(made):  # the workers end at once, whatever happens here
+        for part, files in made:
+            _write(folder, part.name, files)
+            progress(part)
 
 
 def _here(
@@ -129,7 +130,7 @@ def _here(
     work: Work,
     arguments: Mapping[str, Any],
     gpus: bool | None,
-) -> Iterator[tuple[Part, Files]]:
+) -> Generator[tuple[Part, Files]]:
     on_gpu = torch.cuda.is_available() and gpus is not False
     make = work(device=torch.device("cuda" if on_gpu else "cpu"), **arguments)
     for part in parts:
@@ -142,7 +143,7 @@ def _on_workers(
     arguments: Mapping[str, Any],
     workers: int,
     gpus: bool | None,
-) -> Iterator[tuple[Part, Files]]:
+) -> Generator[tuple[Part, Files]]:
     import ray.data  # takes seconds, and is needed with workers only
     from ray.data import ActorPoolStrategy, DataContext
     from ray.exceptions import RayError
