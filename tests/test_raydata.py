@@ -103,7 +103,10 @@ def test_a_lost_worker_is_replaced_and_a_refusal_is_the_workers_own(tmp_path, cl
         assert sorted(part.first for part in written) == [0, 2, 4, 6, 8]
         assert missing(out, parts) == []
         assert (out / "train-00004" / "rows").read_bytes() == b"8 9"
+    other = tmp_path / "other"
+    with claimed(other, {}):
         with pytest.raises(StoreError, match=r"^rows 2 to 4: prepare the store again$"):
-            make_parts(out, parts, Work, arguments | {"refuses": 2}, workers=1, gpus=False, progress=written.append)
+            make_parts(other, parts, Work, arguments | {"refuses": 2}, workers=1, gpus=False, progress=written.append)
+        assert not (other / "train-00001").exists()
         with pytest.raises(ExperimentError, match="--workers 128: 128 workers need 128 CPUs; this cluster has"):
-            make_parts(out, parts, Work, arguments, workers=128, gpus=False, progress=written.append)
+            make_parts(other, parts, Work, arguments, workers=128, gpus=False, progress=written.append)

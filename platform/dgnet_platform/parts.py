@@ -8,9 +8,11 @@ import fcntl
 import json
 import logging
 import os
+import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,9 +119,10 @@ def make_parts(
     if not parts:
         return
     made = _on_workers(parts, work, arguments, workers, gpus) if workers else _here(parts, work, arguments, gpus)
-    for part, files in made:
-        _write(folder, part.name, files)
-        progress(part)
+    with closing(made):  # the workers end at once, whatever happens here
+        for part, files in made:
+            _write(folder, part.name, files)
+            progress(part)
 
 
 def _here(
@@ -127,7 +130,7 @@ def _here(
     work: Work,
     arguments: Mapping[str, Any],
     gpus: bool | None,
-) -> Iterator[tuple[Part, Files]]:
+) -> Generator[tuple[Part, Files]]:
     on_gpu = torch.cuda.is_available() and gpus is not False
     make = work(device=torch.device("cuda" if on_gpu else "cpu"), **arguments)
     for part in parts:
@@ -140,7 +143,7 @@ def _on_workers(
     arguments: Mapping[str, Any],
     workers: int,
     gpus: bool | None,
-) -> Iterator[tuple[Part, Files]]:
+) -> Generator[tuple[Part, Files]]:
     import ray.data  # takes seconds, and is needed with workers only
     from ray.data import ActorPoolStrategy, DataContext
     from ray.exceptions import RayError
@@ -157,7 +160,6 @@ def _on_workers(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True
     made = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map(
         _Actor,  # pyright: ignore[reportArgumentType]
         compute=ActorPoolStrategy(size=min(workers, len(parts))),
@@ -172,10 +174,10 @@ def _on_workers(
     by_name = {part.name: part for part in parts}
     try:
         for row in made.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
             yield by_name[row["name"]], dict(zip(row["files"], row["contents"], strict=True))
     except RayError as error:
-        if isinstance(cause := getattr(error, "cause", None), Exception):
-            raise cause from error  # the worker's own
         raise PartsError(f"the workers failed: {str(error).strip().splitlines()[-1]}") from error
 
 
@@ -188,8 +190,13 @@ class _Actor:
         self._make = work(device=device, **dict(ray.get(arguments)))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        files = self._make(Part(**row))
-        return {"name": row["name"], "files": list(files), "contents": list(files.values())}
+        files, refusal = {}, b""
+        try:
+            files = self._make(Part(**row))
+        except Exception as error:  # Ray would add to its message, and print pages
+            error.add_note(traceback.format_exc())
+            refusal = pickle.dumps(error)
+        return {"name": row["name"], "files": list(files), "contents": list(files.values()), "error": refusal}
 
 
 def _check_record(folder: Path, settings: Mapping[str, Any]) -> None:
