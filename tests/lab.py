@@ -148,7 +148,7 @@ def lab() -> Iterator[Lab]:
     """
     if not ENVIRONMENT.exists():
         subprocess.run(["uv", "venv", "--quiet", "--relocatable", "--python", PYTHON, ENVIRONMENT], check=True)
-    sync = "uv sync --quiet --locked --no-dev --no-install-project --extra aws --compile-bytecode"
+    sync = "uv sync --quiet --locked --no-dev --no-install-project --all-extras --compile-bytecode"
     subprocess.run(sync.split(), check=True, cwd=ROOT, env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(ENVIRONMENT)})
     with tempfile.TemporaryDirectory(prefix="lab-") as folder:
         hosts = Lab(Path(folder))

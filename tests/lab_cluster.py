@@ -48,9 +48,9 @@ class Cluster:
         assert process.returncode == status, f"{command}\nstatus {process.returncode}\n{output}"
         return output
 
-    def submit(self, job: str) -> subprocess.Popen[str]:
+    def submit(self, job: str, options: str = "") -> subprocess.Popen[str]:
         """Submit a job of the repository, as its command line after jobs/; it is followed to its end."""
-        return self.start(f"ray job submit --working-dir . -- python jobs/{job}")
+        return self.start(f"ray job submit --working-dir . {options} -- python jobs/{job}")
 
     def alive(self) -> set[str]:
         """Names of the hosts that Ray knows to be alive."""

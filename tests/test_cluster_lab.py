@@ -3,7 +3,9 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,12 @@ def succeed(job: subprocess.Popen[str]) -> str:
     output, _ = job.communicate()
     assert job.returncode == 0, output
     return output
+
+
+def wait_while(job: subprocess.Popen[str], condition: Callable[[], object], what: str) -> None:
+    """Wait until a condition holds while a job is under way."""
+    wait_for(lambda: job.poll() is not None or condition(), 300, what)
+    assert job.poll() is None, job.communicate()[0]
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
@@ -126,33 +134,31 @@ def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
     command = f"{SEARCH} --storage /shared/broken"
     job = cluster.submit(command)
 
-    def wait(condition, what: str) -> None:
-        wait_for(lambda: job.poll() is not None or condition(), 240, what)
-        assert job.poll() is None, job.communicate()[0]
+    follow = partial(wait_while, job)
 
     # A host of the prefix is cut off.
-    wait(lambda: list((storage / "prefixes").glob("*/*/")), "the prefix")
+    follow(lambda: list((storage / "prefixes").glob("*/*/")), "the prefix")
     prefix = the_prefix(storage)
-    wait(lambda: done(prefix) > EVERY, "iterations of the prefix")
+    follow(lambda: done(prefix) > EVERY, "iterations of the prefix")
     lost = hosts_of(starts(prefix)[0])[1]
     lab.cut(lost)
     assert done(prefix) < START, "cut off too late to tell"
-    wait(lambda: len(starts(prefix)) == 2, "workers on other hosts")
+    follow(lambda: len(starts(prefix)) == 2, "workers on other hosts")
     assert lost not in hosts_of(starts(prefix)[1])
     lab.mend(lost)
 
     # One of the first trial is killed for good; the other one is back.
     first = storage / "search-000"
-    wait(lambda: done(first) > START + EVERY, "iterations of the first trial")
+    follow(lambda: done(first) > START + EVERY, "iterations of the first trial")
     dead = hosts_of(starts(first)[0])[0]
     lab.off(dead)
     assert done(first) < ITERATIONS, "killed too late to tell"
-    wait(lambda: len(starts(first)) == 2, "workers on other hosts")
+    follow(lambda: len(starts(first)) == 2, "workers on other hosts")
     assert set(hosts_of(starts(first)[1])) == {*WORKERS} - {dead}
 
     # The driver is killed, and the job submitted again.
     second = storage / "search-001"
-    wait(lambda: done(second) > START + EVERY, "iterations of the second trial")
+    follow(lambda: done(second) > START + EVERY, "iterations of the second trial")
     lab.run(HEAD, "pkill -KILL -f '^python jobs/tune_market.py'")
     assert done(second) < ITERATIONS, "killed too late to tell"
     job.communicate()
@@ -171,11 +177,32 @@ def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
         assert [start["iteration"] for start in starts(folder)] == [START, START + EVERY]
 
 
+def test_an_elastic_run_goes_on_with_fewer_workers_and_again_with_all(cluster):
+    lab, folder = cluster.lab, cluster.lab.shared / "runs" / "elastic"
+    job = cluster.submit(
+        "train_market.py --name elastic --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
+        f" --workers 1:2 --model.iterations 100000 --evaluate-every 100000 --checkpoint-every {EVERY}",
+        "--submission-id elastic",
+    )
+    follow = partial(wait_while, job)
+    follow(lambda: done(folder) > EVERY, "iterations on two hosts")
+    [lost, left] = hosts_of(starts(folder)[0])
+    lab.off(lost)
+    follow(lambda: len(starts(folder)) == 2, "workers on one host")
+    follow(lambda: done(folder) > starts(folder)[1]["iteration"] + EVERY, "iterations on one host")
+    lab.on(lost)
+    follow(lambda: len(starts(folder)) == 3, "workers on two hosts again")
+    follow(lambda: done(folder) > starts(folder)[2]["iteration"] + EVERY, "iterations on two hosts again")
+    cluster.run("ray job stop elastic")
+    job.communicate()
+    assert [set(hosts_of(start)) for start in starts(folder)] == [{lost, left}, {left}, {lost, left}]
+    assert [line["iteration"] for line in lines(folder)] == list(range(1, done(folder) + 1))
+    assert (folder / f"checkpoint_{done(folder):08d}").exists()
+
+
 def test_ray_down_leaves_nothing(cluster):
     cluster.down()
+    cluster.lab.run(HEAD, ". dgnet/environment.sh; python dgnet/mlflow_server.py stop")
+    left = "ps -eo args | grep -E 'ray|mlflow|python' | grep -v grep || true"
     for name in cluster.lab.names:
-        wait_for(lambda name=name: not ray_processes(cluster, name), 90, f"end of Ray on {name}")
-
-
-def ray_processes(cluster, name: str) -> str:
-    return cluster.lab.run(name, "pgrep -fa 'site-packages/ray|ray::' || true")
+        wait_for(lambda name=name: not cluster.lab.run(name, left), 90, f"end of Ray on {name}")
