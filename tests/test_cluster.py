@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilityRecord, NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import cli as ray_cli
 
 from dgnet_platform import launch, machines
 from dgnet_platform.experiment import ExperimentError
@@ -149,6 +151,21 @@ def test_pods_have_what_the_manifest_speaks_of():
     assert (ROOT / job["spec"]["entrypoint"].split()[1]).exists()
 
 
+def test_the_readme_calls_what_there_is():
+    section = (ROOT / "README.md").read_text().partition("## On a cluster")[2].partition("\n## ")[0]
+    calls = re.findall(r"uv run ray ([a-z-]+(?: (?:submit|list|logs|stop))?)", section)
+    assert {"up", "dashboard", "job submit", "job logs", "job stop", "exec", "rsync-up", "down"} <= set(calls)
+    for call in calls:
+        first, *rest = call.split()
+        command: Any = ray_cli.commands[first]
+        assert not rest or rest[0] in command.commands, call
+    named = re.findall(r"(?:jobs|platform)/[\w/]+\.(?:py|yaml)", section)
+    assert {"platform/cluster/prepare.py", "jobs/tune_market.py"} <= set(named)
+    for path in named:
+        assert (ROOT / path).exists(), path
+    assert sum("# (" in line for line in FILES[0].read_text().splitlines()) == 3, "its three marked lines"
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Before `ray up`
 
@@ -219,8 +236,7 @@ def test_what_an_autoscaler_may_add_counts():
 
 
 @pytest.mark.parametrize(("gpus", "offered", "refused"), [(True, 2, True), (True, 4, False), (False, 4, False)])
-def test_more_gpus_than_any_node_type_has_are_refused(people_store, tmp_path, monkeypatch, gpus, offered, refused):
-    experiment = tiny_experiment(people_store, tmp_path, workers="4", gpus=gpus)
+def test_more_gpus_than_any_node_type_has_are_refused(tmp_path, monkeypatch, gpus, offered, refused):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.10:6379")
     monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {})
     monkeypatch.setattr(launch.ray, "available_resources", lambda: {})
@@ -229,11 +245,12 @@ def test_more_gpus_than_any_node_type_has_are_refused(people_store, tmp_path, mo
         json.dumps(config(gpu={"resources": {"CPU": 4, "GPU": offered}, "max_workers": 1}))
     )
     monkeypatch.setattr(machines, "_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
+    room = launch.room_for(4, gpus)
     if not refused:
-        launch.check_room(experiment)
+        launch.check_room("4", room)
         return
     with pytest.raises(ExperimentError, match=r"--workers 4: 4 workers need 4 GPUs.* can have 2: .*max_workers"):
-        launch.check_room(experiment)
+        launch.check_room("4", room)
 
 
 def test_machines_with_another_lock_are_refused(tmp_path):
@@ -248,3 +265,31 @@ def test_machines_with_another_lock_are_refused(tmp_path):
     check_locks([good, silent], lock)
     with pytest.raises(ExperimentError, match=r"^10.0.0.2: .*`ray up`"):
         check_locks([good, other, silent], lock)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "answer", "seconds"), [("meta-data/spot", '{"action": "terminate"}', 110), ("google", "TRUE", 25)]
+)
+def test_ray_is_told_when_a_cloud_takes_a_machine_back(tmp_path, cloud, answer, seconds):
+    programs = {
+        # knows nothing at first; then the one cloud answers
+        "curl": f"""
+            case "$*" in
+            *api/token*) [ {cloud} != google ] && echo token ;;
+            *{cloud}*) [ -e ~/asked ] && echo '{answer}' || {{ touch ~/asked; false; }} ;;
+            *) false ;;
+            esac""",
+        "sleep": "true",
+        "ray": 'echo "$@" >> ~/told',
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dgnet").mkdir()
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["bash", FOLDER / "spot_notice.sh"], env=environment, check=True, timeout=60)
+    assert (tmp_path / "asked").exists()
+    assert (
+        f"DRAIN_NODE_REASON_PREEMPTION --reason-message the cloud takes it back --deadline-remaining-seconds {seconds}"
+        in (tmp_path / "told").read_text()
+    )

@@ -412,7 +412,9 @@ def test_streamed_features_are_those_of_the_whole_split(store: Path, monkeypatch
     wholes = {split: ImageSet.load(opened, split, height=size[0], width=size[1]) for split in ("query", "gallery")}
     decoded: list[bytes] = []
     decode = images_module.decode
-    monkeypatch.setattr(images_module, "decode", lambda picture: decoded.append(picture) or decode(picture))
+    monkeypatch.setattr(
+        images_module, "decode", lambda picture, *scratch: decoded.append(picture) or decode(picture, *scratch)
+    )
     how = Extraction(
         height=size[0], width=size[1], batch_size=6, precision="float32", device=torch.device("cpu"), threads=2
     )

@@ -184,7 +184,9 @@ def test_what_cannot_be_served_is_said_in_seconds(server, tmp_path, monkeypatch)
     no_one = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-west-2"}
     refused("no-such-bucket/mlflow cannot be used (Unable to locate credentials)", *elsewhere, **no_one)
     (tmp_path / "half").mkdir()
-    refused("give no user with a password", *elsewhere[:2], MLFLOW_TRACKING_USERNAME="half", HOME=str(tmp_path / "half"))
+    refused(
+        "give no user with a password", *elsewhere[:2], MLFLOW_TRACKING_USERNAME="half", HOME=str(tmp_path / "half")
+    )
 
 
 def test_a_missing_bucket_is_named(server, tmp_path, free_port):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_a_stop_saves_where_it_is_and_costs_nothing(start, monkeypatch):
     resumed, outcome, _ = start("stopped")
     assert outcome.ending == "finished"
     assert same(tensors(whole, 12), tensors(resumed, 12))
+
+
+def test_a_node_that_will_be_taken_away_costs_nothing(start, monkeypatch):
+    whole, _, _ = start("whole")
+    asked = count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_node_is_leaving", lambda: next(asked) >= 4)
+        with pytest.raises(CrashError):
+            start("moved", stop_after=5)
+    assert [path.name[-2:] for path in checkpoint.checkpoints(whole.folder.parent / "moved")] == ["03", "04"]
+    moved, outcome, _ = start("moved")
+    assert outcome.ending == "finished"
+    assert same(tensors(whole, 12), tensors(moved, 12))
 
 
 def lines_of(run: Run) -> list:
