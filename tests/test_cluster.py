@@ -24,7 +24,7 @@ from dgnet_platform import launch, machines
 from dgnet_platform.experiment import ExperimentError
 from dgnet_platform.machines import check_locks, with_offered
 from dgnet_platform.placement import Node, place
-from tests.runs import ROOT, tiny_experiment
+from tests.runs import ROOT
 
 FOLDER = ROOT / "platform" / "cluster"
 FILES = [ROOT / "cluster.yaml", FOLDER / "local.yaml", FOLDER / "gcp.yaml"]
