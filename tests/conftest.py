@@ -36,10 +36,15 @@ def people_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on."""
-    return free_ports(1)[0]
+    return unused_port()
 
 
-def free_ports(count: int) -> list[int]:
+def unused_port() -> int:
+    """As the fixture."""
+    return _unused_ports(1)[0]
+
+
+def _unused_ports(count: int) -> list[int]:
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
         for probe in sockets:
@@ -61,7 +66,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     (folder / "users.json").write_text(json.dumps({"identities": identities}))
     names = [f"{part}.port{grpc}" for part in ("master", "volume", "filer", "s3") for grpc in ("", ".grpc")]
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = dict(zip(names, _unused_ports(len(names)), strict=True))
     options = {
         "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3": "true", "s3.config": folder / "users.json",
         "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0, "master.telemetry": "false",

@@ -89,7 +89,13 @@ def test_a_run_from_beginning_to_end(start):
     assert first["weight/prim"] == 0
     assert last["weight/prim"] == 2
     assert {"loss/L_img1", "gradient/generator", "lr/appearance", "speed/images_per_second"} <= first.keys()
-    assert {"loss/L_prim", "loss/L_fine", "health/identity_surge", "val/swap/SSIM"} <= last.keys()
+    assert {
+        "loss/L_prim",
+        "loss/L_fine",
+        "health/identity_surge",
+        "val/swap/SSIM",
+        "val/reconstruction/SSIM",
+    } <= last.keys()
     assert [report["iteration"] for report in reports] == [3, 6, 9, 12]
     assert all(type(value) in (int, float) for report in reports for value in report.values())
     kept = [path.name for path in checkpoint.checkpoints(run.folder)]

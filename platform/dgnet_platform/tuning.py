@@ -33,6 +33,7 @@ from dgnet_platform.search import Search, SearchConfig, SearchPlan, place_trials
 from dgnet_platform.search_display import SearchDisplay
 from dgnet_platform.search_report import leaderboard_table
 from dgnet_platform.space import Space
+from dgnet_platform.study import FILE
 from dgnet_platform.tracking import ui_command
 from dgnet_platform.training import (
     TrainingError,
@@ -212,7 +213,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     if archive is not None:
         archive.check()
     with alone(planned.folder):
-        if archive is not None and archive.fetch(planned.folder):
+        if archive is not None and not (planned.folder / FILE).exists() and archive.fetch(planned.folder):
             console.print(f"Brought search {planned.name} back from {archive.location}.", soft_wrap=True)
         search = Search(planned, place_trials(config))
         search.study.aim(*_wanted(options, search))
