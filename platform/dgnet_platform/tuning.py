@@ -36,6 +36,7 @@ from dgnet_platform.search import Search, SearchConfig, SearchPlan, place_trials
 from dgnet_platform.search_display import SearchDisplay
 from dgnet_platform.search_report import leaderboard_table
 from dgnet_platform.space import Space
+from dgnet_platform.study import FILE
 from dgnet_platform.tracking import ui_command
 from dgnet_platform.training import (
     TrainingError,
@@ -216,7 +217,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     if archive is not None:
         archive.check()
     with alone(planned.folder):
-        if archive is not None and archive.fetch(planned.folder):
+        if archive is not None and not (planned.folder / FILE).exists() and archive.fetch(planned.folder):
             console.print(f"Brought search {planned.name} back from {archive.location}.", soft_wrap=True)
         search = Search(planned, place_trials(planned))
         search.study.aim(*_wanted(options, search))
