@@ -124,10 +124,9 @@ def main(
         soft_wrap=True,
     )
     default = Space.default(paper(CLASSES))
-    one_identity = default.overridden({"generated_identity": 0.5})
-    halving = Stopping(rungs=rungs, eta=eta, first=first)
-    searches = [(default, halving), (one_identity, halving), (one_identity, Stopping(rungs=4, eta=3, first=0.02))]
-    searches.append((default, Stopping(kind="none")))
+    identities = default.overridden({"generated_identity": {"choices": [0.25, 0.5, 1.0]}})
+    halving, none = Stopping(rungs=rungs, eta=eta, first=first), Stopping(kind="none")
+    searches = [(default, halving), (default, Stopping(rungs=3, first=0.03)), (identities, halving), (default, none)]
     title = f"{trials} trials of 100K iterations, means of {draws} random searches"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("lambda_id", "rungs", "K alone", "K shared", "fewer", "cheaper", "10-90 %", "bound"):
@@ -136,7 +135,7 @@ def main(
         found = plans(space, stopping, costs, trials, draws)
         low, high = np.quantile([one.ratio for one in found], (0.1, 0.9))
         table.add_row(
-            "3 values" if space is default else "fixed",
+            "fixed" if space is default else "3 values",
             "none" if stopping.kind == "none" else str(stopping.rungs),
             f"{mean(one.steps_without for one in found) / 1000:,.0f}",
             f"{mean(one.steps_with for one in found) / 1000:,.0f}",

@@ -30,6 +30,11 @@ def people_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on."""
+    return unused_port()
+
+
+def unused_port() -> int:
+    """As the fixture."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilityRecord, NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import cli as ray_cli
 
 from dgnet_platform import launch, machines
 from dgnet_platform.experiment import ExperimentError
@@ -109,14 +111,15 @@ def test_spot_instances_come_first_and_others_when_there_are_none(monkeypatch):
     for kind in ("spot", "on_demand"):
         kinds[kind]["resources"] = {"CPU": 8, "GPU": 1}  # what `ray up` finds out
     monkeypatch.setenv("RAY_AUTOSCALER_UTILIZATION_SCORER", "spot_first.score")
-    scheduler = ResourceDemandScheduler(None, kinds, 8, "head", 1.0)  # pyright: ignore[reportArgumentType]
+    scheduler: Any = ResourceDemandScheduler(None, kinds, 8, "head", 1.0)  # pyright: ignore[reportArgumentType]
+    ask: Any = [{"CPU": 1, "GPU": 1}] * 2
 
     def started(**available: bool) -> dict[str, int]:
         known = {
             name: NodeAvailabilityRecord(name, is_available, 0.0, None) for name, is_available in available.items()
         }
         scorer = partial(scheduler.utilization_scorer, node_availability_summary=NodeAvailabilitySummary(known))
-        nodes, left = get_nodes_for(kinds, {}, "head", 8, [{"CPU": 1, "GPU": 1}] * 2, scorer)
+        nodes, left = get_nodes_for(kinds, {}, "head", 8, ask, scorer)
         assert not left
         return dict(nodes)
 
@@ -146,6 +149,21 @@ def test_pods_have_what_the_manifest_speaks_of():
     assert offered == [Node(cpus=limits["cpu"], gpus=limits["nvidia.com/gpu"])] * workers["maxReplicas"]
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
     assert (ROOT / job["spec"]["entrypoint"].split()[1]).exists()
+
+
+def test_the_readme_calls_what_there_is():
+    section = (ROOT / "README.md").read_text().partition("## On a cluster")[2].partition("\n## ")[0]
+    calls = re.findall(r"uv run ray ([a-z-]+(?: (?:submit|list|logs|stop))?)", section)
+    assert {"up", "dashboard", "job submit", "job logs", "job stop", "exec", "rsync-up", "down"} <= set(calls)
+    for call in calls:
+        first, *rest = call.split()
+        command: Any = ray_cli.commands[first]
+        assert not rest or rest[0] in command.commands, call
+    named = re.findall(r"(?:jobs|platform)/[\w/]+\.(?:py|yaml)", section)
+    assert {"platform/cluster/prepare.py", "jobs/tune_market.py"} <= set(named)
+    for path in named:
+        assert (ROOT / path).exists(), path
+    assert sum("# (" in line for line in FILES[0].read_text().splitlines()) == 3, "its three marked lines"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -247,3 +265,31 @@ def test_machines_with_another_lock_are_refused(tmp_path):
     check_locks([good, silent], lock)
     with pytest.raises(ExperimentError, match=r"^10.0.0.2: .*`ray up`"):
         check_locks([good, other, silent], lock)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "answer", "seconds"), [("meta-data/spot", '{"action": "terminate"}', 110), ("google", "TRUE", 25)]
+)
+def test_ray_is_told_when_a_cloud_takes_a_machine_back(tmp_path, cloud, answer, seconds):
+    programs = {
+        # knows nothing at first; then the one cloud answers
+        "curl": f"""
+            case "$*" in
+            *api/token*) [ {cloud} != google ] && echo token ;;
+            *{cloud}*) [ -e ~/asked ] && echo '{answer}' || {{ touch ~/asked; false; }} ;;
+            *) false ;;
+            esac""",
+        "sleep": "true",
+        "ray": 'echo "$@" >> ~/told',
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dgnet").mkdir()
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["bash", FOLDER / "spot_notice.sh"], env=environment, check=True, timeout=60)
+    assert (tmp_path / "asked").exists()
+    assert (
+        f"DRAIN_NODE_REASON_PREEMPTION --reason-message the cloud takes it back --deadline-remaining-seconds {seconds}"
+        in (tmp_path / "told").read_text()
+    )

@@ -16,8 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 from dgnet_core import release
-from dgnet_core.augment import normalise
+from dgnet_core.augment import denormalise, normalise
 from dgnet_core.config import NetworkConfig
+from dgnet_core.generation import render, swap_fidelity
 from dgnet_core.inference import extract
 from dgnet_core.state import TrainState
 from dgnet_core.teacher import Teacher
@@ -222,6 +223,26 @@ def test_a_release_folder(store: Path, tmp_path: Path):
     assert values["source"] == "released of the authors' release, iteration 100,000, 6 identities"
     assert values["retrieval"][0]["trained_on"] == "unknown"
     assert values["swaps"][0]["identities"] == "train split, not trained on"
+
+
+def test_pictures_are_drawn_again_from_others_of_the_same_person(trained: Path, store: Path):
+    opened, network = Store.open(store), open_trained(trained)
+    people = opened.index("gallery")["person_id"].tolist()
+    pairs = swaps.same_person_pairs(people, 9)
+    assert len(pairs) == 9
+    assert all(i != j and people[i] == people[j] > 0 for i, j in pairs)
+    assert {people[i] for i, _ in pairs} == {person for person in people if person > 0 and people.count(person) > 1}
+    assert swaps.same_person_pairs([1, 2, 0, 0, -1, -1], 9) == []
+
+    pictures = stored_pictures(opened, "gallery", range(len(people)))
+    scores = swaps.reconstruction(network, pictures, pairs, batch_size=4)
+    tensors = [normalise(torch.from_numpy(picture.copy())[None], SMALL.height, SMALL.width) for picture in pictures]
+    means = []
+    for i, j in pairs:
+        generated = denormalise(render(network.state, tensors[i], tensors[j]))
+        means.append(float(swap_fidelity(generated, denormalise(tensors[j])).ssim))
+    assert scores["SSIM"] == pytest.approx(np.mean(means), abs=1e-4)
+    assert set(scores) == {"L1", "PSNR", "SSIM"}
 
 
 def test_photographs_have_no_swap_fidelity(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]):

@@ -37,7 +37,7 @@ def with_start(start: int):
         ({"first": 0.0}, "Stopping.first = 0.0: a share > 0, no rung stands before the ramp's end"),
         ({"first": -0.1}, "Stopping.first = -0.1"),
         ({"first": math.nan}, "Stopping.first = nan"),
-        ({"first": 0.2}, "the last rung would stand at 1.8 of what is left after the ramp, beyond the end"),
+        ({"rungs": 3, "first": 0.2}, "the last rung would stand at 1.8 of what is left after the ramp, beyond the end"),
     ],
 )
 def test_a_wrong_rule_is_named(values, message):
@@ -48,7 +48,7 @@ def test_a_wrong_rule_is_named(values, message):
 
 def test_rungs_stand_at_equal_distances_from_each_trials_own_ramp_end():
     far = distances(42_000, HALVING)
-    assert far == (1_260, 3_780, 11_340)
+    assert far == (840, 2_520, 7_560, 22_680)
     for start in (10_000, 30_000, 50_000):
         config = with_start(start)
         assert ramp_end(config) == start + 4_000

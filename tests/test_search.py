@@ -58,7 +58,7 @@ def end(study: Study, number: int) -> None:
     elif number == 4:
         study.tell(number, "fail")
     else:
-        study.tell(number, "complete", value=float(values["prim"]) - float(values["alpha"]), curve={9: 0.3})
+        study.tell(number, "complete", values=[float(values["prim"]) - float(values["alpha"])], curve={9: 0.3})
 
 
 def searched(folder: Path, kill: tuple[int, ...] = ()) -> list[dict]:
@@ -160,7 +160,7 @@ def test_a_base_outside_the_space_is_tried_without_being_learned_from(tmp_path):
     space = SPACE.overridden({"alpha": {"low": 0.5, "high": 1.0}})
     study = opened(tmp_path, space=space)
     assert study.values(study.ask()) == {}
-    study.tell(0, "complete", value=0.5)
+    study.tell(0, "complete", values=[0.5])
     assert study.values(study.ask()).keys() == space.distributions().keys()
 
 
@@ -182,6 +182,17 @@ def test_the_best_of_an_earlier_study_come_first(tmp_path):
         opened(tmp_path, warm_start=("/nowhere:x",))
 
 
+def test_a_study_of_two_objectives(tmp_path):
+    study = opened(tmp_path, objectives=2)
+    for _ in range(8):
+        values = study.values(number := study.ask())
+        study.tell(number, "complete", values=[float(values["prim"]), -float(values["prim"])])
+    assert not study.missing
+    assert [trial.values[0] for trial in study.trials] == [-trial.values[1] for trial in study.trials]
+    again = opened(tmp_path, objectives=2, name="new", warm_start=(f"{tmp_path}/{FILE}:search",))
+    assert again.values(again.ask()) == SPACE.defaults(BASE)
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # What Tune is fed with
 
@@ -200,7 +211,7 @@ class Fake:
         return Path(f"/runs/{number}")
 
     def conclude(self, number: int) -> None:
-        self.study.tell(number, "fail" if number == 1 else "complete", value=None if number == 1 else 0.5)
+        self.study.tell(number, "fail" if number == 1 else "complete", values=None if number == 1 else [0.5])
 
     def ask_to_stop(self) -> None:
         self.stop_asked = True
@@ -447,6 +458,7 @@ def options(people_store, tmp_path):
         (["--trials", "no"], "trials 'no'"),
         (["--trials", "0"], "trials '0'"),
         (["--concurrent", "-1"], "concurrent -1"),
+        (["--second", "swap"], "pass --stopping.kind none too"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(options, more, words, capsys, tmp_path):

@@ -5,6 +5,7 @@ import logging
 import math
 import random
 import sys
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 from rich.console import Console
 
-from dgnet_platform.search_report import TrialRow, figures, leaderboard, leaderboard_table, ranked
+from dgnet_platform.search_report import TrialRow, figures, front, leaderboard, leaderboard_table, ranked
 
 SCALES: dict[str, BaseDistribution] = {
     "prim": FloatDistribution(0, 4),
@@ -155,7 +156,29 @@ def test_a_study_of_two_objectives_is_drawn():
         if row.objective is not None:
             values = [row.objective, row.objective**2]
             pareto.add_trial(create_trial(params=trial.params, distributions=SCALES, values=values))
-    assert list(figures(pareto, rows)) == ALL
+    two = [replace(row, second=row.objective and 1 - row.objective) for row in rows]
+    pictures = figures(pareto, two)
+    assert list(pictures) == [*ALL[:4], "front", *ALL[4:]]
+    check(pictures)
+
+
+def test_the_best_compromises():
+    def row(number: int, score: float | None, second: float | None, state: str = "finished") -> TrialRow:
+        return TrialRow(number=number, name=str(number), state=state, objective=score, second=second)
+
+    rows = [
+        row(0, 0.5, 0.5), row(1, 0.6, 0.4), row(2, 0.4, 0.4), row(3, 0.6, 0.3), row(4, 0.3, 0.7), row(5, 0.5, 0.5),
+        row(6, 0.9, 0.9, "failed"), row(7, 0.9, None), row(8, math.nan, 0.9),
+    ]  # fmt: skip
+    assert [row.number for row in front(rows)] == [1, 0, 4]
+    table = leaderboard(rows)
+    assert list(table["trial"][table["front"]]) == [1, 0, 4]
+    assert list(table.columns[3:6]) == ["mAP", "SSIM", "front"]
+    text = printed(rows)
+    assert text.count("*") == 3 + 1  # and the note
+    assert "SSIM" in text
+    assert not front(search(8)[1])
+    assert "SSIM" not in leaderboard(search(8)[1])
 
 
 def test_the_leaderboard_has_finished_trials_first_and_failed_ones_last():

@@ -135,7 +135,7 @@ def test_the_default_space_holds_the_bases_setting_and_every_trial_of_it_fits(ba
     space = Space.default(base)
     space.check(base, Stopping())
     assert set(space.dimensions) == set(PARAMETERS)
-    assert space.searched == ("generated_identity", "prim", "alpha", "warmup_start", "ramp")
+    assert space.searched == ("prim", "alpha", "warmup_start", "ramp")
     defaults = space.defaults(base)
     assert defaults is not None
     assert space.apply(base, defaults) == space.apply(base, {}) == base

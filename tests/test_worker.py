@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,13 @@ def test_a_run_from_beginning_to_end(start):
     assert first["weight/prim"] == 0
     assert last["weight/prim"] == 2
     assert {"loss/L_img1", "gradient/generator", "lr/appearance", "speed/images_per_second"} <= first.keys()
-    assert {"loss/L_prim", "loss/L_fine", "health/identity_surge", "val/swap/SSIM"} <= last.keys()
+    assert {
+        "loss/L_prim",
+        "loss/L_fine",
+        "health/identity_surge",
+        "val/swap/SSIM",
+        "val/reconstruction/SSIM",
+    } <= last.keys()
     assert [report["iteration"] for report in reports] == [3, 6, 9, 12]
     assert all(type(value) in (int, float) for report in reports for value in report.values())
     kept = [path.name for path in checkpoint.checkpoints(run.folder)]
@@ -137,6 +144,19 @@ def test_a_stop_saves_where_it_is_and_costs_nothing(start, monkeypatch):
     resumed, outcome, _ = start("stopped")
     assert outcome.ending == "finished"
     assert same(tensors(whole, 12), tensors(resumed, 12))
+
+
+def test_a_node_that_will_be_taken_away_costs_nothing(start, monkeypatch):
+    whole, _, _ = start("whole")
+    asked = count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_node_is_leaving", lambda: next(asked) >= 4)
+        with pytest.raises(CrashError):
+            start("moved", stop_after=5)
+    assert [path.name[-2:] for path in checkpoint.checkpoints(whole.folder.parent / "moved")] == ["03", "04"]
+    moved, outcome, _ = start("moved")
+    assert outcome.ending == "finished"
+    assert same(tensors(whole, 12), tensors(moved, 12))
 
 
 def lines_of(run: Run) -> list:

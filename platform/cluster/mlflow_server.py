@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -33,13 +33,15 @@ from typing import Annotated
 
 import psutil
 import requests
+import sqlalchemy
 import tyro
 from mlflow.utils.credentials import read_mlflow_creds
 from pyarrow.fs import FileSystem, LocalFileSystem
+from sqlalchemy.exc import SQLAlchemyError
 
 CREDENTIALS = Path("~/.mlflow/credentials").expanduser()
 LOG = "server.log"
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds that a server may take to start."""
 AUTH = """[mlflow]
 default_permission = READ
@@ -101,6 +103,8 @@ def serve(server: Options) -> None:
     home = server.home
     with _alone(home):
         _check_ports(server)
+        if uri := os.environ.get("MLFLOW_BACKEND_STORE_URI"):
+            _check_database(uri)
         if server.artifacts.startswith("s3://"):
             _check_bucket(server.artifacts)
         environment, command = _environment(home), _command(server)
@@ -111,15 +115,16 @@ def serve(server: Options) -> None:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, remember)
+        answered = False
         while not stop:
-            began = time.monotonic()
             process = subprocess.Popen(command, env=environment, cwd=home, start_new_session=True)
             while process.poll() is None and not stop:
+                answered = answered or _answers(server)
                 time.sleep(0.2)
-            os.killpg(process.pid, signal.SIGTERM)  # also what a server that was killed leaves behind
-            process.wait()
-            if not stop and time.monotonic() - began < PATIENCE:
-                raise ServerError("MLflow ended soon after its start: what it says above is why")
+            _end(process)
+            if not stop and not answered:
+                raise ServerError("MLflow ended before it answered: what it says above is why")
+            time.sleep(1)
 
 
 def start(server: Options) -> None:
@@ -262,7 +267,10 @@ def _environment(home: Path) -> dict[str, str]:
 def _command(server: Server) -> list[str]:
     """How MLflow's own server is started: with gunicorn, because uvicorn listens on one address only."""
     first, *others = server.addresses
-    options = ["--threads 8", "--no-control-socket", *(f"--bind {host}:{server.port}" for host in others)]
+    options = [
+        "--threads 8 --graceful-timeout 5 --no-control-socket",
+        *(f"--bind {host}:{server.port}" for host in others),
+    ]
     return [
         *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"),
         *("--host", first, "--port", str(server.port), "--workers", "1", "--gunicorn-opts", " ".join(options)),
@@ -327,6 +335,16 @@ def _listening() -> list:
         return []
 
 
+def _check_database(uri: str) -> None:
+    shown = sqlalchemy.make_url(uri).render_as_string(hide_password=True)
+    try:
+        sqlalchemy.create_engine(uri).connect().close()
+    except ModuleNotFoundError as error:
+        raise ServerError(f"MLFLOW_BACKEND_STORE_URI {shown} needs {error.name}: uv sync --extra postgres") from None
+    except SQLAlchemyError as error:
+        raise ServerError(f"MLFLOW_BACKEND_STORE_URI {shown} cannot be used: {str(error).strip()}") from None
+
+
 def _check_bucket(uri: str) -> None:
     try:
         import boto3
@@ -343,6 +361,16 @@ def _check_bucket(uri: str) -> None:
             f"--artifacts {uri} cannot be used ({error}): make the bucket, or give this machine credentials that may"
             " read and write it (AWS_PROFILE, AWS_ACCESS_KEY_ID, or the instance's role)"
         ) from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server, and what one that was killed leaves behind."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _answers(server: Server) -> bool:

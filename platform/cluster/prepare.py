@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def prepare(file: Path, /) -> None:
     missing = [path for path in map(Path, config["file_mounts"].values()) if not path.expanduser().exists()]
     if missing:
         raise PrepareError(f"{', '.join(map(str, missing))}: not there; this command runs in the repository's folder")
-    if config["provider"]["type"] == "aws":
-        prepare_aws(config["provider"]["region"], bucket_of(config))
+    if config["provider"]["type"] == "aws" and prepare_aws(config["provider"]["region"], bucket_of(config)):
+        time.sleep(15)  # EC2 hears of new roles a little later
     print(f"Ray's token: {TOKEN}; MLflow's user {user}, password in {source}. Next: uv run ray up {file}")
 
 
@@ -72,8 +73,8 @@ def bucket_of(config: dict[str, Any]) -> str:
     return commands.partition("DGNET_BUCKET=s3://")[2].partition("'")[0].partition("/")[0]
 
 
-def prepare_aws(region: str, bucket: str) -> None:
-    """Make the bucket and the machines' roles, as far as they are missing.
+def prepare_aws(region: str, bucket: str) -> bool:
+    """Make the bucket and the machines' roles, as far as they are missing; returns whether a role was.
 
     Raises:
         PrepareError: there are no credentials, or they may not, or the bucket is somebody else's.
@@ -99,8 +100,7 @@ def prepare_aws(region: str, bucket: str) -> None:
             {"Effect": "Allow", "Action": "ssm:GetParameters", "Resource": "arn:aws:ssm:*::parameter/aws/service/*"},
         ]
         iam = session.client("iam", config=quick)
-        make_role(iam, WORKER, [uses_bucket])
-        make_role(iam, HEAD, [uses_bucket, *starts_workers])
+        return make_role(iam, WORKER, [uses_bucket]) | make_role(iam, HEAD, [uses_bucket, *starts_workers])
     except (BotoCoreError, ClientError) as error:
         raise PrepareError(
             f"AWS in {region}: {error}. It takes credentials (aws configure, AWS_PROFILE) that may use EC2 and S3, and"
@@ -122,8 +122,8 @@ def make_bucket(s3: Any, bucket: str, region: str) -> None:
         print(f"made bucket {bucket} in {region}")
 
 
-def make_role(iam: Any, name: str, statements: list[dict[str, Any]]) -> None:
-    """Make a role that instances can have, and let it do what the statements allow."""
+def make_role(iam: Any, name: str, statements: list[dict[str, Any]]) -> bool:
+    """Make a role that instances can have, and let it do what the statements allow; returns whether it is new."""
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     try:
         iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy([trust]))
@@ -135,7 +135,8 @@ def make_role(iam: Any, name: str, statements: list[dict[str, Any]]) -> None:
         iam.create_instance_profile(InstanceProfileName=name)
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     except iam.exceptions.EntityAlreadyExistsException:
-        pass
+        return False
+    return True
 
 
 def _policy(statements: list[dict[str, Any]]) -> str:

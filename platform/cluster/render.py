@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write what all clusters have in common from cluster.yaml into its siblings: `uv run platform/cluster/render.py`.
 
-The upper part of each file is its own, and yours to change. Lines that end in `# NFS` are for clouds, where the head
-shares its disk; machines that one already has share a folder by themselves. The Dockerfile makes an image of the same
+The upper part of each file is its own, and yours to change. Lines that end in `# cloud` are not for machines that one
+already has: they share a folder by themselves, and nobody takes them back. The Dockerfile makes an image of the same
 setup, for kuberay.yaml.
 """
 
@@ -33,7 +33,7 @@ def rendered(path: Path) -> str:
         steps = [f"COPY {here} {to.replace('~', '/root')}" for to, here in copies.items()]
         return DOCKERFILE + "\n".join([*steps, *(f"RUN {command}" for command in config["setup_commands"])]) + "\n"
     if path.name == "local.yaml":
-        common = [line for line in common if not line.rstrip().endswith("# NFS")]
+        common = [line for line in common if not line.rstrip().endswith("# cloud")]
     return path.read_text().partition(RULE)[0].rstrip() + f"\n\n{RULE}" + "".join(common)
 
 

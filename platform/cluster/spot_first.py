@@ -4,16 +4,16 @@ Ray's own choice would ask for spot instances for ever where there are none. Bet
 alphabet: spot before on_demand.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer
+from ray.autoscaler._private.util import ResourceDict
 
 
 def score(
-    node_resources: Mapping[str, float],
-    resources: Sequence[Mapping[str, float]],
+    node_resources: ResourceDict,
+    resources: list[ResourceDict],
     node_type: str,
     *,
     node_availability_summary: NodeAvailabilitySummary,
@@ -23,10 +23,7 @@ def score(
     RAY_AUTOSCALER_UTILIZATION_SCORER names it. A kind that could not be started counts as missing for half an hour.
     """
     score = _default_utilization_scorer(
-        dict(node_resources),
-        [dict(demand) for demand in resources],
-        node_type,
-        node_availability_summary=node_availability_summary,
+        node_resources, resources, node_type, node_availability_summary=node_availability_summary
     )
     tried = node_availability_summary.node_availabilities.get(node_type)
     return None if score is None else (tried is None or tried.is_available, *score)

@@ -26,12 +26,12 @@ class Stopping:
     kind: Kind = "halving"
     """halving: the best 1/eta of those that have come so far, of these at the next rung the best 1/eta, and so on;
     median: those not below the median of those that have come so far; none: all."""
-    rungs: int = 3
+    rungs: int = 4
     """How often a trial is judged."""
     eta: int = 3
     """One trial of so many goes on at a rung; and a rung stands so many times further from the ramp's end than the one
     before."""
-    first: float = 0.03
+    first: float = 0.02
     """Where the first rung stands: a share of what is left of the run after the latest ramp end of all trials."""
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from mlflow.entities import Metric
@@ -31,16 +31,19 @@ from dgnet_platform.placement import Placement, place
 from dgnet_platform.plain import to_dict
 from dgnet_platform.presets import Preset, dgnet_experiment
 from dgnet_platform.run import Judging, Run, folder_of
-from dgnet_platform.search_report import FAILED, FINISHED, STOPPED, TrialRow, figures, leaderboard, ranked
+from dgnet_platform.search_report import FAILED, FINISHED, STOPPED, TrialRow, figures, front, leaderboard, ranked
 from dgnet_platform.shipping import ship
 from dgnet_platform.space import PARAMETERS, Space
 from dgnet_platform.study import Study
+from dgnet_platform.swaps import people_of
 from dgnet_platform.training import digest_of
 from dgnet_platform.trial import Progress, Trial
 from dgnet_platform.version import code_version
 
 METRIC = "val/best/mAP"
 """What trials are compared by: mAP on the held-out identities, with the weight of f_fine that is best for it."""
+SECOND: dict[str, str] = {"swap": "val/swap/SSIM", "reconstruction": "val/reconstruction/SSIM"}
+"""Metrics of second objectives."""
 BETA, METRIC_BY_BETA = "val/best/beta", "val/mAP_by_beta"
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
 """In a search's folder: what was decided at rungs, a file that stops all trials, and what Ray Tune leaves."""
@@ -57,6 +60,10 @@ class SearchConfig:
 
     stopping: Stopping = field(default_factory=Stopping)
     """When trials are stopped early."""
+    second: Literal["none", "swap", "reconstruction"] = "none"
+    """A second objective beside mAP: the SSIM of swaps with the true pictures (drawn people only), or of held-out
+    pictures that are drawn from another one of the same person. The best compromises are then the result, and trials
+    run to their ends (--stopping.kind none)."""
     seed: int = 0
     """Of what is tried."""
     sharing: bool = True
@@ -79,6 +86,15 @@ class SearchConfig:
         for name in ("seed", "workers_per_trial", "gpus_per_trial", "concurrent", "retries", "prefix_gib"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more")
+        if self.second != "none" and self.stopping.kind != "none":
+            raise ValueError(
+                f"second {self.second}: early stopping would judge trials by mAP alone: pass --stopping.kind none too"
+            )
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Metrics that trials are compared by, the larger the better."""
+        return METRIC, *([SECOND[self.second]] if self.second != "none" else [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +148,11 @@ def plan_search(
     if not base.hold_out:
         raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
     store = Store.open(base.data)
+    if config.second == "swap" and people_of(store) is None:
+        raise ExperimentError(
+            f"--second swap: the true swaps of the pictures in {store.location} are not known, only those of drawn"
+            " people: use --second reconstruction"
+        )
     space.check(base.model, config.stopping)
     digest = digest_of(teacher) if teacher else None
     identity = {
@@ -141,6 +162,7 @@ def plan_search(
         "model": to_dict(base.model),
         "space": space.values(),
         "stopping": to_dict(config.stopping),
+        "objectives": list(config.objectives),
         "seed": config.seed,
         "ranks": max(1, config.workers_per_trial),
     }
@@ -180,6 +202,7 @@ class Search:
             plan.space,
             plan.base.model,
             seed=plan.config.seed,
+            objectives=len(plan.config.objectives),
             concurrent=placement.concurrent > 1,
             warm_start=plan.config.warm_start,
         )
@@ -288,8 +311,10 @@ class Search:
         if progress.ending == "stopped":
             self._close(run, "KILLED", "stopped")
             return
-        if progress.ending == "finished" and METRIC not in last:
-            reason = f"it is finished and never reported {METRIC}"
+        objectives = self.plan.config.objectives
+        missing = [name for name in objectives if name not in last]
+        if progress.ending == "finished" and missing:
+            reason = f"it is finished and never reported {', '.join(missing)}"
         self._ship(run)
         self.study.note(
             number,
@@ -302,9 +327,9 @@ class Search:
         )
         zero = ramp_end(run.experiment.model)  # pyright: ignore[reportArgumentType]
         judged = {t - zero: curve[t][METRIC] for t in run.experiment.evaluate_also if t in curve}
-        if progress.ending == "finished" and METRIC in last:
+        if progress.ending == "finished" and not missing:
             self._close(run, "FINISHED", "", last[METRIC])
-            self.study.tell(number, "complete", value=last[METRIC], curve=judged)
+            self.study.tell(number, "complete", values=[last[name] for name in objectives], curve=judged)
         elif progress.ending == "stopped early":
             self._close(run, "KILLED", f"stopped early: {reason}", last.get(METRIC))
             self.study.tell(number, "pruned", curve=judged)
@@ -387,10 +412,11 @@ class Search:
         return TrialRow(
             number=number,
             name=folder.name,
-            state=states.get(trial.state, progress.phase),
+            state=states.get(trial.state, "saved" if progress.ending == "stopped" else progress.phase),
             reason=trial.user_attrs.get("reason", progress.reason),
             values=values,
-            objective=trial.value if trial.state == TrialState.COMPLETE else seen.figures.get(METRIC),
+            objective=trial.values[0] if trial.state == TrialState.COMPLETE else seen.figures.get(METRIC),
+            second=seen.figures.get(SECOND.get(self.plan.config.second, "")),
             best_beta=seen.figures.get(BETA),
             iterations=max(seen.iteration, progress.iteration if progress.over else 0),
             shared_iterations=progress.fork,
@@ -429,7 +455,12 @@ class Search:
         leaderboard(rows).to_csv(files[0], index=False)
         if number is not None:
             files.append(folder / "best.yaml")
-            files[1].write_text(self._best_yaml(number))
+            files[1].write_text(self._settings_yaml(number))
+        for old in folder.glob("front-*.yaml"):
+            old.unlink()
+        for row in front(rows):
+            files.append(folder / f"front-{row.number:03d}.yaml")
+            files[-1].write_text(self._settings_yaml(row.number))
         pictures = figures(self.study.study, rows)
         for name, picture in pictures.items():
             (folder / "figures").mkdir(exist_ok=True)
@@ -458,8 +489,8 @@ class Search:
             _log.warning("MLflow was not told of the search's results: %s", error)
         return files[1] if number is not None else None
 
-    def _best_yaml(self, number: int) -> str:
-        """What differs from the preset, whose name stands above."""
+    def _settings_yaml(self, number: int) -> str:
+        """What differs in a trial from the preset, whose name stands above."""
         plan = self.plan
         preset = to_dict(dgnet_experiment(plan.preset, plan.base.model.num_classes, plan.store.count("train")).model)
         model = to_dict(self.experiment(number).model)

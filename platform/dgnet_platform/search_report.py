@@ -40,13 +40,15 @@ class TrialRow:
     name: str
     """Its run's."""
     state: str
-    """"finished", "stopped" (at a rung), "failed", or what it is doing now."""
+    """"finished", "stopped" (at a rung), "failed", "saved" (to be gone on with), or what it is doing now."""
     reason: str = ""
     """Why it was stopped or failed."""
     values: Mapping[str, object] = field(default_factory=dict)
     """Its parameters by name."""
     objective: float | None = None
     """mAP at its best beta in [0, 1], of its last iteration; None: none was reported."""
+    second: float | None = None
+    """The second objective, an SSIM; None: there is none, or it was not reported."""
     best_beta: float | None = None
     """Weight of f_fine that the objective was reached with."""
     iterations: int = 0
@@ -76,15 +78,31 @@ def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return sorted(rows, key=place)
 
 
+def front(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The best compromises of two objectives, by falling mAP: finished trials that no other one beats in both."""
+    best, found = -math.inf, []
+    finished = [row for row in rows if row.state == FINISHED and row.score is not None and row.second is not None]
+    for row in sorted(finished, key=lambda row: (row.score, row.second, -row.number), reverse=True):
+        assert row.second is not None
+        if row.second > best:
+            best = row.second
+            found.append(row)
+    return found
+
+
 def leaderboard(rows: Sequence[TrialRow]) -> pd.DataFrame:
     """A line a trial, in the order of `ranked`, with a column for each parameter."""
     names = _names(rows)
+    compromises = {row.number for row in front(rows)}
+    seconds = ["SSIM", "front"] if any(row.second is not None for row in rows) else []
     lines = [
         {
             "trial": row.number,
             "name": row.name,
             "state": row.state,
             "mAP": row.score,
+            "SSIM": row.second,
+            "front": row.number in compromises,
             "beta": row.best_beta,
             **{name: row.values.get(name) for name in names},
             "iterations": row.iterations,
@@ -93,7 +111,7 @@ def leaderboard(rows: Sequence[TrialRow]) -> pd.DataFrame:
         }
         for row in ranked(rows)
     ]
-    columns = ["trial", "name", "state", "mAP", "beta", *names, "iterations", "shared_iterations", "reason"]
+    columns = ["trial", "name", "state", "mAP", *seconds, "beta", *names, "iterations", "shared_iterations", "reason"]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -105,18 +123,24 @@ def leaderboard_table(rows: Sequence[TrialRow], most: int | None = None) -> Grou
         most: how many lines are shown; None: all.
     """
     names = _varying(rows)
+    compromises = {row.number for row in front(rows)}
+    seconds = ["SSIM"] if any(row.second is not None for row in rows) else []
     table = Table(title="Leaderboard, mAP in %", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("trial", "mAP", "beta", *names, "trained to"):
+    for column in ("trial", "mAP", *seconds, "beta", *names, "trained to"):
         heading = column.replace("_", " ")
         table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     table.add_column("state", no_wrap=True)
     shown = ranked(rows)
     for row in shown[:most]:
-        figures = "-" if row.score is None else f"{100 * row.score:.2f}", _text(row.best_beta)
+        figures = ["-" if row.score is None else f"{100 * row.score:.2f}", _text(row.best_beta)]
+        if seconds:
+            figures.insert(1, _text(row.second) + "*" * (row.number in compromises))
         values = [_text(row.values.get(name)) for name in names]
         style = "dim" if row.state == FAILED else None
         table.add_row(str(row.number), *figures, *values, _short(row.iterations), row.state, style=style)
     notes = [f"and {len(shown) - most} more"] if most is not None and len(shown) > most else []
+    if compromises:
+        notes.append("* no other trial is better in both: a settings file each, front-<trial>.yaml")
     if constant := {name: rows[0].values.get(name) for name in _names(rows) if name not in names}:
         notes.append("all: " + ", ".join(f"{name} {_text(value)}" for name, value in constant.items()))
     notes += [f"trial {row.number} failed: {row.reason or 'no reason known'}" for row in rows if row.state == FAILED]
@@ -132,7 +156,7 @@ class _Skipped(Exception):  # noqa: N818 - no error
 
 
 def figures(study: optuna.study.Study, rows: Sequence[TrialRow]) -> dict[str, Image.Image]:
-    """Pictures by name: importances, parallel_coordinates, slices, history, alpha_beta, iterations.
+    """Pictures by name: importances, parallel_coordinates, slices, history, front, alpha_beta, iterations.
 
     One that has nothing to show is left out, and the log says why.
 
@@ -147,6 +171,7 @@ def figures(study: optuna.study.Study, rows: Sequence[TrialRow]) -> dict[str, Im
         "parallel_coordinates": lambda: _parallel_coordinates(rows, scales),
         "slices": lambda: _slices(rows, scales),
         "history": lambda: _history(rows),
+        "front": lambda: _front(rows),
         "alpha_beta": lambda: _alpha_beta(rows),
         "iterations": lambda: _iterations(rows),
     }
@@ -277,6 +302,26 @@ def _history(rows: Sequence[TrialRow]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(0.06, 0.12)
     _legend(figure, [*rated, *(row for row in rows if row.number in lost)])
+    return figure
+
+
+def _front(rows: Sequence[TrialRow]) -> Figure:
+    rated = [row for row in rows if row.score is not None and row.second is not None]
+    if not rated:
+        raise _Skipped("no trial has two results")
+    figure, axes = _figure("The best compromises")
+    line = front(rated)
+    x = [row.second for row in line]
+    axes.plot(x, [100 * (row.score or 0.0) for row in line], color=_GREEN, linewidth=1.2, alpha=0.6, zorder=2)  # pyright: ignore[reportArgumentType]
+    _dots(axes, [row.second for row in rated], rated)
+    for row in line:
+        axes.annotate(
+            str(row.number), (row.second or 0.0, 100 * (row.score or 0.0)), (5, 5), textcoords="offset points"
+        )
+    axes.set_xlabel("SSIM with the true pictures")
+    axes.set_ylabel("mAP, %")
+    axes.margins(0.12)
+    _legend(figure, rated)
     return figure
 
 

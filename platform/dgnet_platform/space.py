@@ -236,16 +236,14 @@ class Space:
     def default(cls, base: DGNetConfig) -> "Space":
         """The paper's own question (its section 3.3 and Figure 8) around a run's settings: re-id weights and warm-up.
 
-        Warm-up starts stand on a grid of 5 % of the run, from 10 % to 50 %, that the base's own start is on. lambda_id
-        has three values only: it acts from the first iteration, so trials that differ in it share nothing. All that is
-        not searched is fixed as the base has it.
+        Warm-up starts stand on a grid of 5 % of the run, from 10 % to 50 %, that the base's own start is on. All else
+        is fixed as the base has it, also what acts from the first iteration on (lambda_img, lambda_id, learning
+        rates): trials that differ in it would share nothing.
         """
         fixed: dict[str, Dimension] = {name: Fixed(parameter.read(base)) for name, parameter in PARAMETERS.items()}
         loss = base.loss
         fixed["prim"] = Range(0.0, 2 * loss.prim or 4.0)
         fixed["alpha"] = Range(min(0.05, loss.alpha or 0.05), max(1.0, loss.alpha), log=True)
-        if loss.generated_identity > 0:
-            fixed["generated_identity"] = Choice(tuple(loss.generated_identity * factor for factor in (0.5, 1.0, 2.0)))
         step = max(1, base.iterations // 20)
         start = loss.teacher_warmup.start
         low = start - (start - math.ceil(0.1 * base.iterations)) // step * step  # the first one on the base's grid

@@ -18,6 +18,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dgnet_core.config import DGNetConfig
@@ -49,6 +50,7 @@ class Study:
         base: DGNetConfig,
         *,
         seed: int,
+        objectives: int = 1,
         concurrent: bool = False,
         warm_start: Sequence[str] = (),
     ):
@@ -61,6 +63,7 @@ class Study:
             space: what is searched.
             base: around which settings.
             seed: of what is asked for.
+            objectives: how many figures a trial is told with, all of them the larger the better.
             concurrent: whether trials run beside each other: the sampler then keeps away from those under way.
             warm_start: earlier studies as PATH:STUDY. Their best trials are tried after the first one, as far as they
                 lie in this space; only when the study is made.
@@ -83,7 +86,9 @@ class Study:
                 return
             optuna.delete_study(study_name=name, storage=storage)  # killed while it was made
         earlier = [point for study in warm_start for point in _earlier(study, space)]
-        self.study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+        self.study = optuna.create_study(
+            study_name=name, storage=storage, directions=[StudyDirection.MAXIMIZE] * objectives
+        )
         defaults = space.defaults(base)
         self.study.enqueue_trial(defaults or {}, user_attrs={_BASE: True})
         for point, source in earlier:
@@ -168,7 +173,7 @@ class Study:
         number: int,
         state: Literal["complete", "pruned", "fail"],
         *,
-        value: float | None = None,
+        values: Sequence[float] | None = None,
         curve: Mapping[int, float] | None = None,
     ) -> None:
         """Say how a trial ended.
@@ -176,15 +181,15 @@ class Study:
         Args:
             number: the trial's.
             state: finished, stopped early, or failed.
-            value: its objective, if it is finished.
-            curve: what it was judged by, by distance from its own ramp's end.
+            values: its objectives, if it is finished.
+            curve: what it was judged by, by distance from its own ramp's end; nothing with several objectives.
         """
         trial = self._trial(number)
         known = self.study.get_trials(deepcopy=False)[number].intermediate_values
         for step, figure in (curve or {}).items():
             if step not in known:
                 trial.report(figure, step)
-        self.study.tell(number, value, state=TrialState[state.upper()])
+        self.study.tell(number, values, state=TrialState[state.upper()])
 
     def _sample_for(self, number: int, name: str = "") -> None:
         """Have the next values drawn by a sampler that knows nothing but the study.
@@ -254,7 +259,7 @@ def _earlier(source: str, space: Space) -> list[tuple[dict[str, Value], str]]:
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
     distributions = space.distributions()
     points: list[tuple[dict[str, Value], str]] = []
-    for trial in sorted(done, key=lambda trial: trial.value or 0.0, reverse=True)[:BEST]:
+    for trial in sorted(done, key=lambda trial: trial.values[0], reverse=True)[:BEST]:
         point = {
             key: value
             for key, value in trial.params.items()

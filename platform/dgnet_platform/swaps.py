@@ -91,6 +91,29 @@ def fidelity(
     return {picture: dict(zip(("L1", "PSNR", "SSIM"), values, strict=True)) for picture, values in means.items()}
 
 
+def reconstruction(
+    trained: Trained, pictures: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], *, batch_size: int = 32
+) -> dict[str, float]:
+    """Mean L1, PSNR and SSIM of G(a_i, s_j) against x_j, for i and j of the same person (paper, Eq. 2).
+
+    Args:
+        trained: the networks.
+        pictures: (3, h, w), uint8.
+        pairs: places i and j of two pictures of a person each, see `same_person_pairs`.
+        batch_size: images drawn at once.
+    """
+    scores: list[Tensor] = []
+    for first in range(0, len(pairs), batch_size):
+        appearance, structure = (
+            torch.cat([_normalised(pictures[place], trained) for place in side])
+            for side in zip(*pairs[first : first + batch_size], strict=True)
+        )
+        generated = denormalise(render(trained.state, appearance, structure)).cpu()
+        parts = swap_fidelity(generated, denormalise(structure))
+        scores.append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
+    return dict(zip(("L1", "PSNR", "SSIM"), torch.cat(scores, dim=1).double().mean(dim=1).tolist(), strict=True))
+
+
 def stored_grid(trained: Trained, store: Store, people: People | None, title: str) -> Image.Image:
     """Swaps among queries of different persons; for drawn people beside the true ones."""
     index = store.index("query")
@@ -153,6 +176,21 @@ def choose_pairs(shots: Sequence[Shot], pairs: int) -> list[tuple[Shot, Shot]]:
         i, j = (shots[k] for k in rng.integers(0, len(shots), 2))
         if i.identity != j.identity:
             chosen.append((i, j))
+    return chosen
+
+
+def same_person_pairs(person_ids: Sequence[int], pairs: int) -> list[tuple[int, int]]:
+    """Places of two different pictures of one person each, at most so many, the same in every call."""
+    places: dict[int, list[int]] = {}
+    for place, person in enumerate(person_ids):
+        if person > 0:  # neither distractors nor junk
+            places.setdefault(person, []).append(place)
+    several = [own for own in places.values() if len(own) > 1]
+    rng = np.random.default_rng(0)
+    chosen: list[tuple[int, int]] = []
+    while several and len(chosen) < pairs:
+        i, j = rng.choice(several[len(chosen) % len(several)], 2, replace=False).tolist()
+        chosen.append((i, j))
     return chosen
 
 

@@ -14,7 +14,14 @@ from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.people import People
 from dgnet_platform.datasets.people_set import shot_of
 from dgnet_platform.report import PicturesOf, ranked_picture
-from dgnet_platform.swaps import choose_pairs, different_people, fidelity, grid_picture
+from dgnet_platform.swaps import (
+    choose_pairs,
+    different_people,
+    fidelity,
+    grid_picture,
+    reconstruction,
+    same_person_pairs,
+)
 from dgnet_platform.trained import Trained
 
 BETA = 0.5
@@ -23,7 +30,7 @@ BETAS = {"prim": 0.0, "fine": float("inf"), "both": BETA}
 SWEEP = tuple(step / 10 for step in range(11))
 """Weights of f_fine that are tried on held-out identities, to choose the best of."""
 PAIRS = 32
-"""Swaps that are compared with the true picture."""
+"""Generated pictures that are compared with the true ones."""
 QUERIES_SHOWN = 6
 
 
@@ -48,7 +55,11 @@ class Validator:
     """Who is drawn in the pictures; None for photographs."""
 
     def __call__(self, state: State) -> Validation:
-        """Retrieval figures in [0, 1], ranked lists; for DG-Net swaps, and on drawn people their fidelity."""
+        """Retrieval figures in [0, 1], ranked lists; for DG-Net swaps, and how close pictures come to the true ones.
+
+        `reconstruction/` is of pictures that are drawn from another one of the same person, `swap/` of swaps among
+        drawn people.
+        """
         network = state.teacher if isinstance(state, TeacherState) else state.appearance_encoder
         size = self.config.network.height, self.config.network.width
         precision = "bfloat16" if self.config.step.precision == "bfloat16" else "float32"
@@ -90,6 +101,12 @@ class Validator:
             rows = different_people(self.query.person_ids.tolist())
             names = [self.query.file_names[row] for row in rows]
             pictures["swaps"] = grid_picture(trained, _pictures_of(self.query)(rows), names, self.people, title)
+            again = same_person_pairs(self.gallery.person_ids.tolist(), PAIRS)
+            if again:
+                rows = [place for pair in again for place in pair]
+                shown = _pictures_of(self.gallery)(rows)
+                scores = reconstruction(trained, shown, [(n, n + 1) for n in range(0, len(rows), 2)])
+                metrics |= {f"{self.prefix}/reconstruction/{figure}": value for figure, value in scores.items()}
             if self.people is not None:
                 pairs = choose_pairs([shot_of(name) for name in self.gallery.file_names], PAIRS)
                 scores = fidelity(trained, self.people, pairs)["G(a_i, s_j)"] if pairs else {}

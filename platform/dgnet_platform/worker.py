@@ -166,7 +166,7 @@ def train(
     experiment, state = run.experiment, learner.state
     last = learner.config.iterations if run.until is None else run.until
     journal = Journal(run.folder, state.iteration) if ranks()[0] == 0 else None
-    window = _Window(learner)
+    window, warned = _Window(learner), False
     try:
         if verdict := _verdict(run, judge, state.iteration, None):
             return Outcome(ending="stopped early", iteration=state.iteration, reason=verdict)
@@ -182,7 +182,9 @@ def train(
             saves = also or t % experiment.checkpoint_every == 0 or t == last
             if not (fault or evaluates or saves or t % experiment.log_every == 0):
                 continue
-            lines, stop = window.fetch(stop=_asked_to_stop(run))
+            lines, (stop, leaving) = window.fetch(_asked_to_stop(run), _node_is_leaving())
+            saves |= leaving and not warned  # Ray starts the run again elsewhere, once the node is gone
+            warned |= leaving
             fault = fault or _fault(learner)
             pictures: dict[str, str] = {}
             if evaluates and journal is not None and not fault:
@@ -252,8 +254,13 @@ def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, f
 
 
 def _asked_to_stop(run: Run) -> bool:
-    """Whether somebody asked this run to stop, or its node is about to be taken away."""
-    return run.stop_asked or ray.train.get_preemption_info() is not None
+    """Whether somebody asked this run to stop."""
+    return run.stop_asked
+
+
+def _node_is_leaving() -> bool:
+    """Whether a node of this run is about to be taken away; every rank has to ask."""
+    return ray.train.get_preemption_info() is not None
 
 
 class _Window:
@@ -268,17 +275,18 @@ class _Window:
         """Keep the metrics of the iteration that is just done."""
         self._steps.append(metrics)
 
-    def fetch(self, stop: bool) -> tuple[list[dict[str, float]], bool]:
-        """Means over ranks of what was added since, a dictionary an iteration, and whether any rank has to stop.
+    def fetch(self, *flags: bool) -> tuple[list[dict[str, float]], list[bool]]:
+        """Means over ranks of what was added since, a dictionary an iteration, and which flags any rank has raised.
 
         Every rank calls this at the same iteration.
         """
         learner, steps = self._learner, self._steps
         values = [value for step in steps for value in step.values()]
-        flag = learner.state.fault.new_full((), float(stop), dtype=values[0].dtype if values else torch.float32)
-        means = torch.stack([*values, flag])
+        dtype = values[0].dtype if values else torch.float32
+        raised = [learner.state.fault.new_full((), float(flag), dtype=dtype) for flag in flags]
+        means = torch.stack([*values, *raised])
         average([means], learner.share)
-        *numbers, stopping = means.tolist()
+        numbers = means.tolist()
         now = time.perf_counter()
         speed = learner.images_a_step * len(steps) / (now - self._since)
         self._steps, self._since = [], now
@@ -288,7 +296,7 @@ class _Window:
         for iteration, step in enumerate(steps, first):
             line = {_title(name): next(remaining) for name in step}
             lines.append({**line, **learner.settings(iteration), "speed/images_per_second": speed})
-        return lines, stopping > 0
+        return lines, [mean > 0 for mean in numbers[len(values) :]]
 
 
 def _title(name: str) -> str:
