@@ -101,7 +101,9 @@ def furnish(shared: Path, store: Path, scratch: Path, *, iterations: int, every:
     base = replace(base, model=replace(base.model, iterations=iterations))
     shutil.copytree(store, shared / "people")
     shutil.copytree(train(teacher_of(base), console=QUIET).checkpoint, shared / "teacher")
-    (shared / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
+    settings = to_dict(base)
+    del settings["data"], settings["storage"]
+    (shared / "base.yaml").write_text(yaml.safe_dump(settings))
 
 
 def wait_while(job: subprocess.Popen[str], condition: Callable[[], object], what: str) -> None:
