@@ -1,23 +1,14 @@
 """A real `ray up` on several hosts: a search of trials on two of them, cut off, killed, and gone on with."""
 
-import json
-import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from dgnet_platform.plain import to_dict
-from dgnet_platform.presets import teacher_of
-from dgnet_platform.training import train
 from tests.lab import ADDRESSES, HEAD, WORKERS, lab, obstacle, wait_for
-from tests.lab_cluster import Cluster
-from tests.runs import QUIET, lines, tiny_experiment
+from tests.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_while
+from tests.runs import lines
 
 pytestmark = [
     pytest.mark.cluster,
@@ -38,14 +29,8 @@ def cluster(people_store, tmp_path_factory):
     """A cluster that is up, and what a tiny search needs in its shared folder."""
     if reason := obstacle():
         pytest.skip(reason)
-    root = tmp_path_factory.mktemp("cluster")
-    base = tiny_experiment(people_store, root, evaluate_every=ITERATIONS // 2, checkpoint_every=EVERY)
-    base = replace(base, model=replace(base.model, iterations=ITERATIONS))
-    teacher = train(teacher_of(base), console=QUIET).checkpoint
     with lab() as hosts:
-        shutil.copytree(people_store, hosts.shared / "people")
-        shutil.copytree(teacher, hosts.shared / "teacher")
-        (hosts.shared / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
+        furnish(hosts.shared, people_store, tmp_path_factory.mktemp("cluster"), iterations=ITERATIONS, every=EVERY)
         cluster = Cluster(hosts)
         cluster.up()
         yield cluster
@@ -62,27 +47,6 @@ def succeed(job: subprocess.Popen[str]) -> str:
     output, _ = job.communicate()
     assert job.returncode == 0, output
     return output
-
-
-def wait_while(job: subprocess.Popen[str], condition: Callable[[], object], what: str) -> None:
-    """Wait until a condition holds while a job is under way."""
-    wait_for(lambda: job.poll() is not None or condition(), 300, what)
-    assert job.poll() is None, job.communicate()[0]
-
-
-def starts(folder: Path) -> list[dict[str, Any]]:
-    """When, from which iteration and on which hosts a run was started."""
-    file = folder / "starts.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def hosts_of(start: dict[str, Any]) -> list[str]:
-    return [host.split()[0] for host in start["hosts"]]
-
-
-def done(folder: Path) -> int:
-    """Iterations in a run's journal."""
-    return len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0
 
 
 def curves(folder: Path) -> list[dict[str, float]]:

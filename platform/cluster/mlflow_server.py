@@ -33,13 +33,15 @@ from typing import Annotated
 
 import psutil
 import requests
+import sqlalchemy
 import tyro
 from mlflow.utils.credentials import read_mlflow_creds
 from pyarrow.fs import FileSystem, LocalFileSystem
+from sqlalchemy.exc import SQLAlchemyError
 
 CREDENTIALS = Path("~/.mlflow/credentials").expanduser()
 LOG = "server.log"
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds that a server may take to start."""
 AUTH = """[mlflow]
 default_permission = READ
@@ -101,6 +103,8 @@ def serve(server: Options) -> None:
     home = server.home
     with _alone(home):
         _check_ports(server)
+        if uri := os.environ.get("MLFLOW_BACKEND_STORE_URI"):
+            _check_database(uri)
         if server.artifacts.startswith("s3://"):
             _check_bucket(server.artifacts)
         environment, command = _environment(home), _command(server)
@@ -329,6 +333,16 @@ def _listening() -> list:
         return [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid]
     except psutil.AccessDenied:
         return []
+
+
+def _check_database(uri: str) -> None:
+    shown = sqlalchemy.make_url(uri).render_as_string(hide_password=True)
+    try:
+        sqlalchemy.create_engine(uri).connect().close()
+    except ModuleNotFoundError as error:
+        raise ServerError(f"MLFLOW_BACKEND_STORE_URI {shown} needs {error.name}: uv sync --extra postgres") from None
+    except SQLAlchemyError as error:
+        raise ServerError(f"MLFLOW_BACKEND_STORE_URI {shown} cannot be used: {str(error).strip()}") from None
 
 
 def _check_bucket(uri: str) -> None:
