@@ -1,9 +1,9 @@
 """Fixtures that several files share."""
 
 import json
-import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -67,7 +67,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0, "master.telemetry": "false",
         "master.volumeSizeLimitMB": 64, "volume.max": 0, "volume.minFreeSpace": "1GiB", **ports,
     }  # fmt: skip
-    command = [shutil.which("weed") or "weed", "server", *(f"-{name}={value}" for name, value in options.items())]
+    command = [
+        str(Path(sys.executable).parent / "weed"),
+        "server",
+        *(f"-{name}={value}" for name, value in options.items()),
+    ]
     with (folder / "log").open("wb") as log, pytest.MonkeyPatch.context() as environment:
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
