@@ -1,7 +1,6 @@
 """A cluster as `ray up platform/cluster/local.yaml` makes it of the lab's hosts, and what an operator does with it."""
 
 import json
-import secrets
 import shlex
 import shutil
 import subprocess
@@ -26,25 +25,22 @@ class Cluster:
     """The operator's view of it."""
 
     def __init__(self, lab: Lab):
-        self.lab, self._password = lab, secrets.token_urlsafe()
+        self.lab = lab
 
     def up(self) -> None:
         """`ray up`, as the README says; returns once the job server can be reached and all workers are there."""
         workers = ", ".join(ADDRESSES[name] for name in WORKERS)
         mine = {"head_ip": ADDRESSES[HEAD], "worker_ips": f"[{workers}]", "ssh_user": "root"}
         edits = " ".join(f"-e 's/{name}: .*/{name}: {value}/'" for name, value in mine.items())
-        credentials = f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {self._password}\n"
         self.run(f"sed {edits} platform/cluster/local.yaml > {FILE}")
-        self.run(f"umask 077; mkdir -p ~/.mlflow; cat > ~/.mlflow/credentials <<< '{credentials}'")
-        self.run("mkdir -p ~/.ray; ray get-auth-token --generate")
+        self.run(f"python platform/cluster/prepare.py {FILE}")
+        self._password = self.run("sed -n 's/.*password = //p' ~/.mlflow/credentials").strip()
         self.run(f"ray up -y {FILE}", timeout=300)
-        self._tunnel = self.start(f"ray dashboard {FILE}")
+        self.run(f"setsid ray dashboard {FILE} > /tmp/dashboard.log 2>&1 < /dev/null &")
         wait_for(lambda: self.alive() == {HEAD, *WORKERS}, 240, "workers")
 
     def down(self) -> None:
         """`ray down`, which only asks the head; workers end when they miss it."""
-        self._tunnel.kill()
-        self._tunnel.communicate()
         self.run(f"ray down -y {FILE}", timeout=120)
 
     def start(self, command: str) -> subprocess.Popen[str]:

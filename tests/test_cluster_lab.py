@@ -93,6 +93,29 @@ def test_strangers_are_refused(cluster):
     cluster.run(f"curl -s http://{ADDRESSES[HEAD]}:8265", status=7)  # only the head itself gets there
 
 
+def test_an_elastic_run_goes_on_with_fewer_workers_and_again_with_all(cluster):
+    lab, folder = cluster.lab, cluster.lab.shared / "runs" / "elastic"
+    job = cluster.submit(
+        "train_market.py --name elastic --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
+        f" --workers 1:3 --model.iterations 100000 --evaluate-every 100000 --checkpoint-every {EVERY}",
+        "--submission-id elastic",
+    )
+    follow = partial(wait_while, job)
+    follow(lambda: done(folder) > EVERY, "iterations on three hosts")
+    lost = hosts_of(starts(folder)[0])[0]
+    lab.off(lost)
+    follow(lambda: len(starts(folder)) == 2, "workers on two hosts")
+    follow(lambda: done(folder) > starts(folder)[1]["iteration"] + EVERY, "iterations on two hosts")
+    lab.on(lost)
+    follow(lambda: len(starts(folder)) == 3, "workers on three hosts again")
+    follow(lambda: done(folder) > starts(folder)[2]["iteration"] + EVERY, "iterations on three hosts again")
+    cluster.run("ray job stop elastic")
+    job.communicate()
+    assert [set(hosts_of(start)) for start in starts(folder)] == [{*WORKERS}, {*WORKERS} - {lost}, {*WORKERS}]
+    assert [line["iteration"] for line in lines(folder)] == list(range(1, done(folder) + 1))
+    assert (folder / f"checkpoint_{done(folder):08d}").exists()
+
+
 def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
     lab, storage = cluster.lab, cluster.lab.shared / "broken"
     command = f"{SEARCH} --storage /shared/broken"
@@ -139,29 +162,6 @@ def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
     assert [start["iteration"] for start in starts(prefix)] == [0, EVERY]
     for folder in (first, second):
         assert [start["iteration"] for start in starts(folder)] == [START, START + EVERY]
-
-
-def test_an_elastic_run_goes_on_with_fewer_workers_and_again_with_all(cluster):
-    lab, folder = cluster.lab, cluster.lab.shared / "runs" / "elastic"
-    job = cluster.submit(
-        "train_market.py --name elastic --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
-        f" --workers 1:2 --model.iterations 100000 --evaluate-every 100000 --checkpoint-every {EVERY}",
-        "--submission-id elastic",
-    )
-    follow = partial(wait_while, job)
-    follow(lambda: done(folder) > EVERY, "iterations on two hosts")
-    [lost, left] = hosts_of(starts(folder)[0])
-    lab.off(lost)
-    follow(lambda: len(starts(folder)) == 2, "workers on one host")
-    follow(lambda: done(folder) > starts(folder)[1]["iteration"] + EVERY, "iterations on one host")
-    lab.on(lost)
-    follow(lambda: len(starts(folder)) == 3, "workers on two hosts again")
-    follow(lambda: done(folder) > starts(folder)[2]["iteration"] + EVERY, "iterations on two hosts again")
-    cluster.run("ray job stop elastic")
-    job.communicate()
-    assert [set(hosts_of(start)) for start in starts(folder)] == [{lost, left}, {left}, {lost, left}]
-    assert [line["iteration"] for line in lines(folder)] == list(range(1, done(folder) + 1))
-    assert (folder / f"checkpoint_{done(folder):08d}").exists()
 
 
 def test_ray_down_leaves_nothing(cluster):
