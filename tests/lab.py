@@ -131,7 +131,7 @@ class Lab:
         """Switch all hosts off; nothing is left of them."""
         self.off(*self._hosts)
         self._disks.kill()
-        self._disks.wait()
+        self._disks.communicate()
 
     def _network(self, *commands: str) -> None:
         """Change the network, which is the operator's."""

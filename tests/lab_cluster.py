@@ -1,14 +1,21 @@
 """A cluster as `ray up platform/cluster/local.yaml` makes it of the lab's hosts, and what an operator does with it."""
 
 import json
-import secrets
 import shlex
+import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dgnet_platform.plain import to_dict
+from dgnet_platform.presets import teacher_of
+from dgnet_platform.training import train
 from tests.lab import ADDRESSES, HEAD, OPERATOR, ROOT, WORKERS, Lab, wait_for
+from tests.runs import QUIET, lines, tiny_experiment
 
 FILE = "~/local.yaml"
 """The operator's copy of platform/cluster/local.yaml, with his hosts in it."""
@@ -18,19 +25,18 @@ class Cluster:
     """The operator's view of it."""
 
     def __init__(self, lab: Lab):
-        self.lab, self._password = lab, secrets.token_urlsafe()
+        self.lab = lab
 
     def up(self) -> None:
         """`ray up`, as the README says; returns once the job server can be reached and all workers are there."""
-        config = yaml.safe_load((ROOT / "platform" / "cluster" / "local.yaml").read_text())
-        config["provider"] |= {"head_ip": ADDRESSES[HEAD], "worker_ips": [ADDRESSES[name] for name in WORKERS]}
-        config["auth"]["ssh_user"] = "root"
-        credentials = f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {self._password}\n"
-        self.run(f"cat > {FILE} <<< '{yaml.safe_dump(config)}'")
-        self.run(f"umask 077; mkdir -p ~/.mlflow; cat > ~/.mlflow/credentials <<< '{credentials}'")
-        self.run("mkdir -p ~/.ray; ray get-auth-token --generate")
+        workers = ", ".join(ADDRESSES[name] for name in WORKERS)
+        mine = {"head_ip": ADDRESSES[HEAD], "worker_ips": f"[{workers}]", "ssh_user": "root"}
+        edits = " ".join(f"-e 's/{name}: .*/{name}: {value}/'" for name, value in mine.items())
+        self.run(f"sed {edits} platform/cluster/local.yaml > {FILE}")
+        self.run(f"python platform/cluster/prepare.py {FILE}")
+        self._password = self.run("sed -n 's/.*password = //p' ~/.mlflow/credentials").strip()
         self.run(f"ray up -y {FILE}", timeout=300)
-        self._tunnel = self.start(f"ray dashboard {FILE}")
+        self.run(f"setsid ray dashboard {FILE} > /tmp/dashboard.log 2>&1 < /dev/null &")
         wait_for(lambda: self.alive() == {HEAD, *WORKERS}, 240, "workers")
 
     def down(self) -> None:
@@ -75,3 +81,43 @@ class Cluster:
             return json.loads(self.lab.run(OPERATOR, f"curl -sS --max-time 10 {options} {address}"))
         except (AssertionError, ValueError):
             return None
+
+
+def furnish(shared: Path, store: Path, scratch: Path, *, iterations: int, every: int) -> None:
+    """Put what a tiny run needs into the shared folder: people, teacher, and base.yaml with its settings.
+
+    Args:
+        shared: the folder.
+        store: the smallest set of drawn people.
+        scratch: where the teacher may be trained.
+        iterations: length of the run.
+        every: distance of its checkpoints.
+    """
+    base = tiny_experiment(store, scratch, evaluate_every=iterations // 2, checkpoint_every=every)
+    base = replace(base, model=replace(base.model, iterations=iterations))
+    shutil.copytree(store, shared / "people")
+    shutil.copytree(train(teacher_of(base), console=QUIET).checkpoint, shared / "teacher")
+    settings = to_dict(base)
+    del settings["data"], settings["storage"]
+    (shared / "base.yaml").write_text(yaml.safe_dump(settings))
+
+
+def wait_while(job: subprocess.Popen[str], condition: Callable[[], object], what: str) -> None:
+    """Wait until a condition holds while a job is under way."""
+    wait_for(lambda: job.poll() is not None or condition(), 300, what)
+    assert job.poll() is None, job.communicate()[0]
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """When, from which iteration and on which hosts a run was started."""
+    file = folder / "starts.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def hosts_of(start: dict[str, Any]) -> list[str]:
+    return [host.split()[0] for host in start["hosts"]]
+
+
+def done(folder: Path) -> int:
+    """Iterations in a run's journal."""
+    return len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0

@@ -1,23 +1,14 @@
 """A real `ray up` on several hosts: a search of trials on two of them, cut off, killed, and gone on with."""
 
-import json
-import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from dgnet_platform.plain import to_dict
-from dgnet_platform.presets import teacher_of
-from dgnet_platform.training import train
 from tests.lab import ADDRESSES, HEAD, WORKERS, lab, obstacle, wait_for
-from tests.lab_cluster import Cluster
-from tests.runs import QUIET, lines, tiny_experiment
+from tests.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_while
+from tests.runs import lines
 
 pytestmark = [
     pytest.mark.cluster,
@@ -38,14 +29,8 @@ def cluster(people_store, tmp_path_factory):
     """A cluster that is up, and what a tiny search needs in its shared folder."""
     if reason := obstacle():
         pytest.skip(reason)
-    root = tmp_path_factory.mktemp("cluster")
-    base = tiny_experiment(people_store, root, evaluate_every=ITERATIONS // 2, checkpoint_every=EVERY)
-    base = replace(base, model=replace(base.model, iterations=ITERATIONS))
-    teacher = train(teacher_of(base), console=QUIET).checkpoint
     with lab() as hosts:
-        shutil.copytree(people_store, hosts.shared / "people")
-        shutil.copytree(teacher, hosts.shared / "teacher")
-        (hosts.shared / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
+        furnish(hosts.shared, people_store, tmp_path_factory.mktemp("cluster"), iterations=ITERATIONS, every=EVERY)
         cluster = Cluster(hosts)
         cluster.up()
         yield cluster
@@ -62,27 +47,6 @@ def succeed(job: subprocess.Popen[str]) -> str:
     output, _ = job.communicate()
     assert job.returncode == 0, output
     return output
-
-
-def wait_while(job: subprocess.Popen[str], condition: Callable[[], object], what: str) -> None:
-    """Wait until a condition holds while a job is under way."""
-    wait_for(lambda: job.poll() is not None or condition(), 300, what)
-    assert job.poll() is None, job.communicate()[0]
-
-
-def starts(folder: Path) -> list[dict[str, Any]]:
-    """When, from which iteration and on which hosts a run was started."""
-    file = folder / "starts.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def hosts_of(start: dict[str, Any]) -> list[str]:
-    return [host.split()[0] for host in start["hosts"]]
-
-
-def done(folder: Path) -> int:
-    """Iterations in a run's journal."""
-    return len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0
 
 
 def curves(folder: Path) -> list[dict[str, float]]:
@@ -127,6 +91,29 @@ def test_strangers_are_refused(cluster):
     assert "Unauthorized" in refused
     assert not (cluster.lab.shared / "stranger").exists()
     cluster.run(f"curl -s http://{ADDRESSES[HEAD]}:8265", status=7)  # only the head itself gets there
+
+
+def test_an_elastic_run_goes_on_with_fewer_workers_and_again_with_all(cluster):
+    lab, folder = cluster.lab, cluster.lab.shared / "runs" / "elastic"
+    job = cluster.submit(
+        "train_market.py --name elastic --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
+        f" --workers 1:3 --model.iterations 100000 --evaluate-every 100000 --checkpoint-every {EVERY}",
+        "--submission-id elastic",
+    )
+    follow = partial(wait_while, job)
+    follow(lambda: done(folder) > EVERY, "iterations on three hosts")
+    lost = hosts_of(starts(folder)[0])[0]
+    lab.off(lost)
+    follow(lambda: len(starts(folder)) == 2, "workers on two hosts")
+    follow(lambda: done(folder) > starts(folder)[1]["iteration"] + EVERY, "iterations on two hosts")
+    lab.on(lost)
+    follow(lambda: len(starts(folder)) == 3, "workers on three hosts again")
+    follow(lambda: done(folder) > starts(folder)[2]["iteration"] + EVERY, "iterations on three hosts again")
+    cluster.run("ray job stop elastic")
+    job.communicate()
+    assert [set(hosts_of(start)) for start in starts(folder)] == [{*WORKERS}, {*WORKERS} - {lost}, {*WORKERS}]
+    assert [line["iteration"] for line in lines(folder)] == list(range(1, done(folder) + 1))
+    assert (folder / f"checkpoint_{done(folder):08d}").exists()
 
 
 def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
@@ -175,29 +162,6 @@ def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
     assert [start["iteration"] for start in starts(prefix)] == [0, EVERY]
     for folder in (first, second):
         assert [start["iteration"] for start in starts(folder)] == [START, START + EVERY]
-
-
-def test_an_elastic_run_goes_on_with_fewer_workers_and_again_with_all(cluster):
-    lab, folder = cluster.lab, cluster.lab.shared / "runs" / "elastic"
-    job = cluster.submit(
-        "train_market.py --name elastic --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
-        f" --workers 1:2 --model.iterations 100000 --evaluate-every 100000 --checkpoint-every {EVERY}",
-        "--submission-id elastic",
-    )
-    follow = partial(wait_while, job)
-    follow(lambda: done(folder) > EVERY, "iterations on two hosts")
-    [lost, left] = hosts_of(starts(folder)[0])
-    lab.off(lost)
-    follow(lambda: len(starts(folder)) == 2, "workers on one host")
-    follow(lambda: done(folder) > starts(folder)[1]["iteration"] + EVERY, "iterations on one host")
-    lab.on(lost)
-    follow(lambda: len(starts(folder)) == 3, "workers on two hosts again")
-    follow(lambda: done(folder) > starts(folder)[2]["iteration"] + EVERY, "iterations on two hosts again")
-    cluster.run("ray job stop elastic")
-    job.communicate()
-    assert [set(hosts_of(start)) for start in starts(folder)] == [{lost, left}, {left}, {lost, left}]
-    assert [line["iteration"] for line in lines(folder)] == list(range(1, done(folder) + 1))
-    assert (folder / f"checkpoint_{done(folder):08d}").exists()
 
 
 def test_ray_down_leaves_nothing(cluster):

@@ -42,12 +42,13 @@ def cluster_config() -> dict[str, Any]:
 def nodes() -> list[Node]:
     """The cluster's machines, and those that its autoscaler would start.
 
-    Waits, but not for long, for those that it always has: they are not there yet when `ray up` returns.
+    Waits, but not for long, for those that it always has: they are not there yet when `ray up` returns. Those that were
+    there and died are not waited for.
     """
     config = cluster_config()
     least = 1 + sum(kind.get("min_workers", 0) for kind in config.get("available_node_types", {}).values())
     give_up = time.monotonic() + PATIENCE
-    while len(alive()) < least and time.monotonic() < give_up:
+    while len(alive()) < least and _seen() < least and time.monotonic() < give_up:
         time.sleep(1)
     return with_offered([_node(machine["Resources"]) for machine in alive()], config)
 
@@ -85,6 +86,11 @@ def check_locks(machines: Sequence[Mapping[str, Any]], lock: Path = LOCK) -> Non
             f"{', '.join(others)}: set up from another uv.lock than this job's. Run `ray up` with this repository's"
             " cluster file: it installs the lock on all machines"
         )
+
+
+def _seen() -> int:
+    """How many machines Ray knows, also of those that died."""
+    return len({machine["NodeManagerAddress"] for machine in ray.nodes()})
 
 
 def _node(resources: Mapping[str, float]) -> Node:
