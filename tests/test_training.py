@@ -1,6 +1,7 @@
 """Training from the driver: tracked in MLflow, resumed after kills, refused when it cannot work."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import yaml
 from mlflow import MlflowClient
 
 from dgnet_core.inference import extract
-from dgnet_platform import training
+from dgnet_platform import tracking, training
 from dgnet_platform.checkpoint import CheckpointError, load_networks
 from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.store import Store, StoreError
@@ -365,3 +366,13 @@ def test_a_run_that_diverges_fails_with_its_reason(people_store, tmp_path, finis
     info = MlflowClient(run.tracking_uri).get_run(run.mlflow_run)
     assert info.info.status == "FAILED"
     assert "not finite" in info.data.tags["dgnet.reason"]
+
+
+def test_a_run_is_found_where_its_server_has_moved(tmp_path):
+    before, after, other = (f"sqlite:///{tmp_path}/{name}.db" for name in ("before", "after", "other"))
+    connected, experiment_id = tracking.connect(before, "dgnet")
+    run_id = connected.create_run(experiment_id).info.run_id
+    shutil.copy(tmp_path / "before.db", tmp_path / "after.db")
+    tracking.connect(other, "dgnet")
+    assert tracking.uri_of(run_id, after, before) == after
+    assert tracking.uri_of(run_id, other, before) == before

@@ -12,6 +12,7 @@ export DGNET_LOCK=$(sha256sum "$HOME/dgnet/uv.lock" | cut -c1-12)
 export RAY_AUTH_MODE=token            # that of ~/.ray/auth_token: nobody else runs anything here
 export RAY_AUTOSCALER_UTILIZATION_SCORER=spot_first.score
 export RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
+export RAY_JOB_STOP_WAIT_TIME_S=300   # `ray job stop` lets a run save; Ray would kill it after three seconds
 
 # A node that died is noticed after 15 s, one whose network is gone after half a minute.
 export RAY_health_check_period_ms=3000 RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=4
