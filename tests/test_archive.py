@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -413,7 +414,8 @@ def test_a_run_goes_on_when_its_machine_is_lost(s3, people_store, tmp_path, node
     wait_for(lambda: any(name.endswith(META) for name in names(f"{s3}/runs")) or process.poll() is not None)
     machine = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for each in machine:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate()
     psutil.wait_procs(machine, timeout=10)
     assert not (storage / "lost" / f"checkpoint_{last:08d}").exists(), "it was killed too late to tell"

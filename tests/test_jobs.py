@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,7 +77,8 @@ class Cluster:
         self._head.send_signal(signal.SIGTERM)
         self._head.communicate(timeout=60)
         for process in psutil.wait_procs(everyone, timeout=30)[1]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @pytest.fixture
