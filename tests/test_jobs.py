@@ -102,7 +102,7 @@ def is_done(storage: Path, name: str) -> bool:
 
 
 def test_searches_beside_each_other_are_stopped_and_submitted_again(cluster, people_store, tmp_path):
-    base = tiny_experiment(people_store, tmp_path, evaluate_every=20, checkpoint_every=20)
+    base = tiny_experiment(people_store, tmp_path, evaluate_every=20, checkpoint_every=4)
     base = replace(base, model=replace(base.model, iterations=ITERATIONS))
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
     teacher = train(teacher_of(base), console=QUIET).checkpoint

@@ -44,8 +44,9 @@ def test_pooled_code_is_the_global_maximum() -> None:
 
 
 def test_structure_code_is_blind_to_colour() -> None:
+    torch.manual_seed(0)
     x = torch.randn(1, 3, 24, 12)
-    assert torch.equal(to_gray(x), to_gray(x[:, [2, 0, 1]])) or torch.allclose(to_gray(x), to_gray(x[:, [2, 0, 1]]))
+    torch.testing.assert_close(to_gray(x), to_gray(x[:, [2, 0, 1]]), rtol=0, atol=1e-6)  # sums in another order
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
