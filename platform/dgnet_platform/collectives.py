@@ -46,6 +46,8 @@ def average_gradients(parameters: Sequence[nn.Parameter], share: float) -> None:
 
 def average_statistics(state: State, share: float) -> None:
     """What follows the ranks' own batches, made equal: BatchNorm's running statistics and the watched loss level."""
+    if ranks()[1] == 1:
+        return  # walking through all modules takes milliseconds
     statistics = [
         buffer for network in state.networks.values() for buffer in network.buffers() if buffer.is_floating_point()
     ]
