@@ -164,9 +164,12 @@ def test_a_search_survives_its_hosts_and_its_driver(cluster, whole):
         assert [start["iteration"] for start in starts(folder)] == [START, START + EVERY]
 
 
-def test_ray_down_leaves_nothing(cluster):
+def test_ray_down_leaves_nothing(cluster, whole):  # workers are up, or ray down would race with their start
     cluster.down()
     cluster.lab.run(HEAD, ". dgnet/environment.sh; python dgnet/mlflow_server.py stop")
-    left = "ps -eo args | grep -E 'ray|mlflow|python' | grep -v grep || true"
+    left = "ps -eo args | grep -E 'ray|mlflow|python' | grep -vE 'grep|lab_host.sh' || true"
     for name in cluster.lab.names:
-        wait_for(lambda name=name: not cluster.lab.run(name, left), 90, f"end of Ray on {name}")
+        try:
+            wait_for(lambda name=name: not cluster.lab.run(name, left), 90, f"end of Ray on {name}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {cluster.lab.run(name, left)}") from None
