@@ -1,4 +1,6 @@
 # What every process on a cluster's node finds in its environment: sourced before each command of cluster.yaml.
+# Once: a shell between Ray and its workers reads this file again, and would undo what Ray set for a job.
+[ -z "${DGNET_LOCK-}" ] || return 0
 export PATH="$HOME/dgnet/.venv/bin:$HOME/.local/bin:$PATH"
 export PYTHONPATH=platform:$HOME/dgnet  # the first in a job's own copy of this repository, where its processes start
 export UV_PYTHON=3.11                 # the same on all nodes: Ray refuses others
