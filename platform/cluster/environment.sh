@@ -1,8 +1,9 @@
 # What every process on a cluster's node finds in its environment: sourced before each command of cluster.yaml.
-# Once: a shell between Ray and its workers reads this file again, and would undo what Ray set for a job.
-[ -z "${DGNET_LOCK-}" ] || return 0
 export PATH="$HOME/dgnet/.venv/bin:$HOME/.local/bin:$PATH"
-export PYTHONPATH=platform:$HOME/dgnet  # the first in a job's own copy of this repository, where its processes start
+case ":${PYTHONPATH-}:" in
+    *:platform:*) ;;  # read again by a shell between Ray and a worker: the job's own copy of this repository stays first
+    *) export PYTHONPATH=platform:$HOME/dgnet ;;  # the first in that copy, where a job's processes start
+esac
 export UV_PYTHON=3.11                 # the same on all nodes: Ray refuses others
 export PIP_BREAK_SYSTEM_PACKAGES=1    # new Debians and Ubuntus otherwise refuse `pip install --user uv`
 unset OMP_NUM_THREADS PYTHONWARNINGS  # `ray up` sets them: one thread for everything
