@@ -17,7 +17,7 @@ ATTEMPTS = 10
 
 def normalise(pixels: Tensor, height: int, width: int) -> Tensor:
     """Images (N, 3, height, width), float32 and normalised, of pixels (N, 3, h, w), uint8; bicubic resize if needed."""
-    x = pixels.float()
+    x = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # the same bits from pixels of any layout
     if pixels.shape[-2:] != (height, width):
         x = F.interpolate(x, (height, width), mode="bicubic", antialias=True).round_().clamp_(0, 255)
     mean = torch.tensor(MEAN, device=x.device).mul_(255)[:, None, None]

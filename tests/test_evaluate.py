@@ -413,7 +413,7 @@ def test_streamed_features_are_those_of_the_whole_split(store: Path, monkeypatch
     decoded: list[bytes] = []
     decode = images_module.decode
     monkeypatch.setattr(
-        images_module, "decode", lambda picture, *scratch: decoded.append(picture) or decode(picture, *scratch)
+        images_module, "decode", lambda picture, *place: decoded.append(picture) or decode(picture, *place)
     )
     how = Extraction(
         height=size[0], width=size[1], batch_size=6, precision="float32", device=torch.device("cpu"), threads=2

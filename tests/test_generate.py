@@ -282,10 +282,10 @@ def test_a_damaged_picture_is_named(config: GenerateConfig, tmp_path: Path, monk
     ]
     decode = images_module.decode
 
-    def broken(picture: bytes, *scratch: np.ndarray) -> np.ndarray:
+    def broken(picture: bytes, *place: np.ndarray) -> np.ndarray:
         if picture == content:
             raise PictureError("does not decode")
-        return decode(picture, *scratch)
+        return decode(picture, *place)
 
     monkeypatch.setattr(images_module, "decode", broken)
     with pytest.raises(StoreError, match=rf"train\.parquet: {bad}: does not decode"):

@@ -52,7 +52,7 @@ def test_pixels_and_ids(tmp_path: Path, pictures: dict[str, np.ndarray], monkeyp
     for row, name in enumerate(images.file_names):
         assert np.array_equal(images.images[row].permute(1, 2, 0).numpy(), pictures[f"train/{name}"])
     assert images.images.dtype == torch.uint8
-    assert images.images.is_contiguous()
+    assert images.images.is_contiguous(memory_format=torch.channels_last)
     assert images.person_ids.tolist() == [30] * 4 + [4] * 4 + [9] * 4
     assert images.camera_ids.tolist() == [1, 1, 2, 2] * 3
     assert images.classes.tolist() == [4, 9, 30] == list(store.info.classes)
@@ -151,7 +151,7 @@ def test_a_streamed_picture_that_does_not_decode_is_named(
     monkeypatch.setattr(
         images_module,
         "decode",
-        lambda picture, scratch: decode(picture[:-30] if picture == content else picture, scratch),
+        lambda picture, place: decode(picture[:-30] if picture == content else picture, place),
     )
     batches = stream(store, ["train"], height=16, width=8, batch_size=4, threads=2)
     assert len(next(batches)[1]) == 4

@@ -302,10 +302,11 @@ def examples(out: Path, plan: Plan, parts: Sequence[Part], renderer: Renderer, t
         for row, others in zip(rows, structures.tolist(), strict=True)
         for structure in others
     ]
+    generated = np.stack([decode(jpeg) for jpeg in jpegs])
     panels = {
         "appearance": renderer.decode(np.array(rows))[:, None],
         "structures": renderer.decode(structures.flatten()).unflatten(0, structures.shape),
-        "generated": torch.from_numpy(np.stack([decode(jpeg) for jpeg in jpegs])).unflatten(0, structures.shape),
+        "generated": torch.from_numpy(generated).permute(0, 3, 1, 2).unflatten(0, structures.shape),
     }
     grids = [(caption, tile(cells).numpy()) for caption, cells in panels.items()]
     return captioned_grids(title, grids, cell_height=panels["generated"].shape[-2])

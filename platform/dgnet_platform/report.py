@@ -154,7 +154,7 @@ def stored_pictures(store: Store, split: str, rows: Sequence[int]) -> list[np.nd
     wanted, found, first = set(rows), {}, 0
     for table in store.row_groups(split, ["image"]):
         for row in sorted(wanted.intersection(range(first, first + table.num_rows))):
-            found[row] = decode(table["image"][row - first].as_py())
+            found[row] = decode(table["image"][row - first].as_py()).transpose(2, 0, 1)
         first += table.num_rows
     return [found[row] for row in rows]
 

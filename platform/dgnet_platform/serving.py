@@ -60,7 +60,7 @@ class Descriptors(PythonModel):
         pixels = []
         for row, picture in pictures.items():
             try:
-                pixels.append(torch.from_numpy(np.ascontiguousarray(decode(picture)))[None])
+                pixels.append(torch.from_numpy(decode(picture).transpose(2, 0, 1)[None].copy()))
             except (PictureError, TypeError) as error:
                 raise ValueError(f"row {row}, column {COLUMN!r}: {error}: send the bytes of an image file") from None
         same = all(picture.shape == pixels[0].shape for picture in pixels)

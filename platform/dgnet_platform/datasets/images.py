@@ -36,7 +36,7 @@ class ImageSet:
     """N pictures of one size with their ids, in the order of the store (sorted file names)."""
 
     images: Tensor
-    """(N, 3, H, W) uint8, RGB."""
+    """(N, 3, H, W) uint8, RGB; channels last in memory where they were decoded."""
     person_ids: Tensor
     """(N,) int64, as in the store."""
     camera_ids: Tensor
@@ -71,11 +71,11 @@ class ImageSet:
         count = store.count(split)
         _require(image_bytes(count, height, width), torch.device("cpu"), f"{split} of {store.location}")
         # NumPy asks for huge pages where torch.empty does not: filling them takes a quarter of the time.
-        images = torch.from_numpy(np.empty((count, 3, height, width), np.uint8))
+        images = np.empty((count, height, width, 3), np.uint8)
 
         def decode_to(chunk: tuple[int, pa.Table]) -> int:
             start, table = chunk
-            _decode_into(images[start : start + len(table)].numpy(), table, store, split)
+            _decode_into(images[start : start + len(table)], table, store, split)
             return start + len(table)
 
         chunks = zip(range(0, count, CHUNK), _tables(store, split, CHUNK), strict=True)
@@ -83,7 +83,7 @@ class ImageSet:
             progress(done, count)
         index = store.index(split)
         return cls(
-            images=images,
+            images=torch.from_numpy(images).permute(0, 3, 1, 2),
             person_ids=torch.from_numpy(index["person_id"].to_numpy(np.int64, copy=True)),
             camera_ids=torch.from_numpy(index["camera_id"].to_numpy(np.int64, copy=True)),
             file_names=tuple(index["file_name"]),
@@ -205,9 +205,9 @@ def decode_table(table: pa.Table, store: Store, split: str, *, height: int, widt
     Raises:
         StoreError: A damaged picture.
     """
-    pictures = torch.empty(len(table), 3, height, width, dtype=torch.uint8, pin_memory=pinned)
+    pictures = torch.empty(len(table), height, width, 3, dtype=torch.uint8, pin_memory=pinned)
     _decode_into(pictures.numpy(), table, store, split)
-    return pictures
+    return pictures.permute(0, 3, 1, 2)
 
 
 def _tables(store: Store, split: str, size: int, rows: range | None = None) -> Iterator[pa.Table]:
@@ -224,24 +224,24 @@ def _tables(store: Store, split: str, size: int, rows: range | None = None) -> I
 
 
 def _decode_into(out: np.ndarray, table: pa.Table, store: Store, split: str) -> None:
-    """Write a table's pictures to `out` (N, 3, H, W) uint8, resizing those of one other size in one batch."""
+    """Write a table's pictures to `out` (N, H, W, 3) uint8, resizing those of one other size in one batch."""
     others: defaultdict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
-    scratch = np.empty((*out.shape[2:], 3), np.uint8)
     names, pictures = table["file_name"].to_pylist(), table["image"].to_pylist()
-    for row, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+    for row, (name, picture, place) in enumerate(zip(names, pictures, out, strict=True)):
         try:
-            array = decode(picture, scratch)
+            array = decode(picture, place)
         except PictureError as error:
             where = f"{store.location}/{split}.parquet"
             raise StoreError(f"{where}: {name}: {error}: prepare the store again") from None
-        if array.shape == out.shape[1:]:
-            out[row] = array
-        else:
+        if array.shape != place.shape:
             others[array.shape][row] = array
+        elif array is not place:
+            out[row] = array
     for arrays in others.values():
-        batch = torch.from_numpy(np.stack(list(arrays.values())))
+        batch = torch.from_numpy(np.stack(list(arrays.values()))).permute(0, 3, 1, 2).contiguous()
         mode = InterpolationMode.BICUBIC
-        out[list(arrays)] = transforms.resize(batch, list(out.shape[2:]), interpolation=mode, antialias=True).numpy()
+        resized = transforms.resize(batch, list(out.shape[1:3]), interpolation=mode, antialias=True)
+        out[list(arrays)] = resized.permute(0, 2, 3, 1).numpy()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
