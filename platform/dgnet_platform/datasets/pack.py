@@ -177,6 +177,7 @@ class _SplitWriter:
         options: dict[str, Any] = {"use_dictionary": INDEX_COLUMNS, "write_statistics": INDEX_COLUMNS}
         self._file = pq.ParquetWriter(path, SCHEMA, compression="none", write_page_checksum=True, **options)
         self._pictures: list[_Picture] = []
+        self._batches: list[pa.RecordBatch] = []
         self._bytes = 0
 
     def __enter__(self) -> "_SplitWriter":
@@ -189,17 +190,20 @@ class _SplitWriter:
         """Append a row."""
         self._pictures.append(picture)
         self._bytes += len(picture.image)
+        if len(self._pictures) == CHUNK:
+            self._convert()
         if self._bytes >= ROW_GROUP_BYTES:
             self._write_row_group()
 
     def finish(self, info: StoreInfo) -> None:
         """Write what is left, and the metadata."""
-        if self._pictures:
+        if self._bytes:
             self._write_row_group()
         self._file.add_key_value_metadata({INFO_KEY.decode(): info.to_json().decode()})
 
-    def _write_row_group(self) -> None:
-        pictures, self._pictures, self._bytes = self._pictures, [], 0
+    def _convert(self) -> None:
+        """Rows to columns, few at a time: one array of a whole row group would be copied whenever it grows."""
+        pictures, self._pictures = self._pictures, []
         columns = [
             [picture.image for picture in pictures],
             [picture.record.person_id for picture in pictures],
@@ -209,7 +213,13 @@ class _SplitWriter:
             [picture.height for picture in pictures],
         ]
         arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
-        self._file.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), row_group_size=len(pictures))
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
+
+    def _write_row_group(self) -> None:
+        self._convert()
+        table = pa.Table.from_batches(self._batches, schema=SCHEMA)
+        self._file.write_table(table, row_group_size=len(table))
+        self._batches, self._bytes = [], 0
 
 
 @contextmanager

@@ -150,7 +150,11 @@ def _unique(records: Sequence[Record]) -> tuple[list[Record], list[Problem]]:
 
 def _is_text(name: str) -> bool:
     """Whether a file's name is Unicode: Python hands over other bytes as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_leaks(records: Collection[Record]) -> tuple[list[Record], list[Problem]]:

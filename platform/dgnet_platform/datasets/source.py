@@ -18,6 +18,7 @@ MAX_ENTRY_BYTES = 64 * 2**20
 MAX_ARCHIVE_BYTES = 200 * 2**30
 """What a .zip may declare to unpack to, in all; MSMT17, the largest public set here, is below 3 GiB."""
 
+_HIDDEN = re.compile(r"(^|/)(\.|__MACOSX(/|$))")
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """The fixed part of a zip entry's own header: signature, ..., lengths of the name and of the extra field."""
@@ -58,7 +59,7 @@ class Source:
     def top_folders(self) -> list[str]:
         """Names of the first level's folders, without the ones that archivers add."""
         tops = {name.split("/", 1)[0] for name in self.names if "/" in name}
-        return sorted(top for top in tops if not _is_hidden(top))
+        return sorted(top for top in tops if not _HIDDEN.search(top))
 
     def under(self, folder: str) -> "Source":
         """The same source seen from `folder`."""
@@ -67,13 +68,9 @@ class Source:
         return replace(self, names=names, root=self.root + prefix)
 
 
-def _is_hidden(part: str) -> bool:
-    return part[:1] == "." or part == "__MACOSX"
-
-
 def is_picture(name: str) -> bool:
     """Whether a file counts as a picture by its name: a known ending in any case, no hidden folder."""
-    return name.lower().endswith(PICTURE_ENDINGS) and not any(map(_is_hidden, name.split("/")))
+    return name.lower().endswith(PICTURE_ENDINGS) and not _HIDDEN.search(name)
 
 
 def climbs_out(name: str) -> bool:
