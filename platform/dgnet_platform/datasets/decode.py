@@ -38,10 +38,10 @@ def decode(encoded: bytes, place: np.ndarray | None = None) -> np.ndarray:
         PictureError: The bytes are cut off, broken, no picture at all, or unreasonably large when unpacked.
     """
     if size := _jpeg_size(encoded):
-        fits = place is not None and place.shape[1::-1] == size
+        target = place if place is not None and place.shape[1::-1] == size else None
         try:
-            pixels = simplejpeg.decode_jpeg(encoded, buffer=place if fits else None)
-            return place if fits else pixels
+            pixels = simplejpeg.decode_jpeg(encoded, buffer=target)
+            return pixels if target is None else target
         except ValueError:
             pass  # Pillow reads what libjpeg only warns of, and tells what is wrong with the rest
     return _read(encoded, _pixels)
