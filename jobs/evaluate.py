@@ -4,9 +4,11 @@
 `uv run jobs/evaluate.py --checkpoint runs/market/checkpoint_00100000 --store data/market --out results/a`
 Several stores (`--store A --store B`) show how the networks transfer. The folder `--out` receives
 results.json, results.parquet and pictures. `--distributed --workers 8` extracts on a Ray cluster, in parts: the same
-command again goes on where it was stopped. The exit status is 0, or 2 when something given cannot be used.
+command again goes on where it was stopped. The exit status is 0, 2 when something given cannot be used, 130 when it
+was stopped.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from shutil import rmtree
@@ -46,6 +48,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         console.print(printable(str(error)), style="bold red", markup=False, soft_wrap=True)
         return 2
+    except KeyboardInterrupt:
+        console.print("Stopped: nothing was written but finished parts of --distributed.", style="bold yellow")
+        return 128 + signal.SIGINT
     console.print(tables(evaluation))
     console.print(f"Tables and pictures are in {printable(str(config.out))}.", style="green", markup=False)
     return 0

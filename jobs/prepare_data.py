@@ -4,9 +4,10 @@
 `uv run jobs/prepare_data.py --dataset market1501 --source Market-1501-v15.09.15.zip --out data/market`
 `uv run jobs/prepare_data.py --dataset people --size laptop --out data/people` draws people instead.
 The exit status is 0 when the store is there, 1 when files are bad and --skip-bad was not given, 2 when the
-source or the output folder cannot be used at all.
+source or the output folder cannot be used at all, 130 when it was stopped.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (SourceError, StoreError, OSError) as error:
         console.print(printable(str(error)), style="bold red", markup=False, soft_wrap=True)
         return 2
+    except KeyboardInterrupt:
+        console.print("Stopped: nothing was written.", style="bold yellow")
+        return 128 + signal.SIGINT
     console.print(report(prepared), soft_wrap=True)
     return 1 if prepared.outcome == "refused" else 0
 

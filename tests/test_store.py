@@ -585,6 +585,20 @@ def test_sizes_on_the_command_line_are_the_drawing_sizes():
     assert set(get_args(DrawnSize)) == set(SIZES)
 
 
+def test_a_stopped_job_says_so_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def stop(picture: bytes) -> tuple[int, int]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pack_module, "measure", stop)
+    source = write_market(tmp_path / "market")
+    args = ["--dataset", "market1501", "--source", str(source), "--out", str(tmp_path / "store")]
+    assert prepare_data.main(args) == 130
+    assert "Stopped: nothing was written." in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["market"]
+
+
 def test_job_runs_by_path(tmp_path: Path):
     source = write_market(tmp_path / "market")
     command = [sys.executable, "jobs/prepare_data.py", "--dataset", "market1501"]
