@@ -36,6 +36,11 @@ import jobs.bench_step
     run(code, PYTHONPATH=str(ROOT))
 
 
+def test_rays_workers_do_not_get_a_copy_of_uvs_environment() -> None:
+    code = "import jobs.tune_market, ray._private.ray_constants as r; assert not r.RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    run(code, PYTHONPATH=f"{ROOT}:{ROOT}/platform")
+
+
 @pytest.mark.parametrize("job", JOBS, ids=lambda p: p.stem)
 def test_jobs_run_by_path_and_explain_themselves(job: Path) -> None:
     done = subprocess.run([sys.executable, job, "--help"], cwd="/", capture_output=True, text=True, check=False)
