@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Speed of the data path as a share of what picture decoders alone reach: `uv run jobs/bench_data.py`.
 
-Each round times two decoders alone - Pillow's, which most loaders use, and simplejpeg, by which JPEGs are decoded here -
-from bytes in memory to pixels that are dropped at once, then packing a folder, packing a .zip, and loading the store
-into an image set, all with the same threads. A share is the median over the rounds of decoder time / time; by processor
-time it hardly depends on what else the machine does.
+Each round times two decoders alone - Pillow's, which most loaders use, and simplejpeg, by which JPEGs are decoded
+here - from bytes in memory to pixels that are dropped at once, then packing a folder, packing a .zip, and loading the
+store into an image set, all with the same threads. A share is the median over the rounds of decoder time / time, on the
+clock and by processor time, which hardly depends on what else the machine does.
 
 Freed memory is kept for the next round: pages that a virtual machine has to ask its host for can cost as much as
 decoding into them, and are counted once, in the untimed round.
@@ -105,14 +105,7 @@ def main(pictures: int = 12_000, rounds: int = 7, threads: int = 2) -> None:
                 times[name].append(seconds(thing))
 
     table = Table(title=f"{pictures:,} pictures, {threads} threads, medians of {rounds} rounds")
-    for column in (
-        "",
-        "pictures/s",
-        "of Pillow alone",
-        "by processor time",
-        "of simplejpeg alone",
-        "by processor time",
-    ):
+    for column in ("", "pictures/s", "of Pillow", "(processor)", "of simplejpeg", "(processor)"):
         table.add_column(column, justify="right" if column else "left")
     for name, taken in times.items():
         rate = pictures / median(wall for wall, _ in taken)

@@ -33,8 +33,8 @@ def kill_worker(lab: Lab, host: str) -> None:
 
 LOSSES: dict[str, Callable[[Lab, str], None]] = {
     "a worker is killed": kill_worker,
-    "a host is switched off": Lab.off,
     "a host is cut off": Lab.cut,
+    "a host is switched off": Lab.off,
 }
 
 
@@ -62,7 +62,8 @@ def main() -> None:
         for what, lose in LOSSES.items():
             before = len(starts(folder))
             wait_while(job, lambda: done(folder) > starts(folder)[-1]["iteration"] + 2 * EVERY, "steps")
-            lose(hosts, hosts_of(starts(folder)[-1])[1])
+            host = hosts_of(starts(folder)[-1])[1]
+            lose(hosts, host)
             begin, most = time.monotonic(), 0
             while len(starts(folder)) == before:
                 most = max(most, done(folder))
@@ -71,6 +72,9 @@ def main() -> None:
             start = starts(folder)[-1]["iteration"]
             wait_while(job, lambda start=start: done(folder) > start, "a step")
             table.add_row(what, str(most - start), f"{time.monotonic() - begin:.0f}")
+            if lose is Lab.cut:  # two of three workers' hosts are needed for the next
+                hosts.mend(host)
+                wait_while(job, lambda: len(cluster.alive()) == 4, "the host's return")
         Console().print(table)
 
 
