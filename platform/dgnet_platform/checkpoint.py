@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from dgnet_core.baseline import TeacherState
 from dgnet_core.config import DGNetConfig, TeacherConfig
 from dgnet_core.state import TrainState
 from dgnet_core.teacher import Teacher
+from dgnet_platform.disk import flush
 from dgnet_platform.plain import ConfigError, from_dict, to_dict
 from dgnet_platform.version import code_version
 
@@ -166,11 +166,11 @@ def save(
         )
         (partial / META).write_text(meta.to_json())
         for written in (partial / TENSORS, partial / META, partial):
-            _flush(written)
+            flush(written)
         if path.exists():
             _remove(path)
         partial.rename(path)
-        _flush(folder)
+        flush(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
@@ -325,12 +325,3 @@ def measure(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from dgnet_platform.datasets.decode import map_in_threads
+from dgnet_platform.disk import flush
 from dgnet_platform.experiment import differences
 
 RECORD = "settings.json"
@@ -226,9 +227,9 @@ def _write(folder: Path, name: str, files: Files) -> None:
     partial.mkdir()
     for _ in map_in_threads(lambda file: _flushed(partial / file[0], file[1]), files.items(), WRITERS):
         pass
-    _flush(partial)
+    flush(partial)
     partial.rename(folder / name)
-    _flush(folder)
+    flush(folder)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -236,7 +237,7 @@ def write_file(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     _flushed(partial, content)
     partial.rename(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def _flushed(path: Path, content: bytes) -> None:
@@ -244,11 +245,3 @@ def _flushed(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

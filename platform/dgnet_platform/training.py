@@ -1,16 +1,10 @@
 """A training run from its experiment to its results, as the driver sees it: check, track, launch, watch, publish."""
 
-import fcntl
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from mlflow import MlflowClient
@@ -36,6 +30,7 @@ from dgnet_platform.experiment import (
     flat,
     identity_of,
 )
+from dgnet_platform.foreground import alone, elsewhere, stopping
 from dgnet_platform.plain import to_dict
 from dgnet_platform.presets import teacher_of
 from dgnet_platform.publishing import publish
@@ -45,10 +40,6 @@ from dgnet_platform.shipping import ship
 from dgnet_platform.trained import digest_of, open_teacher
 from dgnet_platform.version import code_version
 from dgnet_platform.worker import Outcome
-
-Answer = TypeVar("Answer")
-LOCK = ".training.lock"
-"""Held by whoever trains the run of a folder."""
 
 
 class TrainingError(RuntimeError):
@@ -373,21 +364,6 @@ def _tags(plan: Plan) -> dict[str, str]:
     }
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Only one command at a time trains a run.
-
-    Raises:
-        ExperimentError: another one does.
-    """
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExperimentError(f"run {folder.name} is being trained by another command: wait for it") from None
-        yield
-
-
 def absolute(location: str) -> str:
     """A folder or URI that holds wherever the worker's working directory is; nothing stays nothing."""
     return location if not location or "://" in location else str(Path(location).expanduser().resolve())
@@ -429,7 +405,7 @@ def _fit(run: Run, console: Console) -> Outcome:
     halve each other's speed, even when only one of them does so at a time (OpenMP counts the threads of both).
     """
     fit = launch.build_trainer(run).fit
-    with Display(run, console) as display, _stopping(run, display):
+    with Display(run, console) as display, stopping(run, display.say, "saves at the next iteration and stops"):
         try:
             result = elsewhere(fit, partial(_say_waiting, run, display)) if run.experiment.most_workers else fit()
         except TrainingFailedError as error:
@@ -446,50 +422,6 @@ def _say_waiting(run: Run, display: Display) -> None:
 def _room_for(run: Run) -> launch.Room:
     """What a run's workers need at least, and what the cluster has now."""
     return launch.room_for(run.experiment.fewest_workers, run.experiment.gpus)
-
-
-def elsewhere(fit: Callable[[], Answer], meanwhile: Callable[[], None] = lambda: None) -> Answer:
-    """Call Ray's `fit` in another thread, and `meanwhile` now and then in this one.
-
-    In the main thread Ray would take Ctrl-C for itself.
-    """
-    results: list[Answer | BaseException] = []
-
-    def call() -> None:
-        try:
-            results.append(fit())
-        except BaseException as error:
-            results.append(error)
-
-    thread = threading.Thread(target=call, name="fit", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(5)
-        meanwhile()
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
-
-
-@contextmanager
-def _stopping(run: Run, display: Display) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM the run saves and stops; on the second one this command ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: object) -> None:  # noqa: ARG001 - what signal handlers take
-        if run.stop_asked:
-            raise KeyboardInterrupt
-        run.ask_to_stop()
-        display.say("saves at the next iteration and stops (once more: stop at once, without saving)")
-
-    former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _end(connected: MlflowClient, run: Run, outcome: Outcome, register: str | None, console: Console) -> Trained:

@@ -15,12 +15,12 @@ from ray import tune
 from dgnet_platform import checkpoint, journal, launch, tracking
 from dgnet_platform.archive import archive_of
 from dgnet_platform.experiment import DGNetExperiment
+from dgnet_platform.foreground import LOCK
 from dgnet_platform.journal import JOURNAL
 from dgnet_platform.plain import from_dict, to_dict
 from dgnet_platform.prefix import PrefixError, adopt, ensure_prefix
 from dgnet_platform.prefix_plan import fork_of
 from dgnet_platform.run import STOP, Run
-from dgnet_platform.training import LOCK
 from dgnet_platform.worker import Ending, Outcome
 
 PROGRESS = "trial.json"

@@ -3,9 +3,7 @@
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from dgnet_platform.commands import (
     with_data,
 )
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError
+from dgnet_platform.foreground import alone, elsewhere, stopping
 from dgnet_platform.machines import is_local
 from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix_plan import Costs, Plan, plan, simulated_ends
@@ -41,8 +40,6 @@ from dgnet_platform.tracking import ui_command
 from dgnet_platform.training import (
     TrainingError,
     absolute,
-    alone,
-    elsewhere,
     named_teacher,
     needed_classes,
     train,
@@ -254,30 +251,10 @@ def _run(search: Search, console: Console) -> bool:
     """Run the trials while a table shows them; returns whether all are done."""
     search.settle()
     if search.study.missing or search.study.running:
-        with SearchDisplay(search, console) as display, _stopping(search, display):
+        what = "trials save at their next iteration and stop"
+        with SearchDisplay(search, console) as display, stopping(search, display.say, what):
             elsewhere(search.run)
     return not search.study.missing and not search.study.running
-
-
-@contextmanager
-def _stopping(search: Search, display: SearchDisplay) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM all trials save and stop; on the second one this command ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: object) -> None:  # noqa: ARG001 - what signal handlers take
-        if search.stop_asked:
-            raise KeyboardInterrupt
-        search.ask_to_stop()
-        display.say("trials save at their next iteration and stop (once more: stop at once, without saving)")
-
-    former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _say_goodbye(search: Search, finished: bool, best: Path | None, console: Console) -> None:

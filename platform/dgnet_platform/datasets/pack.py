@@ -32,6 +32,7 @@ from dgnet_platform.datasets.store import (
     split_info,
     store_fingerprint,
 )
+from dgnet_platform.disk import flush
 
 ROW_GROUP_BYTES = 32 * 2**20
 """Pictures in a row group: long enough that a request to an object store is bound by bandwidth and not by its
@@ -99,7 +100,7 @@ def pack(
         for writer in writers.values():
             writer.finish(info)
     for file in folder.iterdir():
-        _flush(file)
+        flush(file)
     return info, problems
 
 
@@ -259,14 +260,6 @@ def _is_open_at(folder: Path, descriptor: int) -> bool:
 
 def publish(folder: Path, out: Path) -> None:
     """Make a finished staging folder the store at `out`, in one step that a crash cannot halve."""
-    _flush(folder)
+    flush(folder)
     folder.rename(out)
-    _flush(out.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(out.parent)
