@@ -90,4 +90,5 @@ def same(left, right) -> bool:
 
 def lines(folder: Path) -> list[dict]:
     """A run's journal."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    whole, _, _ = (folder / "metrics.jsonl").read_text().rpartition("\n")  # the last line may still be written
+    return [json.loads(line) for line in whole.splitlines()]

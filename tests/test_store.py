@@ -349,7 +349,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pack_module, "_flush", disk_full)
+    monkeypatch.setattr(pack_module, "flush", disk_full)
     with pytest.raises(OSError, match="No space left"):
         packed(source, tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["market"]

@@ -144,7 +144,7 @@ numpy.save("descriptors.npy", model.predict(pandas.read_pickle("pictures.pkl")))
 def _decoded(rows: list[bytes]) -> list[np.ndarray]:
     from dgnet_platform.datasets.decode import decode
 
-    return [decode(row) for row in rows]
+    return [decode(row).transpose(2, 0, 1) for row in rows]
 
 
 def test_the_model_names_a_row_that_is_no_picture(finished, client):
