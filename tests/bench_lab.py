@@ -1,8 +1,9 @@
 """What a cluster costs in time, and a lost host in steps: as root `PYTHONPATH=.:platform uv run tests/bench_lab.py`.
 
-The hosts are those of tests/lab.py, so they share this machine's CPUs; most of the time is Python importing packages. A
-tiny run of two workers on two hosts is saved every 5 iterations. Then a worker is killed, a host is switched off, and
-one is cut off. Lost are the iterations that the run had done and had to do again.
+The hosts are those of tests/lab.py, so they share this machine's CPUs; most of the time is Python importing packages.
+First a search begins, whose only trial trains on two hosts, without a shared prefix. Then a tiny run of two workers on
+two hosts is saved every 5 iterations: a worker is killed, a host is cut off, and one is switched off. Lost are the
+iterations that the run had done and had to do again.
 """
 
 import sys
@@ -20,6 +21,11 @@ from tests.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_whi
 
 EVERY = 5
 """Iterations between checkpoints."""
+SEARCH = (
+    "tune_market.py --name search --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
+    " --trials 1 --workers-per-trial 2 --no-sharing --stopping.kind none"
+    " --set generated_identity=0.5 ramp=4 alpha=0.3 warmup_start=20"
+)
 JOB = (
     "train_market.py --name bench --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
     " --workers 2 --model.iterations 1000000 --evaluate-every 1000000 --max-failures 10"
@@ -49,15 +55,19 @@ def main() -> None:
         moments = {"ray up": time.monotonic()}
         cluster.up()
         moments["all workers are there"] = time.monotonic()
-        job, folder = cluster.submit(JOB), hosts.shared / "runs" / "bench"
-        wait_while(job, lambda: starts(folder), "ranks")
-        moments["both ranks are ready"] = time.monotonic()
-        wait_while(job, lambda: done(folder), "the first step")
-        moments["the first step is done"] = time.monotonic()
+        job, trial = cluster.submit(SEARCH), hosts.shared / "runs" / "search-000"
+        wait_while(job, lambda: starts(trial), "ranks")
+        moments["both ranks of the first trial are ready"] = time.monotonic()
+        wait_while(job, lambda: done(trial), "the first step")
+        moments["the first trial has done a step"] = time.monotonic()
+        output, _ = job.communicate(timeout=300)
+        assert job.returncode == 0, output
         table = Table("", "seconds after ray up")
         for what, moment in moments.items():
             table.add_row(what, f"{moment - moments['ray up']:.0f}")
         Console().print(table)
+        job, folder = cluster.submit(JOB), hosts.shared / "runs" / "bench"
+        wait_while(job, lambda: done(folder), "the first step")
         table = Table("", "steps lost", "seconds without a step", title=f"A checkpoint every {EVERY} iterations")
         for what, lose in LOSSES.items():
             before = len(starts(folder))
