@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from tests.lab import Lab, lab, obstacle
+from tests.lab import HEAD, WORKERS, Lab, lab, obstacle
 from tests.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_while
 
 EVERY = 5
@@ -84,7 +84,7 @@ def main() -> None:
             table.add_row(what, str(most - start), f"{time.monotonic() - begin:.0f}")
             if lose is Lab.cut:  # two of three workers' hosts are needed for the next
                 hosts.mend(host)
-                wait_while(job, lambda: len(cluster.alive()) == 4, "the host's return")
+                wait_while(job, lambda: cluster.alive() == {HEAD, *WORKERS}, "the host's return")
         Console().print(table)
 
 

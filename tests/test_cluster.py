@@ -99,10 +99,10 @@ def test_a_shell_that_starts_a_worker_leaves_the_jobs_paths_alone(tmp_path):
     (tmp_path / "dgnet").mkdir()
     (tmp_path / "dgnet" / "uv.lock").write_text("")
     (tmp_path / ".bashrc").write_text(f". {FOLDER / 'environment.sh'}\n")
-    shell = ". ~/.bashrc && export PYTHONPATH=/job:$PYTHONPATH && exec env SHLVL=0 SSH_CLIENT=ray "
-    for again in ("bash -c", "BASH_ENV=~/.bashrc bash -c"):  # on a host reached by SSH, and in a container
+    shell = ". ~/.bashrc && export PYTHONPATH=/job:$PYTHONPATH && exec env"
+    for again in ("SHLVL=0 SSH_CLIENT=ray", "BASH_ENV=$HOME/.bashrc"):  # on a host reached by SSH, and in a container
         done = subprocess.run(
-            ["bash", "-euc", f"{shell} {again} 'echo $PYTHONPATH'"],
+            ["bash", "-euc", f"{shell} {again} bash -c 'echo $PYTHONPATH'"],
             env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stdout.strip() == f"/job:platform:{tmp_path}/dgnet"

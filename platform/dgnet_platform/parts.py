@@ -241,7 +241,5 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _flushed(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(content)
+    flush(path)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dgnet_platform.datasets.pack import publish, staging
+from dgnet_platform.disk import flush
 from dgnet_platform.evaluation import Evaluation, EvaluationError
 
 FORMAT = 1
@@ -71,8 +72,7 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     }
     (folder / JSON).write_text(json.dumps(values, indent=2) + "\n")
     for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(path)
 
 
 def read(folder: Path) -> Evaluation:
