@@ -490,6 +490,8 @@ def test_a_trial_whose_folder_is_gone_is_noticed(tmp_path):
     study.note(study.ask(), folder="/lost/search-000")
     search = Search.__new__(Search)
     search.study, search.archive = study, None
-    search.plan = SimpleNamespace(name="search", base=SimpleNamespace(storage=str(tmp_path / "lost")))  # pyright: ignore[reportAttributeAccessIssue]
+    search.plan = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+        name="search", trial_folder=lambda number: tmp_path / "lost" / f"search-{number:03d}"
+    )
     with pytest.raises(ExperimentError, match=r"trial 0 of search .*search-000, which is gone"):
         search._check_folders()

@@ -1,52 +1,39 @@
-"""A search from its base experiment to its leaderboard, as the driver sees it.
+"""A search under way, as the driver sees it.
 
 The study says which trials there are; Ray Tune only runs them. Each start of the driver makes a new Tune experiment for
 the trials that are not over, and all else is found in their folders: so nothing of Tune's own has to survive a kill.
 """
 
-import hashlib
-import json
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import yaml
 from mlflow.entities import Metric
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 
 from dgnet_platform import journal, launch, prefix, tracking
 from dgnet_platform.archive import archive_of, follow
-from dgnet_platform.datasets.store import Store
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError, differences, flat, identity_of
-from dgnet_platform.halving import Stopping, ramp_end, rungs_of
+from dgnet_platform.halving import ramp_end, rungs_of
 from dgnet_platform.machines import nodes
 from dgnet_platform.placement import Placement, place
 from dgnet_platform.plain import to_dict
-from dgnet_platform.presets import Preset, dgnet_experiment
-from dgnet_platform.run import Judging, Run, folder_of
-from dgnet_platform.search_report import FAILED, FINISHED, STOPPED, TrialRow, figures, front, leaderboard, ranked
+from dgnet_platform.run import Judging, Run
+from dgnet_platform.search_plan import BETA, METRIC, SearchPlan
 from dgnet_platform.shipping import ship
-from dgnet_platform.space import PARAMETERS, Space
 from dgnet_platform.study import Study
-from dgnet_platform.swaps import people_of
-from dgnet_platform.trained import digest_of
 from dgnet_platform.trial import Progress, Trial
 from dgnet_platform.version import code_version
 
-METRIC = "val/best/mAP"
-"""What trials are compared by: mAP on the held-out identities, with the weight of f_fine that is best for it."""
-SECOND: dict[str, str] = {"swap": "val/swap/SSIM", "reconstruction": "val/reconstruction/SSIM"}
-"""Metrics of second objectives."""
-BETA, METRIC_BY_BETA = "val/best/beta", "val/mAP_by_beta"
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
 """In a search's folder: what was decided at rungs, a file that stops all trials, and what Ray Tune leaves."""
 PATIENCE = 120.0
@@ -54,135 +41,6 @@ PATIENCE = 120.0
 
 Answer = TypeVar("Answer")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig:
-    """How trials are run and compared."""
-
-    stopping: Stopping = field(default_factory=Stopping)
-    """When trials are stopped early."""
-    second: Literal["none", "swap", "reconstruction"] = "none"
-    """A second objective beside mAP: the SSIM of swaps with the true pictures (drawn people only), or of held-out
-    pictures that are drawn from another one of the same person. The best compromises are then the result, and trials
-    run to their ends (--stopping.kind none)."""
-    seed: int = 0
-    """Of what is tried."""
-    sharing: bool = True
-    """Train what trials have in common before their warm-up once. It changes no result, only how long they take."""
-    workers_per_trial: int = 0
-    """Ray Train workers of a trial, each with its share of the batch; 0 or 1: its own process trains, which saves half
-    a minute a trial."""
-    gpus_per_trial: float = 0.0
-    """GPUs of a trial, over all its workers."""
-    concurrent: int = 0
-    """Trials at once; 0: as many as fit, on CPUs alone one a machine."""
-    retries: int = 2
-    """How often a trial starts again from its newest checkpoint when its process dies."""
-    prefix_gib: float = 50.0
-    """GiB that shared prefixes may take in the storage folder; those longest unused go first."""
-    warm_start: tuple[str, ...] = ()
-    """Earlier studies as PATH:STUDY, whose best trials are tried after the first one."""
-
-    def __post_init__(self) -> None:
-        for name in ("seed", "workers_per_trial", "gpus_per_trial", "concurrent", "retries", "prefix_gib"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more")
-        if self.second != "none" and self.stopping.kind != "none":
-            raise ValueError(
-                f"second {self.second}: early stopping would judge trials by mAP alone: pass --stopping.kind none too"
-            )
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """Metrics that trials are compared by, the larger the better."""
-        return METRIC, *([SECOND[self.second]] if self.second != "none" else [])
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchPlan:
-    """What a search comes down to; nothing is changed by making one."""
-
-    name: str
-    folder: Path
-    base: DGNetExperiment
-    """What all trials have in common; its model is the first trial's."""
-    space: Space
-    config: SearchConfig
-    store: Store
-    preset: Preset
-    """Where the base's settings come from."""
-    teacher: Path | None
-    teacher_digest: str | None
-    identity: Mapping[str, Any]
-    """All that decides its results."""
-    distances: tuple[int, ...]
-    """Of the rungs from each trial's own ramp end."""
-
-    @property
-    def tracking_uri(self) -> str:
-        """MLflow's store or server."""
-        return self.base.tracking_uri or tracking.default_uri(self.base.storage)
-
-
-def plan_search(
-    base: DGNetExperiment,
-    space: Space,
-    config: SearchConfig,
-    *,
-    name: str = "",
-    preset: Preset = "laptop",
-    teacher: Path | None,
-) -> SearchPlan:
-    """Find out what a search comes down to.
-
-    Args:
-        base: what all trials have in common, on a store that exists.
-        space: what is searched.
-        config: how.
-        name: of the search; none: made of the data set and a hash of all that decides the results.
-        preset: where the base's settings come from.
-        teacher: the teacher's checkpoint.
-
-    Raises:
-        ExperimentError, SpaceError, StoreError, CheckpointError: it cannot be run as asked.
-    """
-    if not base.hold_out:
-        raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
-    store = Store.open(base.data)
-    if config.second == "swap" and people_of(store) is None:
-        raise ExperimentError(
-            f"--second swap: the true swaps of the pictures in {store.location} are not known, only those of drawn"
-            " people: use --second reconstruction"
-        )
-    space.check(base.model, config.stopping)
-    digest = digest_of(teacher) if teacher else None
-    identity = {
-        "dataset": store.info.dataset,
-        "fingerprint": store.info.fingerprint,
-        "teacher": digest,
-        "model": to_dict(base.model),
-        "space": space.values(),
-        "stopping": to_dict(config.stopping),
-        "objectives": list(config.objectives),
-        "seed": config.seed,
-        "ranks": max(1, config.workers_per_trial),
-    }
-    hashed = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    name = name or f"{store.info.dataset}-search-{hashed}"
-    return SearchPlan(
-        name=name,
-        folder=folder_of(base.storage, name),
-        base=base,
-        space=space,
-        config=config,
-        store=store,
-        preset=preset,
-        teacher=teacher,
-        teacher_digest=digest,
-        identity=identity,
-        distances=space.distances(base.model, config.stopping),
-    )
 
 
 class Search:
@@ -216,22 +74,17 @@ class Search:
             self.tracking_uri, f"dgnet-{plan.store.info.dataset}"
         )
         self.mlflow_run = self._open()
-        self._seen: dict[int, _Seen] = {}
 
     # --------------------------------------------------------------------------------------------------------
     # Trials
 
-    def folder(self, number: int) -> Path:
-        """Of a trial."""
-        return folder_of(self.plan.base.storage, f"{self.plan.name}-{number:03d}")
-
     def experiment(self, number: int) -> DGNetExperiment:
         """Of a trial that was asked for."""
         plan, placement = self.plan, self.placement
-        model = plan.space.apply(plan.base.model, self.study.values(number))
+        model = plan.model(self.study.values(number))
         return replace(
             plan.base,
-            name=self.folder(number).name,
+            name=plan.trial_folder(number).name,
             model=model,
             evaluate_also=rungs_of(model, plan.distances),
             workers=str(placement.workers),
@@ -246,7 +99,7 @@ class Search:
             ExperimentError: there is another run in its folder, or it cannot be written.
             TrackingError: MLflow was away for too long.
         """
-        plan, folder = self.plan, self.folder(number)
+        plan, folder = self.plan, self.plan.trial_folder(number)
         experiment = self.experiment(number)
         identity = identity_of(
             experiment,
@@ -311,7 +164,7 @@ class Search:
 
         A trial without an ending died more often than it may.
         """
-        folder = self.folder(number)
+        folder = self.plan.trial_folder(number)
         run, progress = Run.read(folder), Progress.read(folder)
         curve = {entry.iteration: entry.metrics for entry in journal.read(folder) if METRIC in entry.metrics}
         last = curve.get(progress.iteration, {})
@@ -354,7 +207,10 @@ class Search:
         """Tell of trials that ended while nobody listened, and complete those that were only half asked for."""
         for number in self.study.running:
             self.study.again(number)
-            if Run.find(self.folder(number)) is not None and Progress.read(self.folder(number)).over:
+            if (
+                Run.find(self.plan.trial_folder(number)) is not None
+                and Progress.read(self.plan.trial_folder(number)).over
+            ):
                 self.conclude(number)
 
     # --------------------------------------------------------------------------------------------------------
@@ -418,129 +274,17 @@ class Search:
         """Whether somebody asked for it."""
         return self.stop_file.exists()
 
-    # --------------------------------------------------------------------------------------------------------
-    # Results
-
-    def rows(self) -> list[TrialRow]:
-        """All trials as the report needs them."""
-        return [self._row(trial) for trial in self.study.trials]
-
-    def _row(self, trial: FrozenTrial) -> TrialRow:
-        number, folder = trial.number, self.folder(trial.number)
-        progress = Progress.read(folder)
-        seen = self._seen.setdefault(number, _Seen(folder))
-        seen.update()
-        given = self.study.values(number)
-        base = self.plan.base.model
-        values = {name: given.get(name, PARAMETERS[name].read(base)) for name in self.plan.space.searched}
-        states = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}
-        marker = f"{METRIC_BY_BETA}/"
-        return TrialRow(
-            number=number,
-            name=folder.name,
-            state=states.get(trial.state, "saved" if progress.ending == "stopped" else progress.phase),
-            reason=trial.user_attrs.get("reason", progress.reason),
-            values=values,
-            objective=trial.values[0] if trial.state == TrialState.COMPLETE else seen.figures.get(METRIC),
-            second=seen.figures.get(SECOND.get(self.plan.config.second, "")),
-            best_beta=seen.figures.get(BETA),
-            iterations=max(seen.iteration, progress.iteration if progress.over else 0),
-            shared_iterations=progress.fork,
-            by_beta={float(k.removeprefix(marker)): v for k, v in seen.figures.items() if k.startswith(marker)},
-        )
-
-    def costs(self) -> dict[str, int]:
-        """Iterations that were trained, and how many it would have been without prefixes, and without stopping."""
-        rows = self.rows()
-        progress = [Progress.read(self.folder(row.number)) for row in rows]
-        own = sum(max(0, row.iterations - p.fork) for row, p in zip(rows, progress, strict=True))
-        return {
-            "spent": own + sum(p.trained for p in progress),
-            "without_sharing": sum(row.iterations for row in rows),
-            "without_stopping": sum(
-                self.plan.base.model.iterations if row.state == STOPPED else row.iterations for row in rows
-            ),
-        }
-
-    def best(self) -> int | None:
-        """The number of the best finished trial."""
-        finished = [row for row in ranked(self.rows()) if row.state == FINISHED and row.score is not None]
-        return finished[0].number if finished else None
-
-    def publish(self) -> Path | None:
-        """Write the leaderboard, the pictures and the best trial's settings into the search's folder and to MLflow.
-
-        Returns:
-            The file of the best trial's settings, which `jobs/train_market.py --config` takes; None: there is none.
-
-        Raises:
-            OSError: the folder cannot be written. That MLflow is away is no error: the same command tells it later.
-        """
-        folder, rows, number = self.plan.folder, self.rows(), self.best()
-        files = [folder / "leaderboard.csv"]
-        leaderboard(rows).to_csv(files[0], index=False)
-        if number is not None:
-            files.append(folder / "best.yaml")
-            files[1].write_text(self._settings_yaml(number))
-        for old in folder.glob("front-*.yaml"):
-            old.unlink()
-        for row in front(rows):
-            files.append(folder / f"front-{row.number:03d}.yaml")
-            files[-1].write_text(self._settings_yaml(row.number))
-        pictures = figures(self.study.study, rows)
-        for name, picture in pictures.items():
-            (folder / "figures").mkdir(exist_ok=True)
-            picture.save(folder / "figures" / f"{name}.png")
-        done = not self.study.missing and not self.study.running
-        moment = int(time.time() * 1000)
-        metrics = {f"search/iterations_{name}": float(value) for name, value in self.costs().items()}
-        metrics |= {f"search/trials_{s}": float(sum(r.state == s for r in rows)) for s in (FINISHED, STOPPED, FAILED)}
-        best = next((row for row in rows if row.number == number), None)
-        if best is not None and best.score is not None:
-            metrics |= {"search/best_mAP": best.score, "search/best_beta": best.best_beta or 0.0}
-        try:
-            for file in files:
-                self.connected.log_artifact(self.mlflow_run, str(file))
-            for name, picture in pictures.items():
-                self.connected.log_image(self.mlflow_run, picture, artifact_file=f"figures/{name}.png")
-            self.connected.log_batch(
-                self.mlflow_run, metrics=[Metric(name, value, moment, len(rows)) for name, value in metrics.items()]
-            )
-            if best is not None:
-                self.connected.set_tag(self.mlflow_run, "dgnet.best_trial", best.name)
-            tracking.close_run(
-                self.connected, self.mlflow_run, "FINISHED" if done else "KILLED", "" if done else "stopped"
-            )
-        except tracking.AWAY as error:
-            _log.warning("MLflow was not told of the search's results: %s", error)
-        return files[1] if number is not None else None
-
     def bring_to_archive(self) -> bool:
         """Copy what is not in the archive yet of the search, its trials and their prefixes; returns whether all is."""
         if self.archive is None:
             return True
-        trials = [self.folder(trial.number) for trial in self.study.trials]
+        trials = [self.plan.trial_folder(trial.number) for trial in self.study.trials]
         prefixes = {Path(found) for folder in trials if (found := Progress.read(folder).prefix)}
         return all(
             self.archive.try_to_push(folder, prune=folder not in prefixes)
             for folder in (*sorted(prefixes), *trials, self.plan.folder)
             if folder.exists()  # prefixes are removed when they are not used any more
         )
-
-    def _settings_yaml(self, number: int) -> str:
-        """What differs in a trial from the preset, whose name stands above."""
-        plan = self.plan
-        preset = to_dict(dgnet_experiment(plan.preset, plan.base.model.num_classes, plan.store.count("train")).model)
-        model = to_dict(self.experiment(number).model)
-        changed: dict[str, Any] = {}
-        for path, (_, value) in differences({"model": preset}, {"model": model}).items():
-            section = changed
-            *above, name = path.split(".")
-            for part in above:
-                section = section.setdefault(part, {})
-            section[name] = value
-        head = f"# trial {number} of search {plan.name}; for jobs/train_market.py --preset {plan.preset} --config\n"
-        return head + (yaml.safe_dump(changed, sort_keys=False) if changed else "{}\n")
 
     # --------------------------------------------------------------------------------------------------------
     # Details
@@ -550,14 +294,14 @@ class Search:
         if self.archive is None:
             return
         for trial in self.study.trials:
-            folder, running = self.folder(trial.number), trial.state == TrialState.RUNNING
+            folder, running = self.plan.trial_folder(trial.number), trial.state == TrialState.RUNNING
             if "folder" in trial.user_attrs and (running or Run.find(folder) is None):
                 self.archive.fetch(folder, with_checkpoints=running)
 
     def _check_folders(self) -> None:
         """Refuse to go on without what was there."""
         for trial in self.study.trials:
-            folder = self.folder(trial.number)
+            folder = self.plan.trial_folder(trial.number)
             begins_again = self.archive is not None and trial.state == TrialState.RUNNING
             if "folder" in trial.user_attrs and Run.find(folder) is None and not begins_again:
                 raise ExperimentError(
@@ -625,25 +369,6 @@ class Search:
                         " goes on"
                     ) from error
                 time.sleep(3)
-
-
-class _Seen:
-    """What a trial's journal has said so far."""
-
-    def __init__(self, folder: Path):
-        self._tail = journal.Tail(folder)
-        self.figures: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def iteration(self) -> int:
-        return self._tail.iteration
-
-    def update(self) -> None:
-        with self._lock:
-            for entry in self._tail.read():
-                found = {name: value for name, value in entry.metrics.items() if name.startswith("val/")}
-                self.figures = found or self.figures
 
 
 class Feed(Searcher):

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dgnet_platform.search import Search
 from dgnet_platform.search_report import FAILED, FINISHED, STOPPED, TrialRow
+from dgnet_platform.search_results import Results
 
 EVERY = 1.0
 """Seconds between looks at the journals."""
@@ -28,8 +28,8 @@ _WORDS = {
 class SearchDisplay:
     """Follows the trials' journals from a thread of its own, as long as its context lasts."""
 
-    def __init__(self, search: Search, console: Console):
-        self._search, self._console = search, console
+    def __init__(self, results: Results, console: Console):
+        self._results, self._console = results, console
         self._rows: list[TrialRow] = []
         self._told: dict[int, str] = {}
         self._notice = ""
@@ -38,7 +38,7 @@ class SearchDisplay:
         self._thread = threading.Thread(target=self._follow, name="search display", daemon=True)
 
     def __enter__(self) -> Self:
-        self._rows = self._search.rows()
+        self._rows = self._results.rows()
         self._told = {row.number: row.state for row in self._rows}  # what was before needs no line
         if self._console.is_terminal:
             self._live.start()
@@ -62,7 +62,7 @@ class SearchDisplay:
             self._update()
 
     def _update(self) -> None:
-        self._rows = self._search.rows()
+        self._rows = self._results.rows()
         if self._console.is_terminal:
             return
         for row in self._rows:
@@ -72,15 +72,15 @@ class SearchDisplay:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _panel(self) -> RenderableType:
-        search, rows = self._search, self._rows
+        plan, rows = self._results.plan, self._rows
         done = sum(row.state in (FINISHED, STOPPED) for row in rows)
-        table = Table(title=f"{search.plan.name}: {done} of {search.study.target} trials", title_justify="left",
+        table = Table(title=f"{plan.name}: {done} of {self._results.study.target} trials", title_justify="left",
                       box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
-        names = list(search.plan.space.searched)
+        names = list(plan.space.searched)
         for column in ("trial", *(name.replace("_", " ") for name in names), "iteration", "mAP"):
             table.add_column(column, justify="right")
         table.add_column("state", overflow="fold")
-        last = search.plan.base.model.iterations
+        last = plan.base.model.iterations
         room = max(5, self._console.height - 8)
         active = [row for row in rows if row.state not in _STYLES]
         recent = [row for row in rows if row.state in _STYLES][-max(1, room - len(active)) :]

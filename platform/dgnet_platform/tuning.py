@@ -31,9 +31,11 @@ from dgnet_platform.machines import is_local
 from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix_plan import Costs, Plan, plan, simulated_ends
 from dgnet_platform.presets import Preset, teacher_of
-from dgnet_platform.search import Search, SearchConfig, SearchPlan, place_trials, plan_search
+from dgnet_platform.search import Search, place_trials
 from dgnet_platform.search_display import SearchDisplay
+from dgnet_platform.search_plan import SearchConfig, SearchPlan, plan_search
 from dgnet_platform.search_report import leaderboard_table
+from dgnet_platform.search_results import Results
 from dgnet_platform.space import Space
 from dgnet_platform.study import FILE
 from dgnet_platform.tracking import ui_command
@@ -218,8 +220,9 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
             console.print(f"Brought search {planned.name} back from {archive.location}.", soft_wrap=True)
         search = Search(planned, place_trials(planned))
         search.study.aim(*_wanted(options, search))
-        finished = _run(search, console)
-        best = search.publish()
+        results = Results(planned, search.study)
+        _run(search, results, console)
+        best = results.publish(search.connected, search.mlflow_run)
         if not search.bring_to_archive():
             console.print(
                 f"The archive {base.archive} does not take the search. Nothing is lost here: the same command brings"
@@ -227,10 +230,10 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
                 style="yellow",
                 soft_wrap=True,
             )
-    _say_goodbye(search, finished, best, console)
-    if not finished:
+    _say_goodbye(results, best, console)
+    if not results.complete:
         return 128 + signal.SIGINT
-    return _retrain(search, console) if options.retrain else 0
+    return _retrain(results, console) if options.retrain else 0
 
 
 def _off_the_head(experiment: Kind, config: SearchConfig) -> Kind:
@@ -247,52 +250,51 @@ def _wanted(options: TuneMarket, search: Search) -> tuple[int, int]:
     return int(options.trials or search.study.target or TRIALS[options.preset]), 0
 
 
-def _run(search: Search, console: Console) -> bool:
-    """Run the trials while a table shows them; returns whether all are done."""
+def _run(search: Search, results: Results, console: Console) -> None:
+    """Run the trials that are left, while a table shows them."""
     search.settle()
-    if search.study.missing or search.study.running:
+    if not results.complete:
         what = "trials save at their next iteration and stop"
-        with SearchDisplay(search, console) as display, stopping(search, display.say, what):
+        with SearchDisplay(results, console) as display, stopping(search, display.say, what):
             elsewhere(search.run)
-    return not search.study.missing and not search.study.running
 
 
-def _say_goodbye(search: Search, finished: bool, best: Path | None, console: Console) -> None:
+def _say_goodbye(results: Results, best: Path | None, console: Console) -> None:
     """The leaderboard, what it took, and where to look."""
-    plan, costs = search.plan, search.costs()
+    plan, study, costs = results.plan, results.study, results.costs()
     lines = [
         f"{costs['spent']:,} iterations trained; {costs['without_sharing']:,} without shared prefixes,"
         f" {costs['without_stopping']:,} without early stopping too",
     ]
     if best is not None:
         lines.append(f"Best settings: {best} (jobs/train_market.py --preset {plan.preset} --config takes it)")
-    console.print(leaderboard_table(search.rows(), most=20))
+    console.print(leaderboard_table(results.rows(), most=20))
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not finished:
-        left = search.study.missing + len(search.study.running)
+    if not results.complete:
+        left = study.missing + len(study.running)
         console.print(f"Stopped with {left} trials left: the same command goes on from there.", style="yellow")
     console.print(
-        f"Curves and pictures of search {plan.name}: {ui_command(search.tracking_uri)}", style="green", soft_wrap=True
+        f"Curves and pictures of search {plan.name}: {ui_command(plan.tracking_uri)}", style="green", soft_wrap=True
     )
 
 
-def _retrain(search: Search, console: Console) -> int:
+def _retrain(results: Results, console: Console) -> int:
     """Train the best trial's settings on all training identities."""
-    number = search.best()
+    plan, number = results.plan, results.best()
     if number is None:
         raise TrainingError("--retrain: no trial is finished")
-    base, people = search.plan.base, needed_classes(search.plan.store, hold_out=False)
-    model = replace(search.experiment(number).model, num_classes=people)
+    base, people = plan.base, needed_classes(plan.store, hold_out=False)
+    model = replace(plan.model(results.study.values(number)), num_classes=people)
     experiment = replace(
         base,
-        name=f"{search.plan.name}-best",
+        name=f"{plan.name}-best",
         hold_out=False,
         model=model,
         baseline=replace(base.baseline, num_classes=people),
         teacher="auto",
     )
-    trained = train(_off_the_head(experiment, search.plan.config), console=console)
+    trained = train(_off_the_head(experiment, plan.config), console=console)
     console.print(f"Trained on all {people:,} identities: {trained.checkpoint}", markup=False, soft_wrap=True)
     return 0 if trained.outcome.ending == "finished" else 128 + signal.SIGINT
 
