@@ -4,7 +4,8 @@
 Each round times two decoders alone - Pillow's, which most loaders use, and simplejpeg, by which JPEGs are decoded
 here - from bytes in memory to pixels that are dropped at once, then packing a folder, packing a .zip, and loading the
 store into an image set, all with the same threads. A share is the median over the rounds of decoder time / time, on the
-clock and by processor time, which hardly depends on what else the machine does.
+clock and by processor time, which hardly depends on what else the machine does. It depends on the pictures' size: what
+has to be done for each file, whatever is in it, takes as long as half of decoding one of Market-1501.
 
 Freed memory is kept for the next round: pages that a virtual machine has to ask its host for can cost as much as
 decoding into them, and are counted once, in the untimed round.
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -33,17 +34,21 @@ from dgnet_platform.datasets.pack import CHUNK
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
 from dgnet_platform.datasets.store import Store
 
+SIZES = ((64, 128, 90, 1), (128, 256, 90, 3), (150, 350, 95, 6))
+"""Width, height and JPEG quality of pictures, some 3, 9 and 23 kB: those of Market-1501, those that a network at paper
+size sees, and the larger ones of MSMT17; and by how much fewer of them a round has."""
 
-def draw(count: int) -> list[bytes]:
-    """JPEGs of 128 x 64 pixels and some 3 kB, as Market-1501's are."""
+
+def draw(count: int, width: int, height: int, quality: int) -> list[bytes]:
+    """JPEGs of smooth colours with some grain."""
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 4, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((64, 128), Image.Resampling.BICUBIC))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
         grain = rng.normal(0, 6, smooth.shape)
         file = io.BytesIO()
-        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
         pictures.append(file.getvalue())
     return pictures
 
@@ -55,16 +60,8 @@ def seconds(function: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def main(pictures: int = 12_000, rounds: int = 7, threads: int = 2) -> None:
-    """Measure and print a table.
-
-    Args:
-        pictures: How many pictures a round reads.
-        rounds: How often each thing is timed.
-        threads: Threads that read and decode.
-    """
-    keep_freed_memory()
-    encoded = draw(pictures)
+def shares(encoded: list[bytes], width: int, height: int, rounds: int, threads: int) -> Iterator[tuple[str, ...]]:
+    """What the decoders alone, packing and loading take for some pictures: lines of the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, archive, out = (Path(temporary) / name for name in ("own", "own.zip", "store"))
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
@@ -79,7 +76,7 @@ def main(pictures: int = 12_000, rounds: int = 7, threads: int = 2) -> None:
                 for picture in chunk:
                     decode(picture)
 
-            chunks = (encoded[start : start + CHUNK] for start in range(0, pictures, CHUNK))
+            chunks = (encoded[start : start + CHUNK] for start in range(0, len(encoded), CHUNK))
             for _ in map_in_threads(decode_chunk, chunks, threads):
                 pass
 
@@ -88,7 +85,7 @@ def main(pictures: int = 12_000, rounds: int = 7, threads: int = 2) -> None:
             prepare(PrepareConfig(dataset="folder", source=source, out=out, threads=threads))
 
         def load() -> None:
-            ImageSet.load(Store.open(out), "train", height=128, width=64, threads=threads)
+            ImageSet.load(Store.open(out), "train", height=height, width=width, threads=threads)
 
         things: dict[str, Callable[[], None]] = {
             "Pillow alone": lambda: decode_all(lambda picture: Image.open(io.BytesIO(picture)).load()),
@@ -103,14 +100,31 @@ def main(pictures: int = 12_000, rounds: int = 7, threads: int = 2) -> None:
         for _ in range(rounds):
             for name, thing in things.items():
                 times[name].append(seconds(thing))
-
-    table = Table(title=f"{pictures:,} pictures, {threads} threads, medians of {rounds} rounds")
-    for column in ("", "pictures/s", "of Pillow", "(processor)", "of simplejpeg", "(processor)"):
-        table.add_column(column, justify="right" if column else "left")
     for name, taken in times.items():
-        rate = pictures / median(wall for wall, _ in taken)
-        shares = [np.median(np.divide(times[alone], taken), axis=0) for alone in ("Pillow alone", "simplejpeg alone")]
-        table.add_row(name, f"{rate:,.0f}", *(f"{share:.0%}" for share in np.concatenate(shares)))
+        rate = len(encoded) / median(wall for wall, _ in taken)
+        found = [np.median(np.divide(times[alone], taken), axis=0) for alone in ("Pillow alone", "simplejpeg alone")]
+        yield name, f"{rate:,.0f}", *(f"{share:.0%}" for share in np.concatenate(found))
+
+
+def main(pictures: int = 12_000, rounds: int = 7, threads: int = 2) -> None:
+    """Measure and print a table.
+
+    Args:
+        pictures: How many of the smallest pictures a round reads.
+        rounds: How often each thing is timed.
+        threads: Threads that read and decode.
+    """
+    keep_freed_memory()
+    table = Table(title=f"{threads} threads, medians of {rounds} rounds")
+    for column in ("", "pictures/s", "of Pillow", "processor", "of simplejpeg", "processor"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for width, height, quality, fewer in SIZES:
+        encoded = draw(pictures // fewer, width, height, quality)
+        kilobytes = sum(map(len, encoded)) / len(encoded) / 1000
+        table.add_section()
+        table.add_row(f"{len(encoded):,} of {width} x {height}, {kilobytes:.0f} kB", style="bold")
+        for line in shares(encoded, width, height, rounds, threads):
+            table.add_row(*line)
     Console().print(table)
 
 

@@ -383,6 +383,26 @@ def test_a_query_without_a_match_is_named(
     assert re.search(rf"query {person:04d}_c1s1_000000_00.jpg shows person {person}, whom no", capsys.readouterr().out)
 
 
+def test_ctrl_c_leaves_the_results_that_were_there(
+    store: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ["--checkpoint", trained, "--store", store, "--swap-pairs", 0, "--out", tmp_path / "results"]
+    assert run(*arguments) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    monkeypatch.setattr(evaluation, "extract_splits", stop)
+    assert run(*arguments) == 130
+    assert "Stopped: nothing was written" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -167,6 +167,17 @@ def test_a_stopped_set_goes_on(whole: Path, config: GenerateConfig, tmp_path: Pa
     assert contents(stopped.out) == contents(whole)
 
 
+def test_ctrl_c_says_how_to_go_on(
+    config: GenerateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.generate.generate", stop)
+    assert main(options(replace(config, out=tmp_path / "stopped"))) == 130
+    assert "Stopped: the same command goes on from the parts that are there." in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_killed_set_goes_on(config: GenerateConfig, tmp_path: Path):
     many = replace(config, batch_size=4, per_image=8)
