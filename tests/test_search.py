@@ -10,25 +10,34 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 import torch
 import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from dgnet_core.config import laptop
 from dgnet_core.teacher import Teacher
-from dgnet_platform import prefix, worker
+from dgnet_platform import prefix, tracking, worker
+from dgnet_platform import search as search_module
 from dgnet_platform import study as study_module
 from dgnet_platform.checkpoint import checkpoints
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError, identity_of
-from dgnet_platform.placement import Node, place
+from dgnet_platform.halving import Stopping
+from dgnet_platform.journal import Journal
+from dgnet_platform.placement import Node, Placement, place
 from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix import Prefix, PrefixError, adopt, collect, ensure_prefix, key_of
 from dgnet_platform.run import Run
 from dgnet_platform.search import Feed, Search
+from dgnet_platform.search_plan import METRIC, SearchConfig, plan_search
 from dgnet_platform.space import Space
 from dgnet_platform.study import FILE, Study, StudyError
+from dgnet_platform.tracking import TrackingError
 from dgnet_platform.trained import TrainedTeacher
+from dgnet_platform.trial import Progress
 from dgnet_platform.worker import Outcome, prepare, train
 from jobs.tune_market import main
 from tests.runs import lines, same, tensors, tiny_experiment
@@ -329,6 +338,7 @@ class Prefixes:
             fork,
             teacher=self.teacher,
             tracking_uri="",
+            mlflow_experiment="1",
             stop_file=self._stop_file,
             fit=fit or self.fit,
             say=lambda what, _: self.said.append(what),
@@ -483,6 +493,53 @@ def test_the_plan_of_a_search_changes_nothing(options, capsys, tmp_path):
 def test_checkpoints_of_a_prefix_are_all_kept(prefixes):
     stage = prefixes(4, checkpoint_every=1).run.folder
     assert [int(path.name[-8:]) for path in checkpoints(stage)] == [1, 2, 3, 4]
+
+
+def test_mlflow_is_told_later_of_a_trial_that_ended_while_it_was_away(people_store, tmp_path, monkeypatch):
+    base = tiny_experiment(people_store, tmp_path)
+    space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
+    config = SearchConfig(stopping=Stopping(kind="none"))
+    plan = plan_search(base, space, config, teacher=None)
+    plan.folder.mkdir()
+    search = Search(plan, Placement(concurrent=1, cpus=1, gpus=0, workers=0))
+    search.study.aim(1)
+    folder = search.prepare(search.study.ask())
+    journal = Journal(folder, 0)
+    for iteration in range(1, 13):
+        journal.write(iteration, {"loss/total": 1.0, METRIC: iteration / 12})
+    journal.close()
+    Progress(ending="finished", iteration=12, phase="over").save(folder)
+
+    def known() -> tuple[str, float | None, float | None]:
+        run = search.connected.get_run(Run.read(folder).mlflow_run)
+        return run.info.status, run.data.metrics.get("iteration"), run.data.metrics.get("objective")
+
+    monkeypatch.setattr(search_module, "ship", lambda *_, **__: False)
+    search.conclude(0)
+    assert search.study.trial(0).values == [1.0]
+    assert known() == ("RUNNING", None, None)
+    monkeypatch.undo()
+    search.settle()
+    assert known() == ("FINISHED", 12, 1.0)
+
+
+def test_mlflow_may_be_away_for_a_while(monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY", 0)
+    answers = iter([requests.ConnectionError("refused"), OSError("reset"), "here"])
+
+    def ask() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert tracking.patiently(ask, "http://server", stop_asked=lambda: False) == "here"
+    answers = iter([requests.ConnectionError("refused")])
+    with pytest.raises(TrackingError, match="http://server was away for too long"):
+        tracking.patiently(ask, "http://server", stop_asked=lambda: True)
+    answers = iter([MlflowException("no such run", RESOURCE_DOES_NOT_EXIST)])
+    with pytest.raises(MlflowException, match="no such run"):
+        tracking.patiently(ask, "http://server", stop_asked=lambda: False)
 
 
 def test_a_trial_whose_folder_is_gone_is_noticed(tmp_path):

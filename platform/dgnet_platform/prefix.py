@@ -29,6 +29,7 @@ from dgnet_platform.plain import to_dict
 from dgnet_platform.prefix_plan import prefix_of
 from dgnet_platform.remote import RemoteError
 from dgnet_platform.run import Run
+from dgnet_platform.shipping import ship
 from dgnet_platform.trained import digest_of
 from dgnet_platform.version import code_version
 from dgnet_platform.worker import Outcome
@@ -69,6 +70,7 @@ def ensure_prefix(
     *,
     teacher: Path | None,
     tracking_uri: str,
+    mlflow_experiment: str,
     stop_file: Path,
     fit: Callable[[Run], Outcome],
     say: Say,
@@ -80,12 +82,14 @@ def ensure_prefix(
         fork: iteration up to which it is the same as others'.
         teacher: the trial's.
         tracking_uri: MLflow's.
+        mlflow_experiment: id of the experiment there.
         stop_file: asks a prefix under way to stop.
         fit: trains a run.
         say: is told what takes time.
 
     Raises:
         PrefixError: it was stopped, or diverged.
+        TrackingError: MLflow was away for too long.
     """
     store = Store.open(experiment.data)
     key = key_of(experiment, store.info.fingerprint, teacher)
@@ -99,7 +103,8 @@ def ensure_prefix(
         if run is not None and _whole(path):
             os.utime(folder)
             return Prefix(run=run, checkpoint=path, trained=0)
-        run = run or _new_stage(experiment, fork, folder, store, teacher, tracking_uri)
+        if run is None:
+            run = _new_stage(experiment, fork, folder, store, teacher, tracking_uri, mlflow_experiment, stop_file)
         places = {name: getattr(experiment, name) for name in ("data", "storage", "archive")}
         gone = tracking.is_gone(run.tracking_uri)
         run = replace(
@@ -158,6 +163,12 @@ def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None) 
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def catch_up(run: Run) -> None:
+    """Tell MLflow what it missed of a prefix that was finished while it was away."""
+    if (run.folder / f"checkpoint_{run.until:08d}").exists() and ship(run, lambda: True, patience=0):
+        _close(run, "FINISHED", "")
+
+
 def adopt(path: Path, folder: Path) -> None:
     """Make a run's folder that of a run that came to a checkpoint: its journal, pictures and checkpoint are linked.
 
@@ -206,7 +217,14 @@ def collect(storage: Path, limit: int) -> list[Path]:
 
 
 def _new_stage(
-    experiment: DGNetExperiment, fork: int, folder: Path, store: Store, teacher: Path | None, tracking_uri: str
+    experiment: DGNetExperiment,
+    fork: int,
+    folder: Path,
+    store: Store,
+    teacher: Path | None,
+    tracking_uri: str,
+    mlflow_experiment: str,
+    stop_file: Path,
 ) -> Run:
     """The run that trains up to `fork`, and an MLflow run for it, from the nearest checkpoint before."""
     model = prefix_of(experiment.model)
@@ -215,17 +233,24 @@ def _new_stage(
     origin = _nearest(folder.parent, fork)
     if origin is not None:
         adopt(origin, folder)
-    connected, mlflow_experiment = tracking.connect(tracking_uri, f"dgnet-{store.info.dataset}")
-    name = f"prefix-{folder.parent.name[:8]}-{fork}"
-    mlflow_run = tracking.open_run(
-        connected,
-        mlflow_experiment,
-        name=name,
-        folder=folder,
-        params=flat(to_dict(experiment)) | {"fork": fork},
-        tags={"dgnet.kind": "prefix", "dgnet.dataset": store.info.dataset, "dgnet.origin": str(origin or "")},
-        store=store,
-    )
+    try:
+        mlflow_run = tracking.patiently(
+            lambda: tracking.open_run(
+                tracking.client(tracking_uri),
+                mlflow_experiment,
+                name=f"prefix-{folder.parent.name[:8]}-{fork}",
+                folder=folder,
+                params=flat(to_dict(experiment)) | {"fork": fork},
+                tags={"dgnet.kind": "prefix", "dgnet.dataset": store.info.dataset, "dgnet.origin": str(origin or "")},
+                store=store,
+            ),
+            tracking_uri,
+            stop_asked=stop_file.exists,
+        )
+    except tracking.TrackingError:
+        if stop_file.exists():
+            raise PrefixError(Outcome(ending="stopped", iteration=0)) from None
+        raise
     identity = identity_of(
         experiment,
         dataset=store.info.dataset,

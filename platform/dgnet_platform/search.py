@@ -9,11 +9,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlflow.entities import Metric
 from optuna.trial import TrialState
@@ -36,10 +36,6 @@ from dgnet_platform.version import code_version
 
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
 """In a search's folder: what was decided at rungs, a file that stops all trials, and what Ray Tune leaves."""
-PATIENCE = 120.0
-"""Seconds that a search waits for MLflow before it gives up."""
-
-Answer = TypeVar("Answer")
 _log = logging.getLogger(__name__)
 
 
@@ -119,23 +115,9 @@ class Search:
         except OSError as error:
             raise ExperimentError(f"--storage: {folder} cannot be made ({error})") from None
         known = run.mlflow_run if run is not None else noted.get("mlflow_run")
-        if known is not None and not tracking.is_lost(self.connected, self.tracking_uri, known):
-            mlflow_run = known
-            self._patiently(lambda: tracking.reopen_run(self.connected, mlflow_run))
-        else:
-            values = self.study.values(number)
-            params = flat(to_dict(experiment)) | {f"search/{name}": value for name, value in values.items()}
-            mlflow_run = self._patiently(
-                lambda: tracking.open_run(
-                    self.connected,
-                    self._mlflow_experiment,
-                    name=folder.name,
-                    folder=folder,
-                    params=params,
-                    tags=self._tags("trial") | {"mlflow.parentRunId": self.mlflow_run, "dgnet.trial": str(number)},
-                    store=plan.store,
-                )
-            )
+        mlflow_run = tracking.patiently(
+            lambda: self._open_trial(number, experiment, known), self.tracking_uri, stop_asked=lambda: self.stop_asked
+        )
         judging = Judging(
             book=str(plan.folder / BOOK),
             trial=number,
@@ -159,6 +141,22 @@ class Search:
         self.study.note(number, folder=str(folder), mlflow_run=mlflow_run)
         return folder
 
+    def _open_trial(self, number: int, experiment: DGNetExperiment, known: str | None) -> str:
+        """MLflow's run of a trial, new or opened again."""
+        if known is not None and not tracking.is_lost(self.connected, self.tracking_uri, known):
+            tracking.reopen_run(self.connected, known)
+            return known
+        folder, values = self.plan.trial_folder(number), self.study.values(number)
+        return tracking.open_run(
+            self.connected,
+            self._mlflow_experiment,
+            name=folder.name,
+            folder=folder,
+            params=flat(to_dict(experiment)) | {f"search/{name}": value for name, value in values.items()},
+            tags=self._tags("trial") | {"mlflow.parentRunId": self.mlflow_run, "dgnet.trial": str(number)},
+            store=self.plan.store,
+        )
+
     def conclude(self, number: int) -> None:
         """Tell study and MLflow how a trial ended; one that was only stopped stays as it is.
 
@@ -170,13 +168,12 @@ class Search:
         last = curve.get(progress.iteration, {})
         reason = progress.reason
         if progress.ending == "stopped":
-            self._close(run, "KILLED", "stopped")
+            self._tell_mlflow(run, "KILLED", "stopped")
             return
         objectives = self.plan.config.objectives
         missing = [name for name in objectives if name not in last]
         if progress.ending == "finished" and missing:
             reason = f"it is finished and never reported {', '.join(missing)}"
-        self._ship(run)
         self.study.note(
             number,
             iteration=progress.iteration,
@@ -189,16 +186,13 @@ class Search:
         zero = ramp_end(run.experiment.model)  # pyright: ignore[reportArgumentType]
         judged = {t - zero: curve[t][METRIC] for t in run.experiment.evaluate_also if t in curve}
         if progress.ending == "finished" and not missing:
-            self._close(run, "FINISHED", "", last[METRIC])
             self.study.tell(number, "complete", values=[last[name] for name in objectives], curve=judged)
         elif progress.ending == "stopped early":
-            self._close(run, "KILLED", f"stopped early: {reason}", last.get(METRIC))
             self.study.tell(number, "pruned", curve=judged)
         else:
-            reason = reason or "its process died, more often than it may"
-            self.study.note(number, reason=reason)
-            self._close(run, "FAILED", reason)
+            self.study.note(number, reason=reason or "its process died, more often than it may")
             self.study.tell(number, "fail", curve=judged)
+        self._tell_mlflow_of(number)
         if self.archive is not None:
             self.archive.try_to_push(folder)
         prefix.collect(Path(self.plan.base.storage), int(self.plan.config.prefix_gib * 2**30))
@@ -207,11 +201,10 @@ class Search:
         """Tell of trials that ended while nobody listened, and complete those that were only half asked for."""
         for number in self.study.running:
             self.study.again(number)
-            if (
-                Run.find(self.plan.trial_folder(number)) is not None
-                and Progress.read(self.plan.trial_folder(number)).over
-            ):
+            folder = self.plan.trial_folder(number)
+            if Run.find(folder) is not None and Progress.read(folder).over:
                 self.conclude(number)
+        self._catch_up()
 
     # --------------------------------------------------------------------------------------------------------
     # Execution
@@ -247,6 +240,7 @@ class Search:
         )
         with self._followed():
             tuner.fit()
+        self._catch_up()
         if feed.error is not None:
             raise feed.error
 
@@ -342,13 +336,24 @@ class Search:
         self.study.study.set_user_attr("mlflow_run", run_id)
         return run_id
 
-    def _ship(self, run: Run) -> None:
-        """Send what the trial's own process could not send any more."""
-        ship(run, lambda: True, patience=5)
+    def _tell_mlflow_of(self, number: int) -> None:
+        """Tell MLflow how a trial ended that the study knows to be over."""
+        trial = self.study.trial(number)
+        reason, last = trial.user_attrs.get("reason", ""), max(trial.intermediate_values, default=None)
+        run = Run.read(self.plan.trial_folder(number))
+        if trial.state == TrialState.COMPLETE:
+            self._tell_mlflow(run, "FINISHED", "", trial.values[0])
+        elif trial.state == TrialState.PRUNED:
+            objective = None if last is None else trial.intermediate_values[last]
+            self._tell_mlflow(run, "KILLED", f"stopped early: {reason}", objective)
+        else:
+            self._tell_mlflow(run, "FAILED", reason)
 
-    def _close(self, run: Run, status: tracking.Status, reason: str, objective: float | None = None) -> None:
-        """Close a trial's MLflow run, if MLflow listens: the search does not stop for it."""
+    def _tell_mlflow(self, run: Run, status: tracking.Status, reason: str, objective: float | None = None) -> None:
+        """Send what a trial's own process could not, and close its run. Should MLflow be away, `_catch_up` does it."""
         try:
+            if not ship(run, lambda: True, patience=5):
+                return
             if objective is not None:
                 moment = int(time.time() * 1000)
                 self.connected.log_batch(run.mlflow_run, metrics=[Metric("objective", objective, moment, 0)])
@@ -356,19 +361,21 @@ class Search:
         except tracking.AWAY as error:
             _log.warning("MLflow was not told how %s ended: %s", run.name, error)
 
-    def _patiently(self, call: Callable[[], Answer]) -> Answer:
-        """The answer of MLflow, also when it is away for a moment."""
-        give_up = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return call()
-            except tracking.AWAY as error:
-                if time.monotonic() > give_up or self.stop_asked:
-                    raise tracking.TrackingError(
-                        f"MLflow at {self.tracking_uri} was away for too long ({error}): start it, the same command"
-                        " goes on"
-                    ) from error
-                time.sleep(3)
+    def _catch_up(self) -> None:
+        """Tell MLflow what it missed, while it was away, of trials and prefixes that are over."""
+        try:
+            found = self.connected.search_runs([self._mlflow_experiment], "attributes.status = 'RUNNING'")
+            unaware = {run.info.run_id for run in found}
+            for trial in self.study.trials:
+                if trial.state.is_finished() and trial.user_attrs.get("mlflow_run") in unaware:
+                    self._tell_mlflow_of(trial.number)
+            progress = [Progress.read(self.plan.trial_folder(trial.number)) for trial in self.study.trials]
+            for folder in sorted({Path(trial.prefix) for trial in progress if trial.prefix}):
+                run = Run.find(folder)
+                if run is not None and run.mlflow_run in unaware:
+                    prefix.catch_up(run)
+        except tracking.AWAY as error:
+            _log.warning("MLflow was not told of all trials: %s; the same command does it later", error)
 
 
 class Feed(Searcher):

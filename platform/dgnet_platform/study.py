@@ -158,13 +158,17 @@ class Study:
         self._sample_for(number)
         self._complete(self._trial(number))
 
+    def trial(self, number: int) -> FrozenTrial:
+        """A trial as it is now."""
+        return self.study.get_trials(deepcopy=False)[number]
+
     def values(self, number: int) -> dict[str, Value]:
         """Values of a trial's parameters."""
-        return dict(self.study.get_trials(deepcopy=False)[number].params)
+        return dict(self.trial(number).params)
 
     def notes(self, number: int) -> Mapping[str, Any]:
         """What was kept about a trial."""
-        return self.study.get_trials(deepcopy=False)[number].user_attrs
+        return self.trial(number).user_attrs
 
     def note(self, number: int, **values: Any) -> None:
         """Keep something about a trial that is not over yet."""
@@ -189,7 +193,7 @@ class Study:
             curve: what it was judged by, by distance from its own ramp's end; nothing with several objectives.
         """
         trial = self._trial(number)
-        known = self.study.get_trials(deepcopy=False)[number].intermediate_values
+        known = self.trial(number).intermediate_values
         for step, figure in (curve or {}).items():
             if step not in known:
                 trial.report(figure, step)
@@ -220,7 +224,7 @@ class Study:
         return trial.number
 
     def _trial(self, number: int) -> optuna.Trial:
-        return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
+        return optuna.Trial(self.study, self.trial(number)._trial_id)
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: Any) -> None:

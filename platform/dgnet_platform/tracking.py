@@ -7,10 +7,11 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import mlflow
 import requests
@@ -24,10 +25,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dgnet_platform.datasets.store import Store
 
+Answer = TypeVar("Answer")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 AWAY = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 """What MLflow raises when its store or server does not answer."""
+PATIENCE, RETRY = 120.0, 3.0
+"""Seconds that MLflow may be away when a run has to be opened, and between tries."""
 FOLDER_TAG, NAME_TAG = "dgnet.folder", "dgnet.name"
 _SQLITE = "sqlite:///"
 
@@ -89,6 +93,32 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         raise TrackingError(f"MLflow at {uri} cannot be reached ({_first_line(error)}): {remedy}") from error
 
 
+def patiently(call: Callable[[], Answer], uri: str, *, stop_asked: Callable[[], bool]) -> Answer:
+    """The answer of MLflow, also when it is away for a while.
+
+    Args:
+        call: asks MLflow.
+        uri: of MLflow.
+        stop_asked: whether somebody asked to stop, so that waiting is no use.
+
+    Raises:
+        TrackingError: it was away for PATIENCE, or until somebody asked to stop.
+        Exception: `call` raised it for another reason.
+    """
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except (*AWAY, TrackingError) as error:
+            if not _is_away(error):
+                raise
+            if time.monotonic() > give_up or stop_asked():
+                raise TrackingError(
+                    f"MLflow at {uri} was away for too long ({_first_line(error)}): start it, the same command goes on"
+                ) from error
+            time.sleep(RETRY)
+
+
 def open_run(
     connected: MlflowClient,
     experiment_id: str,
@@ -140,11 +170,21 @@ def is_lost(connected: MlflowClient, uri: str, run_id: str) -> bool:
     try:
         check_run(connected, run_id)
     except TrackingError as error:
-        cause = error.__cause__
-        if uri.startswith(_SQLITE) and isinstance(cause, MlflowException):
-            return cause.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+        if uri.startswith(_SQLITE) and _is_unknown(error.__cause__):
+            return True
         raise
     return False
+
+
+def _is_unknown(error: BaseException | None) -> bool:
+    """Whether MLflow answered that it has no such thing."""
+    return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether an error may pass when MLflow is asked again."""
+    cause = error.__cause__ if isinstance(error, TrackingError) else error
+    return isinstance(cause, AWAY) and not _is_unknown(cause)
 
 
 def uri_of(run_id: str, uri: str, before: str) -> str:

@@ -160,6 +160,7 @@ def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) ->
         fork,
         teacher=Path(run.teacher) if run.teacher else None,
         tracking_uri=run.tracking_uri,
+        mlflow_experiment=run.mlflow_experiment,
         stop_file=Path(run.stop_file or run.folder / STOP),
         fit=fit,
         say=say,
