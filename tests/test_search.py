@@ -1,8 +1,8 @@
 """The search without Ray: its study, its prefixes, where trials run, and what is refused."""
 
-import fcntl
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 
 from dgnet_core.config import laptop
 from dgnet_core.teacher import Teacher
-from dgnet_platform import prefix, tracking, worker
+from dgnet_platform import disk, prefix, tracking, worker
 from dgnet_platform import search as search_module
 from dgnet_platform import study as study_module
 from dgnet_platform.checkpoint import checkpoints
@@ -36,6 +36,7 @@ from dgnet_platform.search_plan import METRIC, SearchConfig, plan_search
 from dgnet_platform.space import Space
 from dgnet_platform.study import FILE, Study, StudyError
 from dgnet_platform.tracking import TrackingError
+from dgnet_platform.training import TrainingError
 from dgnet_platform.trained import TrainedTeacher
 from dgnet_platform.trial import Progress
 from dgnet_platform.worker import Outcome, prepare, train
@@ -144,12 +145,18 @@ def test_trials_are_added_once(tmp_path):
     assert (study.target, study.missing) == (5, 3)
     study.aim(0, 3)  # the same command after a kill
     assert study.target == 5
+    numbers = [study.ask() for _ in range(3)]
+    study.aim(0, 3)  # and after one while all were under way
+    assert (study.target, study.missing) == (5, 0)
+    for number in numbers:
+        end(study, number)
 
 
 def test_failures_are_replaced_within_bounds(tmp_path):
     study = opened(tmp_path)
     study.aim(4)
-    asked = 0
+    study.tell(study.ask(), "complete", values=[0.5])
+    asked = 1
     while study.missing:
         study.tell(study.ask(), "fail")
         asked += 1
@@ -213,6 +220,7 @@ class Fake:
         self.study = opened(folder)
         self.stop_asked = False
         self.broken: Exception | None = None
+        self.fails = {1}
 
     def prepare(self, number: int) -> Path:
         if self.broken:
@@ -220,7 +228,9 @@ class Fake:
         return Path(f"/runs/{number}")
 
     def conclude(self, number: int) -> None:
-        self.study.tell(number, "fail" if number == 1 else "complete", values=None if number == 1 else [0.5])
+        fails = number in self.fails
+        self.study.note(number, reason="no room" if fails else "")
+        self.study.tell(number, "fail" if fails else "complete", values=None if fails else [0.5])
 
     def ask_to_stop(self) -> None:
         self.stop_asked = True
@@ -240,6 +250,23 @@ def test_trials_left_over_come_first_and_failed_ones_are_replaced(tmp_path):
     for trial in "ace":
         feed.on_trial_complete(trial)
     assert feed.suggest("f") == Searcher.FINISHED
+
+
+def test_a_search_in_which_all_fails_stops_and_begins_again(tmp_path):
+    fake = Fake(tmp_path)
+    fake.fails = {0, 1, 2}
+    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    for trial in "abc":
+        assert feed.error is None
+        assert feed.suggest(trial) != Searcher.FINISHED
+        feed.on_trial_complete(trial, error=True)
+    assert isinstance(feed.error, TrainingError)
+    assert re.search("first 3 trials failed, .* because: no room", str(feed.error))
+    assert feed.suggest("d") == Searcher.FINISHED
+
+    fake = Fake(tmp_path)
+    assert fake.study.missing == 8
+    assert fake.study.values(fake.study.ask()) == fake.study.values(0)
 
 
 def test_no_more_trials_start_once_somebody_asked_to_stop(tmp_path):
@@ -333,7 +360,7 @@ class Prefixes:
         return train(run, learner, validator, report=lambda _: None)
 
     def __call__(self, fork: int, fit: Callable[[Run], Outcome] | None = None, **overrides) -> Prefix:
-        return ensure_prefix(
+        found = ensure_prefix(
             replace(self.experiment, **overrides),
             fork,
             teacher=self.teacher,
@@ -343,6 +370,8 @@ class Prefixes:
             fit=fit or self.fit,
             say=lambda what, _: self.said.append(what),
         )
+        with found as there:
+            return there
 
 
 def trial_run(ensure, folder: Path) -> Run:
@@ -407,8 +436,8 @@ def test_what_decides_a_prefix_names_it(prefixes, people_store):
 
 def test_a_prefix_that_another_one_trains_is_waited_for(prefixes, tmp_path):
     key = prefixes(2).run.folder.parent
-    with (key / prefix.LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (key / prefix.LOCK).open("w") as file:
+        disk.lock(file)
         assert collect(tmp_path, 0) == []  # it is in use
         threading.Timer(1.2, (tmp_path / "stop").touch).start()
         with pytest.raises(PrefixError) as raised:

@@ -38,6 +38,7 @@ class Display:
         self._loss = model.loss if isinstance(model, DGNetConfig) else None
         self._factor = model.watch.factor if isinstance(model, DGNetConfig) else float("inf")
         self._last: Entry | None = None
+        self._before: Entry | None = None
         self._figures: dict[str, float] = {}
         self._notice = "starting"
         self._warned = False
@@ -52,6 +53,7 @@ class Display:
     def __enter__(self) -> Self:
         for entry in self._tail.read():  # what the run did before
             self._take(entry)
+        self._before = self._last
         self._bar.reset(self._task, total=self._iterations, completed=self._last.iteration if self._last else 0)
         if self._console.is_terminal:
             self._live.start()
@@ -66,8 +68,8 @@ class Display:
 
     @property
     def waiting(self) -> bool:
-        """Whether nothing has happened yet."""
-        return self._last is None
+        """Whether nothing has happened since it was started."""
+        return self._last is self._before
 
     def say(self, notice: str) -> None:
         """Show what is going on beside training."""

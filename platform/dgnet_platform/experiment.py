@@ -22,6 +22,12 @@ class ExperimentError(ValueError):
     """An experiment that cannot be run as asked; the message names the setting and the remedy."""
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError for a name of a run or search, if there is one, that is no name of a folder."""
+    if name and not _NAME.fullmatch(name):
+        raise ValueError(f"name {name!r}: letters, digits, dots, dashes and underscores only")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What a training run has besides its model: data, machines, storage and tracking."""
@@ -61,8 +67,7 @@ class Experiment:
     """How many of the newest checkpoints stay; the best by validation mAP stays too."""
 
     def __post_init__(self) -> None:
-        if self.name and not _NAME.fullmatch(self.name):
-            raise ValueError(f"name {self.name!r}: letters, digits, dots, dashes and underscores only")
+        check_name(self.name)
         for name, least in (
             ("threads", 0), ("max_failures", 0), ("log_every", 1), ("evaluate_every", 1), ("checkpoint_every", 1),
             ("keep", 1),

@@ -1,6 +1,5 @@
 """What a command does around long work: keep others out of its folder, listen to Ctrl-C, and stay responsive."""
 
-import fcntl
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from dgnet_platform.disk import lock
 from dgnet_platform.experiment import ExperimentError
 
 Answer = TypeVar("Answer")
@@ -22,9 +22,9 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ExperimentError: another one does.
     """
-    with (folder / LOCK).open("w") as lock:
+    with (folder / LOCK).open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError:
             raise ExperimentError(f"run {folder.name} is being trained by another command: wait for it") from None
         yield

@@ -4,7 +4,6 @@ The loss worsens right after a warm-up starts, and trials start theirs at differ
 equal distances from the end of their own ramps, and never before.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
 from dgnet_core.config import DGNetConfig
+from dgnet_platform.disk import lock
 
 Kind = Literal["halving", "median", "none"]
 
@@ -167,7 +167,7 @@ class Book:
     """The verdicts of a search: a file of JSON lines that all its trials share, from any process.
 
     It is locked while a verdict is found and written, and each verdict is on the disk before it is returned. Half a
-    line, left by a process that was killed, counts for nothing. On a network file system `flock` must work.
+    line, left by a process that was killed, counts for nothing.
     """
 
     def __init__(self, path: Path):
@@ -187,7 +187,7 @@ class Book:
             OSError: the book cannot be read or written.
         """
         with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+            lock(file)
             known = _verdicts(file)
             for verdict in known:
                 if (verdict.trial, verdict.rung) == (trial, rung):
@@ -204,8 +204,8 @@ class Book:
     def verdicts(self) -> list[Verdict]:
         """All verdicts so far, in the order in which they were given."""
         try:
-            with self.path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
+            with self.path.open("r+b") as file:
+                lock(file)
                 return _verdicts(file)
         except FileNotFoundError:
             return []

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from dgnet_platform.datasets.decode import map_in_threads
-from dgnet_platform.disk import flush
+from dgnet_platform.disk import flush, write_whole
 from dgnet_platform.experiment import differences
 
 RECORD = "settings.json"
@@ -206,7 +206,7 @@ def _check_record(folder: Path, settings: Mapping[str, Any]) -> None:
     if not record.exists():
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise PartsError(f"{folder} holds other things, no {RECORD}: name another folder")
-        write_file(record, (json.dumps(settings, indent=2) + "\n").encode())
+        write_whole(record, (json.dumps(settings, indent=2) + "\n").encode())
         return
     try:
         before = json.loads(record.read_text())
@@ -230,14 +230,6 @@ def _write(folder: Path, name: str, files: Files) -> None:
     flush(partial)
     partial.rename(folder / name)
     flush(folder)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    _flushed(partial, content)
-    partial.rename(path)
-    flush(path.parent)
 
 
 def _flushed(path: Path, content: bytes) -> None:

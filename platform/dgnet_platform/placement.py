@@ -55,9 +55,11 @@ def place(nodes: Sequence[Node], *, workers: int, gpus: float, concurrent: int) 
     needs = f"a trial of {max(1, workers)} {'worker' if workers < 2 else 'workers'}" + (
         f" on {gpus:g} GPUs" * (gpus > 0)
     )
+    share = gpus / max(1, workers)
+    if share > 1 and share != math.floor(share):
+        raise ExperimentError(f"{needs}: each has {share:g} GPUs: whole ones, or a part of one, such as 0.5")
     there = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes) or "nothing"
     if workers > 1:
-        share = gpus / workers
         fit = sum(_bundles(node, share) for node in nodes) // workers
         placed = Placement(concurrent=_fewest(fit, concurrent), cpus=1, gpus=share, workers=workers)
     elif gpus:

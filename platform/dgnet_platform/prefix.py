@@ -6,7 +6,6 @@ and MLflow run, and never changed again. It starts from the nearest earlier chec
 and checkpoint over into its own folder, as links, so it can go on when the prefix is removed.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ from dgnet_platform import checkpoint, journal, tracking
 from dgnet_platform.archive import archive_of
 from dgnet_platform.checkpoint import CheckpointError, checkpoints
 from dgnet_platform.datasets.store import Store
+from dgnet_platform.disk import lock
 from dgnet_platform.experiment import DGNetExperiment, flat, identity_of
 from dgnet_platform.journal import JOURNAL
 from dgnet_platform.plain import to_dict
@@ -31,7 +31,7 @@ from dgnet_platform.remote import RemoteError
 from dgnet_platform.run import Run
 from dgnet_platform.shipping import ship
 from dgnet_platform.trained import digest_of
-from dgnet_platform.version import code_version
+from dgnet_platform.version import code_version, training_digest
 from dgnet_platform.worker import Outcome
 
 FOLDER = "prefixes"
@@ -64,6 +64,7 @@ class PrefixError(RuntimeError):
         self.outcome, self.folder = outcome, folder
 
 
+@contextmanager
 def ensure_prefix(
     experiment: DGNetExperiment,
     fork: int,
@@ -74,8 +75,8 @@ def ensure_prefix(
     stop_file: Path,
     fit: Callable[[Run], Outcome],
     say: Say,
-) -> Prefix:
-    """Find the prefix of a trial, or train it.
+) -> Iterator[Prefix]:
+    """Find the prefix of a trial, or train it; nobody removes it within the context.
 
     Args:
         experiment: the trial's.
@@ -100,9 +101,10 @@ def ensure_prefix(
         if not _whole(path):
             _bring_back(experiment, folder.parent, fork)
         run = Run.find(folder)
-        if run is not None and _whole(path):
+        if run is not None and _whole(path) and (folder / JOURNAL).exists():
             os.utime(folder)
-            return Prefix(run=run, checkpoint=path, trained=0)
+            yield Prefix(run=run, checkpoint=path, trained=0)
+            return
         if run is None:
             run = _new_stage(experiment, fork, folder, store, teacher, tracking_uri, mlflow_experiment, stop_file)
         places = {name: getattr(experiment, name) for name in ("data", "storage", "archive")}
@@ -126,7 +128,7 @@ def ensure_prefix(
         _close(run, endings.get(outcome.ending, "FAILED"), outcome.reason or outcome.ending)
         if outcome.ending != "finished":
             raise PrefixError(outcome, folder)
-        return Prefix(run=run, checkpoint=path, trained=fork - _start(run))
+        yield Prefix(run=run, checkpoint=path, trained=fork - _start(run))
 
 
 def _bring_back(experiment: DGNetExperiment, key: Path, fork: int) -> None:
@@ -158,7 +160,7 @@ def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None) 
         "teacher": digest_of(teacher) if model.trunk_from_teacher and teacher is not None else None,
         "evaluate_every": experiment.evaluate_every,
         "ranks": max(1, experiment.most_workers),
-        "code": [code_version(), checkpoint.FORMAT],
+        "code": [training_digest(), checkpoint.FORMAT],
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -199,18 +201,21 @@ def collect(storage: Path, limit: int) -> list[Path]:
     Returns:
         What was removed.
     """
-    stages = sorted((storage / FOLDER).glob("*/*/"), key=lambda folder: folder.stat().st_mtime)
+    stages = sorted((storage / FOLDER).glob("*/[0-9]*/"), key=lambda folder: folder.stat().st_mtime)
     sizes = {stage: _bytes(stage) for stage in stages}
     total, removed = sum(sizes.values()), []
     for stage in stages:
         if total <= limit:
             break
-        with (stage.parent / LOCK).open("w") as lock:
+        with (stage.parent / LOCK).open("w") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, wait=False)
             except BlockingIOError:
                 continue
-            shutil.rmtree(stage)
+            gone = stage.with_name(f".{stage.name}.gone")  # at once: half a prefix would be taken for whole
+            shutil.rmtree(gone, ignore_errors=True)
+            stage.rename(gone)
+            shutil.rmtree(gone)
         total -= sizes[stage]
         removed.append(stage)
     return removed
@@ -241,7 +246,13 @@ def _new_stage(
                 name=f"prefix-{folder.parent.name[:8]}-{fork}",
                 folder=folder,
                 params=flat(to_dict(experiment)) | {"fork": fork},
-                tags={"dgnet.kind": "prefix", "dgnet.dataset": store.info.dataset, "dgnet.origin": str(origin or "")},
+                tags={
+                    "dgnet.kind": "prefix",
+                    "dgnet.dataset": store.info.dataset,
+                    "dgnet.data_fingerprint": store.info.fingerprint,
+                    "dgnet.code": code_version(),
+                    "dgnet.origin": str(origin or ""),
+                },
                 store=store,
             ),
             tracking_uri,
@@ -307,10 +318,10 @@ def _locked(key: Path, stop_file: Path, wait: Callable[[], None]) -> Iterator[No
         PrefixError: asked to stop while another one trains.
     """
     told = False
-    with (key / LOCK).open("w") as lock:
+    with (key / LOCK).open("w") as file:
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, wait=False)
                 break
             except BlockingIOError:
                 if stop_file.exists():
@@ -332,4 +343,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Of what is in a folder; somebody may write there meanwhile."""
+    size = 0
+    for above, _, files in os.walk(folder):
+        for file in files:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(above, file), follow_symlinks=False).st_size  # noqa: PTH116, PTH118
+    return size

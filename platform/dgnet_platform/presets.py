@@ -5,7 +5,7 @@ from typing import Literal
 
 from dgnet_core import config as presets
 from dgnet_core.config import rescaled
-from dgnet_platform.experiment import DGNetExperiment, TeacherExperiment
+from dgnet_platform.experiment import DGNetExperiment, ExperimentError, TeacherExperiment
 
 Preset = Literal["laptop", "paper"]
 
@@ -19,6 +19,8 @@ def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int 
         images: their pictures.
         iterations: length of the run, with which warm-up, ramps and milestones scale; None: the preset's.
     """
+    if iterations is not None and iterations < 1:
+        raise ExperimentError(f"--iterations {iterations}: must be 1 or more")
     if preset == "laptop":
         model, baseline = presets.laptop(classes, iterations=800), presets.laptop_teacher(classes, images)
     else:
@@ -36,7 +38,7 @@ def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int 
 
 def teacher_experiment(preset: Preset, classes: int, images: int, iterations: int | None = None) -> TeacherExperiment:
     """The teacher's experiment; arguments as for `dgnet_experiment`."""
-    around = dgnet_experiment(preset, classes, images)
+    around = dgnet_experiment(preset, classes, images, iterations)
     model = rescaled(around.baseline, iterations) if iterations else around.baseline
     return teacher_of(replace(around, baseline=model))
 

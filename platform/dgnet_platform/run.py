@@ -3,10 +3,12 @@
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from dgnet_platform.disk import write_whole
 from dgnet_platform.experiment import EXPERIMENTS, AnyExperiment, ExperimentError
 from dgnet_platform.halving import Stopping
 from dgnet_platform.plain import from_dict, to_dict
@@ -88,9 +90,7 @@ class Run:
             "judging": to_dict(self.judging) if self.judging else None,
             "stop_file": self.stop_file,
         }
-        partial = self.folder / f".{RECORD}.partial"
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        partial.rename(self.folder / RECORD)
+        write_whole(self.folder / RECORD, (json.dumps(values, indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -121,16 +121,19 @@ class Run:
 
     def note_start(self, iteration: int, hosts: list[str]) -> None:
         """Keep that the run goes on after `iteration`, and on which host each rank is."""
+        start = {"time": time.time_ns() // 1_000_000, "iteration": iteration, "hosts": hosts}
         with (self.folder / STARTS).open("a") as file:
-            file.write(json.dumps({"time": time.time_ns() // 1_000_000, "iteration": iteration, "hosts": hosts}) + "\n")
+            file.write(f"\n{json.dumps(start)}\n")  # the first: a crash may have left half a line
 
     @property
     def starts(self) -> list[dict[str, Any]]:
         """What `note_start` kept, the latest last."""
-        try:
-            return [json.loads(line) for line in (self.folder / STARTS).read_text().splitlines()]
-        except FileNotFoundError:
-            return []
+        found: list[dict[str, Any]] = []
+        with suppress(FileNotFoundError):
+            for line in (self.folder / STARTS).read_text().splitlines():
+                with suppress(ValueError):  # empty, or half a line that a crash left
+                    found.append(json.loads(line))
+        return found
 
     def ask_to_stop(self) -> None:
         """Have the run save a checkpoint and stop at its next iterations, wherever it runs."""

@@ -30,12 +30,16 @@ from dgnet_platform.plain import to_dict
 from dgnet_platform.run import Judging, Run
 from dgnet_platform.search_plan import BETA, METRIC, SearchPlan
 from dgnet_platform.shipping import ship
-from dgnet_platform.study import Study
+from dgnet_platform.study import DONE, Study
+from dgnet_platform.training import TrainingError
 from dgnet_platform.trial import Progress, Trial
 from dgnet_platform.version import code_version
 
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
 """In a search's folder: what was decided at rungs, a file that stops all trials, and what Ray Tune leaves."""
+HOPELESS = 3
+"""Trials that may fail before any has come to an end."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -386,6 +390,7 @@ class Feed(Searcher):
         self._search = search
         self._left = search.study.running
         self._numbers: dict[str, int] = {}
+        self._failed = 0
         self._lock = threading.Lock()
         self.error: Exception | None = None
         """What went wrong here; Tune would only log it."""
@@ -419,9 +424,20 @@ class Feed(Searcher):
                 return
             try:
                 self._search.conclude(number)
+                self._give_up_on(number)
             except Exception as failure:
                 self.error = failure
                 self._search.ask_to_stop()
+
+    def _give_up_on(self, number: int) -> None:
+        """Stop a search in which nothing but failing happens: more trials would not find another reason."""
+        study = self._search.study
+        self._failed += study.trial(number).state == TrialState.FAIL
+        if self._failed == HOPELESS and not any(trial.state in DONE for trial in study.trials):
+            raise TrainingError(
+                f"the first {HOPELESS} trials failed, the last one because: {study.notes(number).get('reason', '')}\n"
+                "The same command goes on, once that is mended"
+            )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is saved by itself."""

@@ -7,7 +7,6 @@ time. When MLflow does not answer it tries again, from there: nothing is lost, n
 training process says so, or is gone, and the journal is empty.
 """
 
-import fcntl
 import logging
 import math
 import os
@@ -28,6 +27,7 @@ from PIL import Image
 from dgnet_core.config import DGNetConfig
 from dgnet_platform.archive import archive_of, follow
 from dgnet_platform.checkpoint import CheckpointError, checkpoints, read_meta
+from dgnet_platform.disk import lock
 from dgnet_platform.journal import Entry, Tail, read
 from dgnet_platform.run import Run
 from dgnet_platform.tracking import AWAY, client
@@ -111,8 +111,8 @@ def ship(run: Run, finished: Callable[[], bool], *, patience: float = PATIENCE, 
     Returns:
         Whether all of it is there. Another process that ships the same run is waited for.
     """
-    with (run.folder / ".shipping.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (run.folder / ".shipping.lock").open("w") as file:
+        lock(file)
         load: SystemMetricsMonitor | None = None
         give_up = math.inf
         try:
@@ -162,8 +162,13 @@ def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
         for name, file in entry.pictures.items():
             if not (run.folder / file).exists():  # somebody removed it
                 continue
-            with Image.open(run.folder / file) as picture:
-                connected.log_image(run.mlflow_run, picture.convert("RGB"), key=name, step=entry.iteration)
+            try:
+                with Image.open(run.folder / file) as opened:
+                    picture = opened.convert("RGB")
+            except OSError as error:
+                _log.warning("%s of %s is damaged and left out: %s", file, run.name, error)
+                continue
+            connected.log_image(run.mlflow_run, picture, key=name, step=entry.iteration)
         metrics = {**entry.metrics, "iteration": float(entry.iteration)}
         line = [Metric(name, value, entry.time, entry.iteration) for name, value in metrics.items()]
         line += _since_warmup(run, entry)
@@ -191,10 +196,18 @@ class _Models:
     def __init__(self, connected: MlflowClient, run: Run):
         self._client = connected
         self._run = run
-        found = connected.search_logged_models(
-            [run.mlflow_experiment], f"source_run_id = '{run.mlflow_run}' AND tags.`dgnet.checkpoint` = 'true'"
-        )
-        self._ids = {model.name: model.model_id for model in found}
+        self._ids: dict[str, str] = {}
+        token = None
+        while True:
+            found = connected.search_logged_models(
+                [run.mlflow_experiment],
+                f"source_run_id = '{run.mlflow_run}' AND tags.`dgnet.checkpoint` = 'true'",
+                page_token=token,
+            )
+            self._ids |= {model.name: model.model_id for model in found}
+            token = found.token
+            if not token:
+                break
 
     def follow(self) -> None:
         """Make models of new checkpoints; delete those of checkpoints that were removed."""

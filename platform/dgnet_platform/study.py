@@ -83,6 +83,7 @@ class Study:
             known = self.study.user_attrs.get(_SEARCH)
             if known is not None:
                 self._refuse_other(name, known, identity)
+                self._begin_again()
                 return
             optuna.delete_study(study_name=name, storage=storage)  # killed while it was made
         earlier = [point for study in warm_start for point in _earlier(study, space)]
@@ -116,19 +117,21 @@ class Study:
 
         Args:
             trials: so many; 0: as many as before.
-            more: so many more, if those that were wanted are done; else they were added already.
+            more: so many more, if those that were wanted are over; else they were added already.
         """
         target = trials or self.target
-        if more and not self.missing:
+        if more and not self.missing and not self.running:
             target += more
         if target != self.target:
             self.study.set_user_attr(_TARGET, target)
 
     @property
     def missing(self) -> int:
-        """Trials that are still to be asked for: failed ones are replaced, up to a quarter of all."""
+        """Trials still to be asked for: failed ones are replaced, up to a quarter of all once another has ended."""
         states = [trial.state for trial in self.trials]
         failed, replaced = states.count(TrialState.FAIL), max(2, self.target // 4)
+        if not any(state in DONE for state in states):
+            replaced = failed
         there = sum(states.count(state) for state in (*DONE, TrialState.RUNNING)) + max(0, failed - replaced)
         return max(0, self.target - there)
 
@@ -152,6 +155,12 @@ class Study:
         number = min(waiting, default=len(everyone))
         self._sample_for(number)
         return self._complete(self.study.ask())
+
+    def _begin_again(self) -> None:
+        """Should all trials have failed, for a reason outside the space, the base's setting is tried once more."""
+        trials = self.study.get_trials(deepcopy=False)
+        if trials and all(trial.state == TrialState.FAIL for trial in trials):
+            self.study.enqueue_trial(self._space.defaults(self._base) or {}, user_attrs={_BASE: True})
 
     def again(self, number: int) -> None:
         """Complete a trial that was asked for by somebody who was killed: the same values come out."""

@@ -131,10 +131,11 @@ def open_run(
 ) -> str:
     """Make the MLflow run of a run folder; returns its id. One that was made for it but never written to is taken."""
     key = f"{socket.gethostname()}:{folder}"
-    for run in connected.search_runs([experiment_id], f"tags.`{FOLDER_TAG}` = '{key}'", ViewType.ACTIVE_ONLY, 1):
-        if not run.data.metrics:
-            return run.info.run_id
-    run_id = connected.create_run(experiment_id, run_name=name, tags={FOLDER_TAG: key, NAME_TAG: name}).info.run_id
+    found = connected.search_runs([experiment_id], f"tags.`{FOLDER_TAG}` = '{key}'", ViewType.ACTIVE_ONLY, 1)
+    if found and not found[0].data.metrics:
+        run_id = found[0].info.run_id  # whoever made it may not have told it all
+    else:
+        run_id = connected.create_run(experiment_id, run_name=name, tags={FOLDER_TAG: key, NAME_TAG: name}).info.run_id
     values = [Param(key, str(value)) for key, value in params.items()]
     labels = [RunTag(key, value) for key, value in tags.items()]
     for first in range(0, len(values), 100):

@@ -171,6 +171,8 @@ def make_plan(
         existing = Run.find(folder)
     if existing is None and origin is not None:
         checkpoint.verify(origin)
+    if existing is not None and _outcome_of_finished(existing) is None:
+        _check_workers(existing, experiment)
     return Plan(
         experiment=replace(experiment, name=folder.name),
         store=store,
@@ -237,6 +239,18 @@ def checkpoint_bytes(config: ModelConfig) -> int:
 
 # ------------------------------------------------------------------------------------------------------------
 # Before
+
+
+def _check_workers(existing: Run, experiment: AnyExperiment) -> None:
+    """Refuse to share a run's batches among another number of workers: BatchNorm makes another run of it."""
+    before = existing.experiment
+    same = max(1, before.most_workers) == max(1, experiment.most_workers)
+    if not (same or before.elastic or experiment.elastic):
+        raise ExperimentError(
+            f"run {existing.name} was begun with --workers {before.workers}; with {experiment.workers}, BatchNorm would"
+            f" see other batches: pass --workers {before.workers}, a range such as 1:{max(1, before.most_workers)} if"
+            " that may be, or another --name to start from scratch"
+        )
 
 
 def _check_data(experiment: AnyExperiment, store: Store) -> None:
@@ -354,7 +368,7 @@ def _tags(plan: Plan) -> dict[str, str]:
         "dgnet.drawn_people": str(bool(plan.store.info.origin)).lower(),
         "dgnet.code": code,
         "dgnet.dirty": str(code.endswith("-dirty")).lower(),
-        "mlflow.source.git.commit": code.partition("+")[2].removesuffix("-dirty"),
+        "mlflow.source.git.commit": "" if "+sources." in code else code.partition("+")[2].removesuffix("-dirty"),
         "dgnet.workers": experiment.workers,
         "dgnet.images_a_rank": f"{experiment.model.batch_size / workers:g}",
         "dgnet.batch_norm": "statistics of each rank's batch; running ones averaged over ranks",

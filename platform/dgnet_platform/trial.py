@@ -3,7 +3,6 @@
 All it needs to know is in its folder, so it may be killed at any moment and called again.
 """
 
-import fcntl
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from ray import tune
 
 from dgnet_platform import checkpoint, journal, launch, tracking
 from dgnet_platform.archive import archive_of
+from dgnet_platform.disk import lock, write_whole
 from dgnet_platform.experiment import DGNetExperiment
 from dgnet_platform.foreground import LOCK
 from dgnet_platform.journal import JOURNAL
@@ -52,9 +52,7 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         """Write it into the trial's folder, whole or not at all; raises OSError."""
-        partial = folder / f".{PROGRESS}.partial"
-        partial.write_text(json.dumps(to_dict(self)) + "\n")
-        partial.rename(folder / PROGRESS)
+        write_whole(folder / PROGRESS, (json.dumps(to_dict(self)) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -100,8 +98,8 @@ def run_trial(folder: Path, *, sharing: bool, gpu_share: float = 1.0) -> Progres
     Raises:
         Exception: a worker failed; the reason is in the trial's progress.
     """
-    with (folder / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the process of a driver that was just killed may need a moment to die
+    with (folder / LOCK).open("w") as file:
+        lock(file)  # the process of a driver that was just killed may need a moment to die
         return _run_trial(folder, sharing, gpu_share)
 
 
@@ -155,7 +153,7 @@ def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) ->
             start = int(prefix.origin.rpartition("_")[2]) if prefix.origin else 0
             replace(progress, phase="prefix", prefix=str(prefix.folder), trained=fork - start).save(run.folder)
 
-    prefix = ensure_prefix(
+    found = ensure_prefix(
         experiment,
         fork,
         teacher=Path(run.teacher) if run.teacher else None,
@@ -165,12 +163,13 @@ def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) ->
         fit=fit,
         say=say,
     )
-    before = Progress.read(run.folder)  # also what it trained before its process was killed and started again
-    trained = before.trained if before.prefix == str(prefix.run.folder) else prefix.trained
-    progress = replace(progress, prefix=str(prefix.run.folder), fork=fork, trained=trained)
-    progress.save(run.folder)
-    replace(run, origin=str(prefix.checkpoint)).save()
-    adopt(prefix.checkpoint, run.folder)
+    with found as prefix:
+        before = Progress.read(run.folder)  # also what it trained before its process was killed and started again
+        trained = before.trained if before.prefix == str(prefix.run.folder) else prefix.trained
+        progress = replace(progress, prefix=str(prefix.run.folder), fork=fork, trained=trained)
+        progress.save(run.folder)
+        replace(run, origin=str(prefix.checkpoint)).save()
+        adopt(prefix.checkpoint, run.folder)
     _link(run, prefix.run, fork)
     return progress
 

@@ -25,7 +25,7 @@ from dgnet_platform.commands import (
     printable_lines,
     with_data,
 )
-from dgnet_platform.experiment import DGNetExperiment, ExperimentError
+from dgnet_platform.experiment import DGNetExperiment, ExperimentError, check_name
 from dgnet_platform.foreground import alone, elsewhere, stopping
 from dgnet_platform.machines import is_local
 from dgnet_platform.plain import to_dict
@@ -99,6 +99,9 @@ class TuneMarket(SearchConfig):
         number = self.trials.removeprefix("+")
         if self.trials and not (number.isascii() and number.isdigit() and int(number)):
             raise ValueError(f"trials {self.trials!r}: a number such as 64, or one with a plus such as +16")
+        if (self.seconds_before is None) != (self.seconds_after is None):
+            raise ValueError("seconds_before and seconds_after: give both or none")
+        check_name(self.name)
 
     @property
     def search(self) -> SearchConfig:
@@ -137,7 +140,7 @@ def what(options: TuneMarket) -> tuple[DGNetExperiment, Space]:
     base = base_experiment(
         Base(
             preset=options.preset,
-            iterations=options.iterations or ITERATIONS[options.preset],
+            iterations=ITERATIONS[options.preset] if options.iterations is None else options.iterations,
             config=options.config,
             data=options.data,
         )
@@ -288,7 +291,7 @@ def _retrain(results: Results, console: Console) -> int:
     model = replace(plan.model(results.study.values(number)), num_classes=people)
     experiment = replace(
         base,
-        name=f"{plan.name}-best",
+        name=f"{plan.name}-best-{number:03d}",
         hold_out=False,
         model=model,
         baseline=replace(base.baseline, num_classes=people),
@@ -339,5 +342,5 @@ def _show_plan(options: TuneMarket, base: DGNetExperiment, space: Space, console
 
 
 def _fate(planned: SearchPlan) -> str:
-    there = (planned.folder / "study.jsonl").exists()
+    there = (planned.folder / FILE).exists()
     return f"search {planned.name} would {'go on' if there else 'start'} in {planned.folder}"
