@@ -14,6 +14,7 @@ from typing import Any
 import botocore.session
 import botocore.validate
 import pytest
+import tyro
 import yaml
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilityRecord, NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler, get_nodes_for
@@ -24,6 +25,7 @@ from dgnet_platform import launch, machines
 from dgnet_platform.experiment import ExperimentError
 from dgnet_platform.machines import check_locks, with_offered
 from dgnet_platform.placement import Node, place
+from dgnet_platform.tuning import TuneMarket
 from tests.runs import ROOT
 
 FOLDER = ROOT / "platform" / "cluster"
@@ -144,7 +146,7 @@ def test_spot_instances_come_first_and_others_when_there_are_none(monkeypatch):
 def test_pods_have_what_the_manifest_speaks_of():
     cluster, types, claim, job = yaml.safe_load_all((FOLDER / "kuberay.yaml").read_text())
     assert [part["kind"] for part in (cluster, types, claim, job)] == [
-        "RayCluster", "ConfigMap", "PersistentVolumeClaim", "RayJob",
+        "RayCluster", "ConfigMap", "PersistentVolumeClaim", "Job",
     ]  # fmt: skip
     spec = cluster["spec"]
     lock = tomllib.loads((ROOT / "uv.lock").read_text())
@@ -160,8 +162,23 @@ def test_pods_have_what_the_manifest_speaks_of():
     offered = with_offered([Node(cpus=0)], yaml.safe_load(types["data"]["node-types"]))[1:]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert offered == [Node(cpus=limits["cpu"], gpus=limits["nvidia.com/gpu"])] * workers["maxReplicas"]
-    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
-    assert (ROOT / job["spec"]["entrypoint"].split()[1]).exists()
+
+    submitter = job["spec"]["template"]["spec"]
+    [container] = submitter["containers"]
+    head = spec["headGroupSpec"]["template"]["spec"]
+    assert container["image"] == head["containers"][0]["image"]
+    [secrets] = submitter["volumes"]
+    assert secrets in head["volumes"]
+    ray_, job_, submit, *arguments = [*container["command"], *container["args"]]
+    assert (ray_, job_, submit) == ("ray", "job", "submit")
+    command: Any = ray_cli.commands["job"].commands["submit"]  # pyright: ignore[reportAttributeAccessIssue]
+    parsed = command.make_context("submit", arguments).params
+    assert parsed["address"] == f"http://{cluster['metadata']['name']}-head-svc:8265"
+    assert json.loads(parsed["runtime_env_json"]).keys() == {"working_dir"}
+    python, script, *options = parsed["entrypoint"]
+    assert python == "python"
+    assert (ROOT / script).exists()
+    tyro.cli(TuneMarket, args=options)
 
 
 def test_the_readme_calls_what_there_is():

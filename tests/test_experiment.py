@@ -1,10 +1,14 @@
 """Experiments: stored and rebuilt, named after what decides their result, with clear errors."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dgnet_platform import disk, version
 from dgnet_platform.experiment import (
     DGNetExperiment,
     ExperimentError,
@@ -15,7 +19,7 @@ from dgnet_platform.experiment import (
 )
 from dgnet_platform.plain import from_dict, to_dict
 from dgnet_platform.presets import dgnet_experiment, teacher_experiment, teacher_of
-from dgnet_platform.run import RECORD, Run
+from dgnet_platform.run import RECORD, STARTS, Run
 from tests.runs import tiny_experiment, tiny_teacher
 
 HERE = Path("store")
@@ -122,6 +126,46 @@ def test_a_run_is_rebuilt_from_its_record(tmp_path):
     assert run.stop_asked
     run.forget_stop()
     assert not run.stop_asked
+
+
+def test_half_a_line_of_the_starts_counts_for_nothing(tmp_path):
+    experiment = tiny_experiment(HERE, tmp_path)
+    run = Run(
+        folder=tmp_path, experiment=experiment, identity=identity(experiment).values(), tracking_uri="",
+        mlflow_experiment="", mlflow_run="",
+    )  # fmt: skip
+    assert run.starts == []
+    run.note_start(0, ["a"])
+    with (tmp_path / STARTS).open("a") as file:
+        file.write('{"time": 1, "iter')
+    run.note_start(7, ["b"])
+    assert [(start["iteration"], start["hosts"]) for start in run.starts] == [(0, ["a"]), (7, ["b"])]
+
+
+def test_a_lock_keeps_others_out_whoever_they_are(tmp_path):
+    with (tmp_path / "lock").open("w") as file:
+        disk.lock(file)
+        with (tmp_path / "lock").open("w") as other, pytest.raises(BlockingIOError):
+            disk.lock(other, wait=False)
+        posix = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        command = [sys.executable, "-c", posix, tmp_path / "lock"]  # as an NFS server does for its clients
+        assert b"BlockingIOError" in subprocess.run(command, capture_output=True, check=False).stderr
+    with (tmp_path / "lock").open("w") as file:
+        disk.lock(file, wait=False)
+
+
+def test_the_code_that_trains_has_a_digest_of_its_own(tmp_path):
+    before = version.training_digest()
+    assert re.fullmatch("[0-9a-f]{64}", before)
+    source = tmp_path / "core" / "step.py"
+    source.parent.mkdir()
+    source.write_text("loss = 1")
+    digests = {version._digest_of(tmp_path / "core")}
+    source.write_text("loss = 2")
+    digests.add(version._digest_of(tmp_path / "core"))
+    source.rename(source.with_name("other.py"))
+    digests.add(version._digest_of(tmp_path / "core"))
+    assert len(digests) == 3
 
 
 def test_a_damaged_record_is_named(tmp_path):

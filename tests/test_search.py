@@ -36,8 +36,8 @@ from dgnet_platform.search_plan import METRIC, SearchConfig, plan_search
 from dgnet_platform.space import Space
 from dgnet_platform.study import FILE, Study, StudyError
 from dgnet_platform.tracking import TrackingError
-from dgnet_platform.training import TrainingError
 from dgnet_platform.trained import TrainedTeacher
+from dgnet_platform.training import TrainingError
 from dgnet_platform.trial import Progress
 from dgnet_platform.worker import Outcome, prepare, train
 from jobs.tune_market import main

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from dgnet_platform.tracking import default_uri
 from dgnet_platform.training import train
 from dgnet_platform.trial import Progress
 from tests.runs import QUIET, job, lines, same, tiny_experiment
-from tests.test_training import wait_for
+from tests.test_training import TrackingServer, wait_for
 
 pytestmark = [
     pytest.mark.ray,
@@ -117,9 +118,9 @@ def executed(storage: Path) -> int:
     return sum(p.iteration - p.fork + p.trained for p in progress)
 
 
-def assert_tracked(storage: Path) -> None:
+def assert_tracked(storage: Path, uri: str = "") -> None:
     """Study, folders and MLflow tell the same."""
-    client = MlflowClient(default_uri(str(storage)))
+    client = MlflowClient(uri or default_uri(str(storage)))
     [experiment] = [e for e in client.search_experiments() if e.name.startswith("dgnet-")]
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     [parent] = [run for run in runs if run.data.tags["dgnet.kind"] == "search"]
@@ -182,6 +183,30 @@ def test_a_search_is_tracked(shared):
     assert {"leaderboard.csv", "best.yaml", "figures"} <= files
     assert parent.data.metrics["search/best_mAP"] == board["mAP"].iloc[0]
     assert parent.data.metrics["search/iterations_spent"] == executed(storage)
+
+
+def test_mlflow_may_be_away_in_the_middle(options, tmp_path, free_port):
+    """While a trial trains and ends, and while the next one wants to start."""
+    server = TrackingServer(tmp_path, free_port)
+    server.start()
+    process = job("tune_market.py", *options("away", "--trials", "4", "--tracking-uri", server.uri))
+    first = options.root / "away" / f"{NAME}-000"
+    try:
+        wait_for(lambda: ((first / "metrics.jsonl").exists() and lines(first)) or process.poll() is not None)
+        server.stop()
+        wait_for(lambda: Progress.read(first).over or process.poll() is not None)
+        time.sleep(50)  # longer than a trial's own process waits for MLflow at its end
+        assert process.poll() is None
+        server.start()
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        assert all(trial.state != TrialState.FAIL for trial in study_of(options.root / "away"))
+        assert_tracked(options.root / "away", server.uri)
+    finally:
+        server.stop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def test_the_best_settings_are_a_configuration_and_more_trials_are_added(shared, options, people_store):

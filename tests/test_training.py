@@ -28,8 +28,8 @@ from dgnet_platform.plain import to_dict
 from dgnet_platform.results import read
 from dgnet_platform.run import Run
 from dgnet_platform.shipping import ship
-from dgnet_platform.tracking import TrackingError
-from dgnet_platform.training import TrainingError, train
+from dgnet_platform.tracking import TrackingError, usable
+from dgnet_platform.training import TrainingError, make_plan, train
 from tests.runs import CLASSES, QUIET, job, lines, same, tensors, tiny_experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other
@@ -240,23 +240,10 @@ def test_sigterm_saves_and_says_so(finished, people_store, tmp_path):
 
 @pytest.mark.slow
 def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_store, tmp_path, free_port):
-    uri = f"http://127.0.0.1:{free_port}"
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination", str(tmp_path / "artifacts"),
-    ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
-
-    def serve() -> psutil.Process:
-        with (tmp_path / "server.log").open("ab") as log:
-            process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-        wait_for(lambda: answers(uri))
-        return process
-
-    server = serve()
+    server = TrackingServer(tmp_path, free_port)
+    server.start()
     experiment = tiny_experiment(
-        people_store, tmp_path, teacher=str(teacher_of(finished)), name="away", tracking_uri=uri
+        people_store, tmp_path, teacher=str(teacher_of(finished)), name="away", tracking_uri=server.uri
     )
     model = replace(experiment.model, iterations=400)
     experiment = replace(experiment, model=model, checkpoint_every=100, evaluate_every=200)
@@ -265,25 +252,49 @@ def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_
     folder = tmp_path / "away"
     try:
         wait_for(lambda: (folder / "metrics.jsonl").exists() and len(lines(folder)) > 30)
-        stop(server)
+        server.stop()
         before = len(lines(folder))
         time.sleep(20)
         during = len(lines(folder)) - before
         assert during > 20 or process.poll() is not None, "training waits for the server"
-        server = serve()
+        server.start()
         output, _ = process.communicate()
         assert process.returncode == 0, output
         run = Run.read(folder)
         assert ship(run, lambda: True)
-        client = MlflowClient(uri)
+        client = MlflowClient(server.uri)
         steps = [metric.step for metric in client.get_metric_history(run.mlflow_run, "loss/L_img1")]
         assert steps == list(range(1, 401))
         assert client.list_artifacts(run.mlflow_run, "images")
     finally:
-        stop(server)
+        server.stop()
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+class TrackingServer:
+    """An MLflow server on the loopback interface."""
+
+    def __init__(self, folder: Path, port: int):
+        self.uri = f"http://127.0.0.1:{port}"
+        self._folder, self._port = folder, port
+
+    def start(self) -> None:
+        """Start it, with what it had before, and wait until it answers."""
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db",
+            "--artifacts-destination", str(self._folder / "artifacts"),
+        ]  # fmt: skip
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: answers(self.uri))
+
+    def stop(self) -> None:
+        """End it at once."""
+        stop(self._process)
 
 
 def answers(uri: str) -> bool:
@@ -314,6 +325,38 @@ def test_other_settings_under_the_same_name_are_listed(finished, people_store):
         train(other, console=QUIET)
 
 
+def test_a_run_under_way_keeps_its_number_of_workers(finished, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)), name="under-way")
+    plan = make_plan(experiment, teacher=teacher_of(finished))
+    plan.folder.mkdir()
+    replace(finished.run, folder=plan.folder, experiment=experiment, identity=plan.identity.values()).save()
+    for workers in ("1", "1:2"):
+        make_plan(replace(experiment, workers=workers), teacher=teacher_of(finished))
+    with pytest.raises(ExperimentError, match=r"begun with --workers 0; with 2, .* pass --workers 0, a range"):
+        make_plan(replace(experiment, workers="2"), teacher=teacher_of(finished))
+
+
+def test_a_database_is_the_same_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        usable("sqlite:///mlflow.db") == usable(f"sqlite:///{tmp_path}/mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    )
+    for uri in ("", "http://127.0.0.1:5000", "postgresql://host/mlflow"):
+        assert usable(uri) == uri
+
+
+def test_an_mlflow_run_that_was_half_made_is_completed(finished, client, tmp_path):
+    run = finished.run
+    options = {"name": "half", "folder": tmp_path, "params": {"a": 1}, "tags": {"b": "2"}}
+    with pytest.raises(AttributeError):
+        tracking.open_run(client, run.mlflow_experiment, **options, store=None)  # pyright: ignore[reportArgumentType]
+    run_id = tracking.open_run(client, run.mlflow_experiment, **options, store=Store.open(run.experiment.data))
+    made = client.get_run(run_id)
+    assert (made.data.params["a"], made.data.tags["b"], len(made.inputs.dataset_inputs)) == ("1", "2", 1)
+    assert run_id == tracking.open_run(client, run.mlflow_experiment, **options, store=Store.open(run.experiment.data))
+    client.delete_run(run_id)
+
+
 def test_a_fork_starts_from_the_newest_checkpoint(finished, people_store):
     storage = finished.run.folder.parent
     experiment = tiny_experiment(people_store, storage, name=finished.run.name)
@@ -341,6 +384,8 @@ def test_a_teacher_of_other_identities_is_refused(finished, people_store, tmp_pa
         ({"teacher": "/nowhere.pth"}, CheckpointError, "/nowhere.pth"),
         ({"teacher": "run:none"}, ExperimentError, "run:none"),
         ({"tracking_uri": "http://127.0.0.1:9"}, TrackingError, "http://127.0.0.1:9"),
+        ({"tracking_uri": "mlflow.db"}, TrackingError, "--tracking-uri mlflow.db: name a server .* or sqlite:///FILE"),
+        ({"tracking_uri": "http://me:secret@host"}, TrackingError, r"http://\.\.\.@host: without user and password"),
         ({"storage": "/proc/nowhere"}, ExperimentError, "/proc/nowhere"),
         ({"workers": "5"}, ExperimentError, "batch_size = 8"),
     ],

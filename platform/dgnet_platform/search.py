@@ -32,7 +32,7 @@ from dgnet_platform.search_plan import BETA, METRIC, SearchPlan
 from dgnet_platform.shipping import ship
 from dgnet_platform.study import DONE, Study
 from dgnet_platform.training import TrainingError
-from dgnet_platform.trial import Progress, Trial
+from dgnet_platform.trial import Progress, Trial, link
 from dgnet_platform.version import code_version
 
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
@@ -358,6 +358,7 @@ class Search:
         try:
             if not ship(run, lambda: True, patience=5):
                 return
+            link(self.connected, run)
             if objective is not None:
                 moment = int(time.time() * 1000)
                 self.connected.log_batch(run.mlflow_run, metrics=[Metric("objective", objective, moment, 0)])

@@ -42,7 +42,29 @@ class TrackingError(RuntimeError):
 
 def default_uri(storage: str) -> str:
     """The tracking URI of runs that name none: DGNET_TRACKING_URI's, or a database in the storage folder."""
-    return os.environ.get("DGNET_TRACKING_URI") or f"{_SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+    named = usable(os.environ.get("DGNET_TRACKING_URI", ""))
+    return named or f"{_SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+
+
+def usable(uri: str) -> str:
+    """A tracking URI that holds in every process; nothing stays nothing.
+
+    Raises:
+        TrackingError: it is none, or has a password in it, which would be seen in records, logs and MLflow itself.
+    """
+    scheme, separator, place = uri.partition("://")
+    if not uri or (separator and scheme not in ("http", "https", "sqlite")):
+        return uri
+    if not separator:
+        raise TrackingError(f"--tracking-uri {uri}: name a server such as http://127.0.0.1:5000, or sqlite:///FILE")
+    if scheme == "sqlite":
+        return f"{_SQLITE}{_database(uri).resolve()}"
+    if "@" in place.partition("/")[0]:
+        raise TrackingError(
+            f"--tracking-uri {scheme}://...@{place.rpartition('@')[2]}: without user and password, which belong in"
+            " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or in ~/.mlflow/credentials"
+        )
+    return uri
 
 
 def is_gone(uri: str) -> bool:

@@ -131,6 +131,7 @@ def make_plan(
         data=absolute(experiment.data),
         storage=absolute(experiment.storage),
         archive=absolute(experiment.archive),
+        tracking_uri=tracking.usable(experiment.tracking_uri),
     )
     _check_data(experiment, store)
     digest = None

@@ -5,10 +5,13 @@ All it needs to know is in its folder, so it may be killed at any moment and cal
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
 from ray import tune
 
 from dgnet_platform import checkpoint, journal, launch, tracking
@@ -170,16 +173,16 @@ def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) ->
         progress.save(run.folder)
         replace(run, origin=str(prefix.checkpoint)).save()
         adopt(prefix.checkpoint, run.folder)
-    _link(run, prefix.run, fork)
+    with suppress(*tracking.AWAY):  # else the search does it when the trial is over
+        link(tracking.client(run.tracking_uri), run)
     return progress
 
 
-def _link(run: Run, prefix: Run, fork: int) -> None:
-    """Tell MLflow from which prefix a trial comes, if it listens."""
-    try:
-        connected = tracking.client(run.tracking_uri)
-        connected.set_tag(run.mlflow_run, "dgnet.prefix_run", prefix.mlflow_run)
-        connected.set_tag(run.mlflow_run, "dgnet.fork", str(fork))
-        connected.set_tag(run.mlflow_run, "dgnet.origin", str(prefix.folder))
-    except tracking.AWAY:
-        return
+def link(connected: MlflowClient, run: Run) -> None:
+    """Tell MLflow from which prefix a trial comes, if it has one; raises one of tracking.AWAY."""
+    progress = Progress.read(run.folder)
+    if progress.prefix:
+        tags = {"dgnet.fork": str(progress.fork), "dgnet.origin": progress.prefix}
+        if (prefix := Run.find(Path(progress.prefix))) is not None:  # else it was removed since
+            tags["dgnet.prefix_run"] = prefix.mlflow_run
+        connected.log_batch(run.mlflow_run, tags=[RunTag(name, value) for name, value in tags.items()])

@@ -38,7 +38,7 @@ from dgnet_platform.search_report import leaderboard_table
 from dgnet_platform.search_results import Results
 from dgnet_platform.space import Space
 from dgnet_platform.study import FILE
-from dgnet_platform.tracking import ui_command
+from dgnet_platform.tracking import ui_command, usable
 from dgnet_platform.training import (
     TrainingError,
     absolute,
@@ -155,7 +155,7 @@ def what(options: TuneMarket) -> tuple[DGNetExperiment, Space]:
         data=absolute(options.data),
         storage=absolute(options.storage),
         archive=absolute(options.archive),
-        tracking_uri=options.tracking_uri,
+        tracking_uri=usable(options.tracking_uri),
         teacher=options.teacher,
         workers=str(options.workers_per_trial) if grouped else "0",
         gpus=grouped and options.gpus_per_trial > 0,

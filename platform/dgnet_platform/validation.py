@@ -13,6 +13,7 @@ from dgnet_platform.checkpoint import ModelConfig, State
 from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.people import People
 from dgnet_platform.datasets.people_set import shot_of
+from dgnet_platform.disk import flush
 from dgnet_platform.report import PicturesOf, ranked_picture
 from dgnet_platform.swaps import (
     choose_pairs,
@@ -137,5 +138,6 @@ def save_pictures(pictures: dict[str, Image.Image], folder: Path, iteration: int
         file = Path("pictures") / name / f"{iteration:08d}.png"
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         picture.save(folder / file, "PNG")
+        flush(folder / file)  # the checkpoint and the journal that speak of it are flushed too
         files[name] = file.as_posix()
     return files
