@@ -31,7 +31,9 @@ def aws(monkeypatch, tmp_path):
 
 
 def statements(iam: Any, role: str) -> list[dict[str, Any]]:
-    return iam.get_role_policy(RoleName=role, PolicyName="dgnet")["PolicyDocument"]["Statement"]
+    names = iam.list_role_policies(RoleName=role)["PolicyNames"]
+    policies = [iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"] for name in names]
+    return [statement for policy in policies for statement in policy["Statement"]]
 
 
 def test_bucket_and_roles_are_made_once(aws, capsys):
@@ -48,6 +50,25 @@ def test_bucket_and_roles_are_made_once(aws, capsys):
     actions = json.dumps([statement["Action"] for statement in statements(iam, "dgnet-head")])
     assert "iam:PassRole" in actions
     assert "ssm:GetParameters" in actions
+
+    assert not prepare.prepare_aws("us-west-2", "another-bucket")  # of a second cluster: the first one keeps its own
+    resources = json.dumps([statement["Resource"] for statement in statements(iam, "dgnet-worker")])
+    assert BUCKET in resources
+    assert "another-bucket" in resources
+
+    iam.remove_role_from_instance_profile(InstanceProfileName="dgnet-worker", RoleName="dgnet-worker")
+    assert prepare.prepare_aws("us-west-2", BUCKET)  # as if it had been killed before that
+    [role] = iam.get_instance_profile(InstanceProfileName="dgnet-worker")["InstanceProfile"]["Roles"]
+    assert role["RoleName"] == "dgnet-worker"
+
+
+def test_a_cluster_may_have_no_bucket(aws):
+    for quoted in ("'export DGNET_BUCKET=s3://my-bucket/x'", 'export DGNET_BUCKET="s3://my-bucket"'):
+        assert prepare.bucket_of({"head_setup_commands": [quoted]}) == "my-bucket"
+    assert prepare.bucket_of({"head_setup_commands": ["echo"]}) == ""
+    assert prepare.prepare_aws("us-west-2", "")
+    assert boto3.client("s3").list_buckets()["Buckets"] == []
+    assert statements(boto3.client("iam"), "dgnet-worker") == []
 
 
 def test_bad_accounts_are_refused_in_seconds(aws, monkeypatch):

@@ -191,6 +191,7 @@ def backup(server: Options, *, to: str) -> None:
 
     Raises:
         ServerError: there is nothing to back up.
+        OSError: the file cannot be written.
     """
     home = server.home
     databases = [home / name for name in ("mlflow.db", "basic_auth.db") if (home / name).exists()]
@@ -208,12 +209,17 @@ def backup(server: Options, *, to: str) -> None:
             with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as target:
                 source.backup(target)
             tar.add(copy, database.name)
-        if "://" not in artifacts and Path(artifacts).exists():
+        here = "://" not in artifacts and Path(artifacts).exists()
+        if here:
             tar.add(artifacts, "artifacts")
     filesystem.move(f"{path}.part", path)
-    left = [os.environ.get("MLFLOW_BACKEND_STORE_URI", "").partition(":")[0], artifacts * ("://" in artifacts)]
+    held = [*(database.name for database in databases), *(["artifacts"] if here else [])]
+    left = [os.environ.get("MLFLOW_BACKEND_STORE_URI", "").partition(":")[0]]
+    left += (
+        [] if here else [f"artifacts ({artifacts if '://' in artifacts else 'they are where the server puts them'})"]
+    )
     note = f"; not in it: {', '.join(filter(None, left))}" if any(left) else ""
-    print(f"{to} holds {', '.join(database.name for database in databases)} and artifacts{note}")
+    print(f"{to} holds {', '.join(held)}{note}")
 
 
 def credentials() -> tuple[str, str, str]:
@@ -397,7 +403,7 @@ def main() -> int:
     commands = {"serve": serve, "start": start, "stop": stop, "backup": backup}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
-    except ServerError as error:
+    except (ServerError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

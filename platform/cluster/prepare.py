@@ -7,6 +7,7 @@ server (~/.mlflow/credentials) and, on AWS, the bucket and the two roles of the 
 
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -68,9 +69,9 @@ def check(file: Path) -> dict[str, Any]:
 
 
 def bucket_of(config: dict[str, Any]) -> str:
-    """The name of the bucket, as the head's commands set it."""
-    commands = " ".join(config.get("head_setup_commands", []))
-    return commands.partition("DGNET_BUCKET=s3://")[2].partition("'")[0].partition("/")[0]
+    """The name of the bucket, as the head's commands set it; empty where there is none."""
+    found = re.search(r"DGNET_BUCKET=[\"']?s3://([a-z0-9.-]+)", " ".join(config.get("head_setup_commands", [])))
+    return found[1] if found else ""
 
 
 def prepare_aws(region: str, bucket: str) -> bool:
@@ -89,9 +90,11 @@ def prepare_aws(region: str, bucket: str) -> bool:
     quick = Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 2})
     try:
         identity = session.client("sts", config=quick).get_caller_identity()
-        make_bucket(session.client("s3", config=quick), bucket, region)
-        objects = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
-        uses_bucket = {"Effect": "Allow", "Action": "s3:*", "Resource": objects}
+        uses_bucket = []
+        if bucket:
+            make_bucket(session.client("s3", config=quick), bucket, region)
+            objects = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
+            uses_bucket = [{"Effect": "Allow", "Action": "s3:*", "Resource": objects}]
         passes = f"arn:aws:iam::{identity['Account']}:role/{WORKER}"
         starts_workers = [
             {"Effect": "Allow", "Action": ["ec2:*"], "Resource": "*"},
@@ -100,7 +103,8 @@ def prepare_aws(region: str, bucket: str) -> bool:
             {"Effect": "Allow", "Action": "ssm:GetParameters", "Resource": "arn:aws:ssm:*::parameter/aws/service/*"},
         ]
         iam = session.client("iam", config=quick)
-        return make_role(iam, WORKER, [uses_bucket]) | make_role(iam, HEAD, [uses_bucket, *starts_workers])
+        worker = make_role(iam, WORKER, {f"bucket-{bucket}": uses_bucket})
+        return worker | make_role(iam, HEAD, {f"bucket-{bucket}": uses_bucket, "workers": starts_workers})
     except (BotoCoreError, ClientError) as error:
         raise PrepareError(
             f"AWS in {region}: {error}. It takes credentials (aws configure, AWS_PROFILE) that may use EC2 and S3, and"
@@ -122,20 +126,28 @@ def make_bucket(s3: Any, bucket: str, region: str) -> None:
         print(f"made bucket {bucket} in {region}")
 
 
-def make_role(iam: Any, name: str, statements: list[dict[str, Any]]) -> bool:
-    """Make a role that instances can have, and let it do what the statements allow; returns whether it is new."""
+def make_role(iam: Any, name: str, policies: dict[str, list[dict[str, Any]]]) -> bool:
+    """Make a role that instances can have, and let it do what policies of these names allow, besides those it has.
+
+    Returns:
+        Whether instances could not have it before.
+    """
     trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
     try:
         iam.create_role(RoleName=name, AssumeRolePolicyDocument=_policy([trust]))
         print(f"made role {name}")
     except iam.exceptions.EntityAlreadyExistsException:
         pass
-    iam.put_role_policy(RoleName=name, PolicyName="dgnet", PolicyDocument=_policy(statements))
+    for policy, statements in policies.items():
+        if statements:
+            iam.put_role_policy(RoleName=name, PolicyName=f"dgnet-{policy}", PolicyDocument=_policy(statements))
     try:
         iam.create_instance_profile(InstanceProfileName=name)
-        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     except iam.exceptions.EntityAlreadyExistsException:
-        return False
+        profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
+        if any(role["RoleName"] == name for role in profile["Roles"]):
+            return False
+    iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     return True
 
 
