@@ -484,6 +484,10 @@ def options(people_store, tmp_path):
     [
         (["--set", "alpha={low: 1, high: 0.1}"], "alpha: low = 1 is above high = 0.1"),
         (["--set", "alpha={choices: []}"], "alpha: choices are empty"),
+        (["--set", "alpha={choices: [[1]]}"], "numbers or texts are needed"),
+        (["--name", "../up"], "name '../up': letters"),
+        (["--iterations", "0"], "--iterations 0: must be 1 or more"),
+        (["--seconds-before", "1"], "give both or none"),
         (["--set", "alpah=1"], "did you mean 'alpha'?"),
         (["--set", "alpha"], "--set alpha: a value"),
         (["--set", "warmup_start=30"], "runs end after 24 iterations"),

@@ -336,6 +336,20 @@ def test_a_run_under_way_keeps_its_number_of_workers(finished, people_store, tmp
         make_plan(replace(experiment, workers="2"), teacher=teacher_of(finished))
 
 
+def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_store, tmp_path):
+    experiment, teacher = tiny_experiment(people_store, tmp_path), teacher_of(finished)
+    earlier = finished.run.folder / "checkpoint_00000009"
+    assert make_plan(experiment, teacher=teacher, origin=earlier).origin == earlier
+    wider = replace(experiment.model.network, structure_width=4)
+    for origin, model, words in (
+        (finished.checkpoint, experiment.model, r"it has 12 iterations done, the run ends after 12: name an earlier"),
+        (teacher, experiment.model, "it is of a teacher, the run of a dgnet"),
+        (earlier, replace(experiment.model, network=wider), r"another one:\n  structure_width: 2 -> 4"),
+    ):
+        with pytest.raises(ExperimentError, match=words):
+            make_plan(replace(experiment, model=model), teacher=teacher, origin=origin)
+
+
 def test_a_database_is_the_same_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (
@@ -400,6 +414,8 @@ def test_a_full_disk_is_noticed_before(people_store, tmp_path, finished, monkeyp
     monkeypatch.setattr(training.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
     with pytest.raises(ExperimentError, match="GiB free"):
         train(tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished))), console=QUIET)
+    again = tiny_experiment(people_store, finished.run.folder.parent)
+    assert train(again, console=QUIET).outcome.ending == "finished"  # it is only looked at
 
 
 def test_a_run_that_diverges_fails_with_its_reason(people_store, tmp_path, finished):

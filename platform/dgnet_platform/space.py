@@ -100,6 +100,8 @@ class Choice:
         if isinstance(self.options, str) or not isinstance(self.options, list | tuple):
             raise SpaceError(f"choices = {self.options!r}: a list is needed")
         object.__setattr__(self, "options", tuple(self.options))
+        if not all(isinstance(option, str | int | float) for option in self.options):
+            raise SpaceError(f"choices = {list(self.options)!r}: numbers or texts are needed")
         if not self.options:
             raise SpaceError("choices are empty: list at least one")
         if len(set(self.options)) < len(self.options):

@@ -15,7 +15,7 @@ from rich.progress import DownloadColumn, Progress
 from dgnet_core.sampling import share
 from dgnet_platform import checkpoint, launch, tracking
 from dgnet_platform.archive import archive_of
-from dgnet_platform.checkpoint import CheckpointError, ModelConfig
+from dgnet_platform.checkpoint import CheckpointError, ModelConfig, kind_of
 from dgnet_platform.datasets.cache import kept_here
 from dgnet_platform.datasets.images import held_out_people
 from dgnet_platform.datasets.store import Store
@@ -171,7 +171,7 @@ def make_plan(
         _, folder = named(origin, f"{existing.name}-{identity.name[-8:]}")
         existing = Run.find(folder)
     if existing is None and origin is not None:
-        checkpoint.verify(origin)
+        _check_origin(origin, experiment)
     if existing is not None and _outcome_of_finished(existing) is None:
         _check_workers(existing, experiment)
     return Plan(
@@ -217,7 +217,10 @@ def check_storage(plan: Plan) -> None:
         probe.unlink()
     except OSError as error:
         raise ExperimentError(f"--storage: {plan.folder} cannot be written ({error}): name another folder") from None
-    needed = checkpoint_bytes(plan.experiment.model) * (plan.experiment.keep + 2)  # the best, and one half written
+    if plan.existing is not None and _outcome_of_finished(plan.existing) is not None:
+        return
+    here = len(checkpoint.checkpoints(plan.folder))
+    needed = checkpoint_bytes(plan.experiment.model) * max(1, plan.experiment.keep + 2 - here)  # the best, a half one
     free = shutil.disk_usage(plan.folder).free
     if free < needed:
         raise ExperimentError(
@@ -240,6 +243,27 @@ def checkpoint_bytes(config: ModelConfig) -> int:
 
 # ------------------------------------------------------------------------------------------------------------
 # Before
+
+
+def _check_origin(origin: Path, experiment: AnyExperiment) -> None:
+    """Refuse a checkpoint that a run cannot start from."""
+    checkpoint.verify(origin)
+    meta, model = checkpoint.read_meta(origin), experiment.model
+    refusal = f"a run cannot start from {origin}: "
+    if kind_of(meta.config) != kind_of(model):
+        raise ExperimentError(f"{refusal}it is of a {kind_of(meta.config)}, the run of a {kind_of(model)}")
+    if meta.iteration >= model.iterations:
+        raise ExperimentError(
+            f"{refusal}it has {meta.iteration:,} iterations done, the run ends after {model.iterations:,}: name an"
+            " earlier one, or more --iterations"
+        )
+    before = replace(meta.config.network, pretrained=model.network.pretrained)
+    changed = differences(to_dict(before), to_dict(model.network))
+    if meta.config.num_classes != model.num_classes:
+        changed["num_classes"] = meta.config.num_classes, model.num_classes
+    if changed:
+        listed = "\n".join(f"  {path}: {before!r} -> {after!r}" for path, (before, after) in changed.items())
+        raise ExperimentError(f"{refusal}its network is another one:\n{listed}")
 
 
 def _check_workers(existing: Run, experiment: AnyExperiment) -> None:
