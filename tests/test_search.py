@@ -40,8 +40,9 @@ from dgnet_platform.trained import TrainedTeacher
 from dgnet_platform.training import TrainingError
 from dgnet_platform.trial import Progress
 from dgnet_platform.worker import Outcome, prepare, train
+from jobs import train_market
 from jobs.tune_market import main
-from tests.runs import lines, same, tensors, tiny_experiment
+from tests.runs import CLASSES, lines, same, tensors, tiny_experiment
 
 BASE = laptop(10, iterations=400)
 SPACE = Space.default(BASE)
@@ -521,6 +522,22 @@ def test_the_plan_of_a_search_changes_nothing(options, capsys, tmp_path):
     for words in ("Search space", "Shared prefixes", "with shared prefixes", "would be trained first"):
         assert words in output
     assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize("job", [main, train_market.main], ids=["tune", "train"])
+def test_the_store_may_be_named_in_the_file(job, people_store, tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"data: {people_store}\nteacher: {tmp_path}/none.pth\n")
+    options = ["--config", str(file), "--storage", str(tmp_path / "storage"), "--dry-run"]
+    status = job(options)
+    output = capsys.readouterr().out
+    assert status == 2
+    assert f"data: {people_store}" in output
+    assert f"num_classes: {CLASSES}\n" in output
+    assert f"{tmp_path}/none.pth" in output
+    file.write_text("[1]")
+    assert job(options) == 2
+    assert "settings with their values are needed" in capsys.readouterr().out
 
 
 def test_checkpoints_of_a_prefix_are_all_kept(prefixes):

@@ -162,11 +162,12 @@ def base_experiment(base: Base) -> DGNetExperiment:
 
 
 def _counts(first: Base) -> tuple[int, int]:
-    """Identities and pictures in the training split that a command line names."""
-    if not first.data:
+    """Identities and pictures in the training split that a command line or its file names."""
+    data = first.data or (str(_read_yaml(first.config).get("data") or "") if first.config else "")
+    if not data:
         size = SIZES[DRAWN[first.preset]]
         return size.train_identities, size.train
-    store = Store.open(first.data)
+    store = Store.open(data)
     return needed_classes(store, hold_out=False), store.count("train")
 
 
@@ -176,11 +177,21 @@ def _from_file(path: Path, default: AnyExperiment) -> AnyExperiment:
     Raises:
         ExperimentError: it is no YAML file, or has settings that there are not.
     """
+    values = _read_yaml(path)
+    try:
+        return from_dict(type(default), _merged(to_dict(default), values))
+    except ValueError as error:
+        raise ExperimentError(f"--config {path}: {error}") from None
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
-        return from_dict(type(default), _merged(to_dict(default), values))
-    except (OSError, yaml.YAMLError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ExperimentError(f"--config {path}: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ExperimentError(f"--config {path}: settings with their values are needed, such as keep: 3")
+    return values
 
 
 def _merged(values: Mapping[str, Any], over: Any) -> Any:

@@ -152,11 +152,11 @@ def what(options: TuneMarket) -> tuple[DGNetExperiment, Space]:
     grouped = options.workers_per_trial > 1
     base = replace(
         base,
-        data=absolute(options.data),
+        data=absolute(options.data or base.data),
         storage=absolute(options.storage),
-        archive=absolute(options.archive),
-        tracking_uri=usable(options.tracking_uri),
-        teacher=options.teacher,
+        archive=absolute(options.archive or base.archive),
+        tracking_uri=usable(options.tracking_uri or base.tracking_uri),
+        teacher=base.teacher if options.teacher == "auto" else options.teacher,
         workers=str(options.workers_per_trial) if grouped else "0",
         gpus=grouped and options.gpus_per_trial > 0,
     )
