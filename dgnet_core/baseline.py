@@ -11,7 +11,7 @@ from dgnet_core.config import TeacherConfig
 from dgnet_core.health import record_fault
 from dgnet_core.pretrained import load_imagenet
 from dgnet_core.sampling import Batch
-from dgnet_core.state import layout_of, place, trunk_and_heads
+from dgnet_core.state import layout_of, load_optimizer, place, trunk_and_heads
 from dgnet_core.step import ReduceGrads, check_batch, clip, dropped_logits, exact, keep_local, set_rate
 from dgnet_core.teacher import Teacher
 
@@ -88,7 +88,7 @@ class TeacherState:
             raise ValueError(f"not a teacher's training state: its keys are {sorted(saved)}")
         try:
             self.teacher.load_state_dict(saved["networks"]["teacher"])
-            self.optimizer.load_state_dict(saved["optimizers"]["optimizer"])
+            load_optimizer(self.optimizer, saved["optimizers"]["optimizer"])
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"the training state is of another configuration: {error}") from error
         self.iteration = saved["iteration"]

@@ -181,11 +181,28 @@ class TrainState:
             for name, net in self.networks.items():
                 net.load_state_dict(saved["networks"][name])
             for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(saved["optimizers"][name])
+                load_optimizer(optimizer, saved["optimizers"][name])
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"the training state is of another configuration: {error}") from error
         self.identity_level.copy_(saved["identity_level"])
         self.iteration = saved["iteration"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over what an optimiser remembered of each parameter; its settings stay those it was built with.
+
+    Moments get their parameter's memory layout: fused optimisers go through both in the order of the memory.
+
+    Raises:
+        KeyError, ValueError: `saved` is not of such an optimiser.
+    """
+    groups = zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
+    groups = [{**group, "params": before["params"]} for group, before in groups]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+    for parameter, memory in optimizer.state.items():
+        for name, value in memory.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                memory[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _load_trunk(trunk: nn.Module, teacher: Teacher | None) -> None:

@@ -60,6 +60,35 @@ def test_resumed_run_equals_the_uninterrupted_one(saved_at: int, tmp_path: Path)
     assert [m["L_s_id"].item() for m in rest] == [m["L_s_id"].item() for m in metrics[saved_at:]]
 
 
+def test_a_run_goes_on_in_another_memory_layout() -> None:
+    config = tiny_config(step=StepConfig(precision="float64", channels_last=True))
+    other = replace(config, step=replace(config.step, channels_last=False))
+    whole, resumed = tiny_state(config), tiny_state(other)
+    run(whole, config, START + 1)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    run(whole, config, START + 3)
+    run(resumed, other, START + 3)
+    for name, net in whole.networks.items():
+        for left, right in zip(net.parameters(), resumed.networks[name].parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-9)
+
+
+def test_a_run_goes_on_with_the_optimisers_that_it_asks_for() -> None:
+    config = tiny_config()
+    state = tiny_state(config)
+    run(state, config, 2)
+    optim = replace(config.optim, weight_decay=0.1, momentum=0.5, adam_betas=(0.5, 0.9))
+    forked = tiny_state(replace(config, optim=optim))
+    forked.load_state_dict(state.state_dict())
+    assert {group["weight_decay"] for group in forked.appearance_optimizer.param_groups} == {0.1}
+    assert {group["momentum"] for group in forked.appearance_optimizer.param_groups} == {0.5}
+    assert {group["betas"] for group in forked.generator_optimizer.param_groups} == {(0.5, 0.9)}
+    before, after = state.generator_optimizer.state_dict(), forked.generator_optimizer.state_dict()
+    assert before["state"].keys() == after["state"].keys()
+    for number, memory in before["state"].items():
+        assert all(torch.equal(value, after["state"][number][name]) for name, value in memory.items())
+
+
 def test_runs_that_differ_only_later_share_their_first_part() -> None:
     config = tiny_config()
     loss = config.loss
