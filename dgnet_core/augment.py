@@ -20,16 +20,19 @@ def normalise(pixels: Tensor, height: int, width: int) -> Tensor:
     x = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # the same bits from pixels of any layout
     if pixels.shape[-2:] != (height, width):
         x = F.interpolate(x, (height, width), mode="bicubic", antialias=True).round_().clamp_(0, 255)
-    mean = torch.tensor(MEAN, device=x.device).mul_(255)[:, None, None]
-    std = torch.tensor(STD, device=x.device).mul_(255)[:, None, None]
+    mean, std = (constant.mul_(255).to(x.device, non_blocking=True) for constant in _statistics())
     return (x - mean) / std
 
 
 def denormalise(images: Tensor) -> Tensor:
     """Pixels (N, 3, H, W), uint8, of normalised images (N, 3, H, W)."""
-    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(STD, device=images.device)[:, None, None]
+    mean, std = (constant.to(images.device, non_blocking=True) for constant in _statistics())
     return (images.float() * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _statistics() -> tuple[Tensor, Tensor]:
+    """Mean and deviation (3, 1, 1), made on the CPU: a tensor made on a GPU from numbers waits for it."""
+    return torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
 
 
 def flip_and_crop(x: Tensor, draws: Tensor, flip: float, pad: int) -> Tensor:

@@ -173,14 +173,17 @@ class RecipeConfig:
     """Switches between the release's behaviour (the defaults), the paper's, and the paper's ablations."""
 
     detach_appearance: bool = True
-    """Detach the appearance code before the decoder and the losses on it (release); False: the paper's equations."""
+    """Detach the appearance code before the decoder and the losses on it (release); False: the paper's equations, but
+    that the target of L_code2 stays detached."""
     reencode_probability: float = 0.5
     """Chance that the structure encoder *learns* from reading a generated image back instead of being held fixed."""
     gan: GanType = "lsgan"
-    """Least-squares or non-saturating adversarial loss."""
+    """Least-squares or non-saturating adversarial loss. The gradient penalty is added to both, with its own weight,
+    where the release has it with least squares only."""
     soft_label: SoftLabel = "dynamic"
     """Target of L_prim: the teacher's smoothed output, its hard pseudo label, the appearance owner's label, the
-    uniform distribution (LSRO), half appearance and half structure owner, or no L_prim at all."""
+    uniform distribution (LSRO), half appearance and half structure owner (the release instead shares one between them
+    as its teacher does), or no L_prim at all."""
     features: Features = "both"
     """Which feature learns from generated images: f_prim by L_prim, f_fine by L_fine (paper, Table 4)."""
     online_feeding: bool = True
