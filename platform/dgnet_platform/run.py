@@ -122,8 +122,11 @@ class Run:
     def note_start(self, iteration: int, hosts: list[str]) -> None:
         """Keep that the run goes on after `iteration`, and on which host each rank is."""
         start = {"time": time.time_ns() // 1_000_000, "iteration": iteration, "hosts": hosts}
-        with (self.folder / STARTS).open("a") as file:
-            file.write(f"\n{json.dumps(start)}\n")  # the first: a crash may have left half a line
+        path = self.folder / STARTS
+        before = path.read_text() if path.exists() else ""
+        with path.open("a") as file:
+            file.write("\n" * bool(before and not before.endswith("\n")))  # a crash left half a line
+            file.write(json.dumps(start) + "\n")
 
     @property
     def starts(self) -> list[dict[str, Any]]:
@@ -131,7 +134,7 @@ class Run:
         found: list[dict[str, Any]] = []
         with suppress(FileNotFoundError):
             for line in (self.folder / STARTS).read_text().splitlines():
-                with suppress(ValueError):  # empty, or half a line that a crash left
+                with suppress(ValueError):  # half a line, which a crash left
                     found.append(json.loads(line))
         return found
 
