@@ -3,7 +3,6 @@
 What happens meanwhile goes through the journal; `shipping` takes it from there.
 """
 
-import fcntl
 import logging
 import os
 import socket
@@ -24,6 +23,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from sqlalchemy.exc import SQLAlchemyError
 
 from dgnet_platform.datasets.store import Store
+from dgnet_platform.disk import lock
 
 Answer = TypeVar("Answer")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -288,8 +288,8 @@ def _alone(uri: str) -> Iterator[None]:
         yield
         return
     _database(uri).parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{_database(uri)}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Path(f"{_database(uri)}.lock").open("w") as file:
+        lock(file)
         yield
 
 
