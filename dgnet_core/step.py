@@ -115,8 +115,8 @@ def train_step(
         with autocast:
             code_back = exact(appearance_encoder(reread, groups=2))
         pooled = pool_code(code_back)
-        prim_logits = _logits(appearance_encoder.prim, pooled, 2, position, "dropout prim generated")
-        terms["L_c_id"] = 2 * losses.identity(prim_logits, swapped)
+        prim_feature = appearance_encoder.prim(pooled, 2)
+        terms["L_c_id"] = 2 * losses.identity(appearance_encoder.prim.logits(prim_feature), swapped)  # nothing dropped
         output_terms.append((weight.generated_identity, terms["L_c_id"]))
     if recipe.detach_appearance:
         code_back = code_back.detach()
@@ -153,6 +153,7 @@ def train_step(
                 with autocast:
                     teacher_labels = state.teacher.labels(reread.detach(), groups=2)
             target = losses.soft_label(recipe.soft_label, teacher_labels, swapped, labels, config.num_classes)
+            prim_logits = dropped_logits(appearance_encoder.prim, prim_feature, 2, position, "dropout prim generated")
             terms["L_prim"] = 2 * losses.prim(prim_logits, target)
             fed_terms.append((ramped.prim, terms["L_prim"]))
         if ramped.fine > 0:

@@ -106,10 +106,7 @@ def separate_passes_step(state: TrainState, batch: Batch, config: DGNetConfig) -
         add("L_adv", losses.generator_adversarial(D(fake), config.recipe.gan))
         code = frozen_E_a(fake)
         back.append(code.detach())
-        add(
-            "L_c_id",
-            losses.identity(logits(frozen_E_a, "prim", code, "dropout prim generated", place, 2, False), labels[a]),
-        )
+        add("L_c_id", losses.identity(frozen_E_a.prim.logits(frozen_E_a.prim(pool_code(code))), labels[a]))
         add("L_img1", losses.image_l1(clean[place], same[place]))
         add("L_img2", losses.image_l1(clean[place], paired[place]))
         if ramped.prim > 0:
