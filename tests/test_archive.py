@@ -32,7 +32,7 @@ from dgnet_platform.run import Run
 from dgnet_platform.training import train
 from jobs.train_market import main as train_market
 from tests.runs import NETWORK, QUIET, job, lines, same, tensors, tiny_experiment
-from tests.test_search import prefixes  # noqa: F401 - a fixture
+from tests.test_prefix import prefixes  # noqa: F401 - a fixture
 from tests.test_training import answers, by_command_line, history, stop, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other

@@ -21,7 +21,7 @@ from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandSche
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
-from dgnet_platform import launch, machines
+from dgnet_platform import machines
 from dgnet_platform.experiment import ExperimentError
 from dgnet_platform.machines import check_locks, with_offered
 from dgnet_platform.placement import Node, place
@@ -268,19 +268,19 @@ def test_what_an_autoscaler_may_add_counts():
 @pytest.mark.parametrize(("gpus", "offered", "refused"), [(True, 2, True), (True, 4, False), (False, 4, False)])
 def test_more_gpus_than_any_node_type_has_are_refused(tmp_path, monkeypatch, gpus, offered, refused):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.10:6379")
-    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {})
-    monkeypatch.setattr(launch.ray, "available_resources", lambda: {})
+    monkeypatch.setattr(machines.ray, "cluster_resources", lambda: {})
+    monkeypatch.setattr(machines.ray, "available_resources", lambda: {})
     monkeypatch.setattr(machines, "alive", lambda: [{"Resources": {}}])
     (tmp_path / "ray_bootstrap_config.yaml").write_text(
         json.dumps(config(gpu={"resources": {"CPU": 4, "GPU": offered}, "max_workers": 1}))
     )
     monkeypatch.setattr(machines, "_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
-    room = launch.room_for(4, gpus)
+    room = machines.room_for(4, gpus)
     if not refused:
-        launch.check_room("4", room)
+        machines.check_room("4", room)
         return
     with pytest.raises(ExperimentError, match=r"--workers 4: 4 workers need 4 GPUs.* can have 2: .*max_workers"):
-        launch.check_room("4", room)
+        machines.check_room("4", room)
 
 
 def test_machines_with_another_lock_are_refused(tmp_path):

@@ -18,7 +18,7 @@ def journal(tmp_path):
 
 
 def test_what_is_written_is_read(journal):
-    entries = read(journal)
+    entries = list(read(journal))
     assert [(entry.iteration, entry.metrics["loss"]) for entry in entries] == [(1, 0.5), (2, 1.0), (3, 1.5)]
     assert [dict(entry.pictures) for entry in entries] == [{}, {"swaps": "a.png"}, {}]
     assert entries[0].time > 1_600_000_000_000
@@ -64,4 +64,4 @@ def test_damage_in_the_middle_costs_one_line(journal):
 
 
 def test_no_journal_is_an_empty_one(tmp_path):
-    assert read(tmp_path) == []
+    assert list(read(tmp_path)) == []

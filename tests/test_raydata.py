@@ -12,7 +12,7 @@ import ray
 import torch
 
 from dgnet_core.state import TrainState
-from dgnet_platform import checkpoint, launch
+from dgnet_platform import checkpoint, machines
 from dgnet_platform.datasets.store import StoreError
 from dgnet_platform.experiment import ExperimentError
 from dgnet_platform.generated_set import MANIFEST, GenerateConfig, generate
@@ -41,7 +41,7 @@ def trained(tmp_path_factory) -> Path:
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
-        launch.connect()
+        machines.connect()
         yield
         ray.shutdown()
 

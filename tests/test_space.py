@@ -112,19 +112,7 @@ def test_a_space_is_stored_and_read_back():
         stored = json.loads(json.dumps(space.values()))
         again = Space({}).overridden(stored)
         assert again == space
-        assert again.fingerprint == space.fingerprint
         assert Space({}).overridden(yaml.safe_load(yaml.safe_dump(stored))) == space
-        int(space.fingerprint, 16)
-
-
-def test_a_fingerprint_tells_spaces_apart_and_knows_no_order():
-    a = Space({"alpha": Fixed(1), "prim": Range(1, 2)})
-    assert a.fingerprint == Space({"prim": Range(1.0, 2.0), "alpha": Fixed(1.0)}).fingerprint
-    others = [
-        Space({"alpha": Fixed(1)}), Space({"alpha": Fixed(1), "prim": Range(1, 2, log=True)}),
-        Space({"alpha": Fixed(1), "prim": Choice((1, 2))}), Space({"alpha": Fixed(1), "prim": Range(1, 2, step=1)}),
-    ]  # fmt: skip
-    assert len({a.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import yaml
 from mlflow import MlflowClient
 
 from dgnet_core.inference import extract
-from dgnet_platform import tracking, training
+from dgnet_platform import tracking, training_plan
 from dgnet_platform.checkpoint import CheckpointError, load_networks
 from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.store import Store, StoreError
@@ -29,7 +29,8 @@ from dgnet_platform.results import read
 from dgnet_platform.run import Run
 from dgnet_platform.shipping import ship
 from dgnet_platform.tracking import TrackingError, usable
-from dgnet_platform.training import TrainingError, make_plan, train
+from dgnet_platform.training import TrainingError, train
+from dgnet_platform.training_plan import make_plan, named_teacher
 from tests.runs import CLASSES, QUIET, job, lines, same, tensors, tiny_experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other
@@ -350,6 +351,43 @@ def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_stor
             make_plan(replace(experiment, model=model), teacher=teacher, origin=origin)
 
 
+def test_a_run_goes_on_when_the_checkpoint_it_started_from_is_gone(finished, people_store, tmp_path):
+    experiment, teacher = tiny_experiment(people_store, tmp_path), teacher_of(finished)
+    origin = shutil.copytree(finished.run.folder / "checkpoint_00000009", tmp_path / "checkpoint_00000009")
+    plan = make_plan(experiment, teacher=teacher, origin=origin)
+    plan.folder.mkdir()
+    begun = replace(finished.run, folder=plan.folder, experiment=plan.experiment, origin=str(origin))
+    replace(begun, identity=plan.identity.values()).save()
+    shutil.rmtree(origin)
+    with pytest.raises(ExperimentError, match="does not exist; a run that was begun from it goes on by its --name"):
+        make_plan(experiment, teacher=teacher, origin=origin)
+    named = make_plan(replace(experiment, name=plan.folder.name), teacher=teacher)
+    assert named.existing is not None
+    assert (named.folder, named.origin) == (plan.folder, origin)
+
+
+def test_a_plan_touches_nothing(finished, people_store, tmp_path):
+    folder = shutil.copytree(finished.run.folder, tmp_path / finished.run.name)
+    damaged = folder / finished.checkpoint.name / "meta.json"
+    damaged.write_text("{}")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    experiment = tiny_experiment(people_store, tmp_path, name=folder.name)
+    longer = replace(experiment, model=replace(experiment.model, iterations=14))
+    plan = make_plan(longer, teacher=teacher_of(finished), fork=True)
+    assert plan.origin == folder / "checkpoint_00000009"
+    with pytest.raises(ExperimentError, match=r"--teacher run:1: there is no sqlite:///.*mlflow.db"):
+        named_teacher(replace(experiment, teacher="run:1"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_deleted_mlflow_run_is_named_with_the_remedy(tmp_path):
+    connected, experiment = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "dgnet")
+    run_id = connected.create_run(experiment).info.run_id
+    connected.delete_run(run_id)
+    with pytest.raises(TrackingError, match=f"was deleted: restore it with `mlflow runs restore --run-id {run_id}`"):
+        tracking.is_lost(connected, f"sqlite:///{tmp_path}/mlflow.db", run_id)
+
+
 def test_a_database_is_the_same_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (
@@ -411,7 +449,7 @@ def test_what_cannot_work_is_refused(people_store, tmp_path, finished, change, e
 
 
 def test_a_full_disk_is_noticed_before(people_store, tmp_path, finished, monkeypatch):
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
+    monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
     with pytest.raises(ExperimentError, match="GiB free"):
         train(tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished))), console=QUIET)
     again = tiny_experiment(people_store, finished.run.folder.parent)

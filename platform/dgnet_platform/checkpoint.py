@@ -244,8 +244,12 @@ def load_networks(path: Path, device: torch.device | str = "cpu") -> tuple[State
     return state, meta
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None; damaged ones are set aside as `damaged_...` and logged.
+def newest(folder: Path, *, set_aside: bool = True) -> Path | None:
+    """The newest whole checkpoint of a run, or None.
+
+    Args:
+        folder: the run's.
+        set_aside: rename damaged ones that are met to `damaged_...`, and log them; False: look, but touch nothing.
 
     Raises:
         CheckpointFormatError: the newest is of another format: going on from an older one would lose it.
@@ -257,6 +261,8 @@ def newest(folder: Path) -> Path | None:
         except CheckpointFormatError:
             raise
         except CheckpointError as error:
+            if not set_aside:
+                continue
             aside = path.with_name(path.name.replace("checkpoint", "damaged", 1))
             while aside.exists():
                 aside = aside.with_name(aside.name + "_")

@@ -29,16 +29,8 @@ from dgnet_platform.presets import Preset, dgnet_experiment, teacher_experiment,
 from dgnet_platform.results import read, tables
 from dgnet_platform.run import folder_of
 from dgnet_platform.tracking import TrackingError, ui_command
-from dgnet_platform.training import (
-    Plan,
-    Trained,
-    TrainingError,
-    checkpoint_bytes,
-    make_plan,
-    named_teacher,
-    needed_classes,
-    train,
-)
+from dgnet_platform.training import Trained, TrainingError, train
+from dgnet_platform.training_plan import Plan, checkpoint_bytes, make_plan, named_teacher, needed_classes
 
 Kind = TypeVar("Kind", bound=AnyExperiment)
 USER_ERRORS = (

@@ -88,9 +88,9 @@ class Tail:
                     yield entry
 
 
-def read(folder: Path) -> list[Entry]:
-    """All of a run's journal; nothing if there is none."""
-    return list(Tail(folder).read())
+def read(folder: Path) -> Iterator[Entry]:
+    """All of a run's journal, line by line; nothing if there is none."""
+    return Tail(folder).read()
 
 
 def _parse(line: bytes) -> Entry | None:

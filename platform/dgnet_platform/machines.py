@@ -1,9 +1,12 @@
-"""The machines of a cluster: which there are, which there could be, and whether they have the same packages."""
+"""The machines of a cluster: joining it, which there are or could be, what fits on them, whether they match."""
 
 import hashlib
+import logging
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,32 @@ PATIENCE = 60.0
 """Seconds to wait for machines that a cluster always has."""
 _CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves its file on the head."""
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise prints appear twice
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # how newer versions of Ray treat workers without a GPU
+}
 
 
 def is_local() -> bool:
     """Whether `ray.init` starts, or has started, a cluster of its own."""
     return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+def connect() -> None:
+    """Start Ray on this machine, or join the cluster that this job runs on.
+
+    Raises:
+        ExperimentError: its machines were set up from other locks than this job's.
+    """
+    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+    if ray.is_initialized():
+        return
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if is_local() else {}
+    address = "local" if is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed
+    ray.init(address, logging_level=logging.WARNING, log_to_driver=False, runtime_env={"env_vars": environment})
+    check_locks(alive())
 
 
 def alive() -> list[dict[str, Any]]:
@@ -85,6 +109,69 @@ def check_locks(machines: Sequence[Mapping[str, Any]], lock: Path = LOCK) -> Non
         raise ExperimentError(
             f"{', '.join(others)}: set up from another uv.lock than this job's. Run `ray up` with this repository's"
             " cluster file: it installs the lock on all machines"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What workers need of a resource, and what there is."""
+
+    resource: str
+    needed: int
+    there: float
+    free: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.needed} workers need {self.needed} {self.resource}s; this cluster has {self.there:g},"
+            f" {self.free:g} of them free"
+        )
+
+
+def room_for(workers: int, gpus: bool) -> Room:
+    """Compare what so many workers need with what the cluster has now."""
+    resource = "GPU" if gpus else "CPU"
+    return Room(
+        resource=resource,
+        needed=workers,
+        there=ray.cluster_resources().get(resource, 0),
+        free=ray.available_resources().get(resource, 0),
+    )
+
+
+def check_room(asked: str, room: Room) -> None:
+    """Refuse what can never start.
+
+    Args:
+        asked: the value of --workers.
+        room: what the workers need at least.
+
+    Raises:
+        ExperimentError: this machine is the whole cluster, or its autoscaler has nothing to add, and it is too small.
+    """
+    most = sum(node.gpus if room.resource == "GPU" else node.cpus for node in nodes())
+    if most >= room.needed:
+        return
+    if is_local():
+        raise ExperimentError(f"--workers {asked}: {room}; ask for fewer, or run on a cluster")
+    if cluster_config():
+        raise ExperimentError(
+            f"--workers {asked}: {room}, and can have {most:g}: ask for fewer, or raise max_workers or the instance"
+            " type in the cluster's file, and `ray up` again"
+        )
+
+
+def check_tracking(uri: str) -> None:
+    """Refuse a database in a file where workers may run on another machine than this one.
+
+    Raises:
+        ExperimentError: names the remedy.
+    """
+    machines = len(nodes())
+    if machines > 1 and uri.startswith("sqlite:"):
+        raise ExperimentError(
+            f"--tracking-uri {uri} is a file, and this cluster has {machines} machines: start a server"
+            " (platform/cluster/mlflow_server.py start --host 127.0.0.1 node) and name the URI that it prints"
         )
 
 

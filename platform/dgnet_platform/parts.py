@@ -149,12 +149,12 @@ def _on_workers(
     from ray.data import ActorPoolStrategy, DataContext
     from ray.exceptions import RayError
 
-    from dgnet_platform import launch
+    from dgnet_platform import machines
 
-    launch.connect()
+    machines.connect()
     gpus = ray.cluster_resources().get("GPU", 0) > 0 if gpus is None else gpus
-    room = launch.room_for(workers, gpus)
-    launch.check_room(str(workers), room)
+    room = machines.room_for(workers, gpus)
+    machines.check_room(str(workers), room)
     if room.free < room.needed:
         _log.warning("%s: some wait until there is room", room)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown here

@@ -31,7 +31,7 @@ from dgnet_platform.remote import RemoteError
 from dgnet_platform.run import Run
 from dgnet_platform.shipping import ship
 from dgnet_platform.trained import digest_of
-from dgnet_platform.version import code_version, training_digest
+from dgnet_platform.version import training_digest
 from dgnet_platform.worker import Outcome
 
 FOLDER = "prefixes"
@@ -246,13 +246,7 @@ def _new_stage(
                 name=f"prefix-{folder.parent.name[:8]}-{fork}",
                 folder=folder,
                 params=flat(to_dict(experiment)) | {"fork": fork},
-                tags={
-                    "dgnet.kind": "prefix",
-                    "dgnet.dataset": store.info.dataset,
-                    "dgnet.data_fingerprint": store.info.fingerprint,
-                    "dgnet.code": code_version(),
-                    "dgnet.origin": str(origin or ""),
-                },
+                tags={"dgnet.kind": "prefix", "dgnet.origin": str(origin or "")},
                 store=store,
             ),
             tracking_uri,

@@ -20,11 +20,10 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 
-from dgnet_platform import journal, launch, prefix, tracking
+from dgnet_platform import journal, machines, prefix, tracking
 from dgnet_platform.archive import archive_of, follow
 from dgnet_platform.experiment import DGNetExperiment, ExperimentError, differences, flat, identity_of
 from dgnet_platform.halving import ramp_end, rungs_of
-from dgnet_platform.machines import nodes
 from dgnet_platform.placement import Placement, place
 from dgnet_platform.plain import to_dict
 from dgnet_platform.run import Judging, Run
@@ -33,7 +32,6 @@ from dgnet_platform.shipping import ship
 from dgnet_platform.study import DONE, Study
 from dgnet_platform.training import TrainingError
 from dgnet_platform.trial import Progress, Trial, link
-from dgnet_platform.version import code_version
 
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
 """In a search's folder: what was decided at rungs, a file that stops all trials, and what Ray Tune leaves."""
@@ -308,16 +306,7 @@ class Search:
                 )
 
     def _tags(self, kind: str) -> dict[str, str]:
-        info, code = self.plan.store.info, code_version()
-        return {
-            "dgnet.kind": kind,
-            "dgnet.search": self.plan.name,
-            "dgnet.dataset": info.dataset,
-            "dgnet.data_fingerprint": info.fingerprint,
-            "dgnet.drawn_people": str(bool(info.origin)).lower(),
-            "dgnet.code": code,
-            "dgnet.teacher": str(self.plan.teacher or ""),
-        }
+        return {"dgnet.kind": kind, "dgnet.search": self.plan.name, "dgnet.teacher": str(self.plan.teacher or "")}
 
     def _open(self) -> str:
         """MLflow's run of the search, new or opened again."""
@@ -453,7 +442,9 @@ class Feed(Searcher):
 def place_trials(plan: SearchPlan) -> Placement:
     """Connect to Ray and place a search's trials; raises ExperimentError if none ever fits, or cannot be tracked."""
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    launch.connect()
-    launch.check_tracking(plan.tracking_uri)
+    machines.connect()
+    machines.check_tracking(plan.tracking_uri)
     config = plan.config
-    return place(nodes(), workers=config.workers_per_trial, gpus=config.gpus_per_trial, concurrent=config.concurrent)
+    return place(
+        machines.nodes(), workers=config.workers_per_trial, gpus=config.gpus_per_trial, concurrent=config.concurrent
+    )

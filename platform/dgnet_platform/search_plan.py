@@ -146,6 +146,8 @@ def plan_search(
         "seed": config.seed,
         "ranks": max(1, config.workers_per_trial),
     }
+    if config.warm_start:
+        identity["warm_start"] = list(config.warm_start)
     hashed = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     name = name or f"{store.info.dataset}-search-{hashed}"
     return SearchPlan(

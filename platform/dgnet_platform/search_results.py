@@ -129,10 +129,11 @@ class Results:
     def _settings_yaml(self, number: int) -> str:
         """What differs in a trial from the preset, whose name stands above."""
         plan = self.plan
-        preset = to_dict(dgnet_experiment(plan.preset, plan.base.model.num_classes, plan.store.count("train")).model)
-        model = to_dict(plan.model(self.study.values(number)))
+        preset = dgnet_experiment(plan.preset, plan.base.model.num_classes, plan.store.count("train"))
+        before = {"model": to_dict(preset.model), "baseline": to_dict(preset.baseline)}
+        after = {"model": to_dict(plan.model(self.study.values(number))), "baseline": to_dict(plan.base.baseline)}
         changed: dict[str, Any] = {}
-        for path, (_, value) in differences({"model": preset}, {"model": model}).items():
+        for path, (_, value) in differences(before, after).items():
             section = changed
             *above, name = path.split(".")
             for part in above:

@@ -1,7 +1,5 @@
 """What a search varies: parameters by name, each fixed, in a range or one of several choices."""
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -259,11 +257,6 @@ class Space:
     def searched(self) -> tuple[str, ...]:
         """Names of the parameters that are not fixed."""
         return tuple(name for name, dimension in self.dimensions.items() if not isinstance(dimension, Fixed))
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal spaces: 16 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()[:16]
 
     def overridden(self, values: Mapping[str, object]) -> "Space":
         """The space with other dimensions for some parameters.

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.disk import lock
+from dgnet_platform.version import code_version
 
 Answer = TypeVar("Answer")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -148,10 +149,13 @@ def open_run(
     name: str,
     folder: Path,
     params: Mapping[str, Any],
-    tags: Mapping[str, str],
+    tags: dict[str, str],
     store: Store,
 ) -> str:
-    """Make the MLflow run of a run folder; returns its id. One that was made for it but never written to is taken."""
+    """Make the MLflow run of a run folder; returns its id. One that was made for it but never written to is taken.
+
+    Its tags are those given, and where data and code come from.
+    """
     key = f"{socket.gethostname()}:{folder}"
     found = connected.search_runs([experiment_id], f"tags.`{FOLDER_TAG}` = '{key}'", ViewType.ACTIVE_ONLY, 1)
     if found and not found[0].data.metrics:
@@ -159,7 +163,7 @@ def open_run(
     else:
         run_id = connected.create_run(experiment_id, run_name=name, tags={FOLDER_TAG: key, NAME_TAG: name}).info.run_id
     values = [Param(key, str(value)) for key, value in params.items()]
-    labels = [RunTag(key, value) for key, value in tags.items()]
+    labels = [RunTag(key, value) for key, value in (_provenance(store) | tags).items()]
     for first in range(0, len(values), 100):
         connected.log_batch(run_id, params=values[first : first + 100])
     connected.log_batch(run_id, tags=labels)
@@ -173,22 +177,27 @@ def check_run(connected: MlflowClient, run_id: str) -> None:
     """Check that MLflow still has a run.
 
     Raises:
-        TrackingError: it does not know it any more, or does not answer.
+        TrackingError: it does not know it any more, has it among the deleted ones, or does not answer.
     """
     try:
-        connected.get_run(run_id)
+        stage = connected.get_run(run_id).info.lifecycle_stage
     except AWAY as error:
         raise TrackingError(
             f"MLflow run {run_id} cannot be gone on with ({_first_line(error)}): name the --tracking-uri it is tracked"
             " by, or another --name for a new run"
         ) from error
+    if stage != "active":
+        raise TrackingError(
+            f"MLflow run {run_id} was deleted: restore it with `mlflow runs restore --run-id {run_id}`, or pass another"
+            " --name for a new run"
+        )
 
 
 def is_lost(connected: MlflowClient, uri: str, run_id: str) -> bool:
     """Whether a run was lost with the database file that it was in: its journal can fill another one.
 
     Raises:
-        TrackingError: a server does not know it, or MLflow does not answer.
+        TrackingError: a server does not know it, it was deleted, or MLflow does not answer.
     """
     try:
         check_run(connected, run_id)
@@ -234,6 +243,19 @@ def close_run(connected: MlflowClient, run_id: str, status: Status, reason: str 
     if reason:
         connected.set_tag(run_id, "dgnet.reason", reason)
     connected.set_terminated(run_id, status)
+
+
+def _provenance(store: Store) -> dict[str, str]:
+    """Tags that tell where a run's data and code come from."""
+    code = code_version()
+    return {
+        "dgnet.dataset": store.info.dataset,
+        "dgnet.data_fingerprint": store.info.fingerprint,
+        "dgnet.drawn_people": str(bool(store.info.origin)).lower(),
+        "dgnet.code": code,
+        "dgnet.dirty": str(code.endswith("-dirty")).lower(),
+        "mlflow.source.git.commit": "" if "+sources." in code else code.partition("+")[2].removesuffix("-dirty"),
+    }
 
 
 class _StoreSource(FileSystemDatasetSource):

@@ -39,13 +39,8 @@ from dgnet_platform.search_results import Results
 from dgnet_platform.space import Space
 from dgnet_platform.study import FILE
 from dgnet_platform.tracking import ui_command, usable
-from dgnet_platform.training import (
-    TrainingError,
-    absolute,
-    named_teacher,
-    needed_classes,
-    train,
-)
+from dgnet_platform.training import TrainingError, train
+from dgnet_platform.training_plan import absolute, check_free, named_teacher, needed_classes
 
 TRIALS: dict[Preset, int] = {"laptop": 8, "paper": 64}
 ITERATIONS: dict[Preset, int | None] = {"laptop": 400, "paper": None}
@@ -221,7 +216,9 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     with alone(planned.folder):
         if archive is not None and not (planned.folder / FILE).exists() and archive.fetch(planned.folder):
             console.print(f"Brought search {planned.name} back from {archive.location}.", soft_wrap=True)
-        search = Search(planned, place_trials(planned))
+        placement = place_trials(planned)
+        check_free(planned.folder, base.model, (base.keep + 2) * placement.concurrent)
+        search = Search(planned, placement)
         search.study.aim(*_wanted(options, search))
         results = Results(planned, search.study)
         _run(search, results, console)
