@@ -18,7 +18,9 @@ class Teacher(nn.Module):
 
     def forward(self, x: Tensor, groups: int = 1, track: bool = False) -> Tensor:
         """Feature (N, bottleneck) of images x (N, 3, H, W); see GroupedBatchNorm for `groups` and `track`."""
-        return self.head(self.trunk(x, groups, track).mean(dim=(2, 3)), groups, track)
+        pooled = self.trunk(x, groups, track).mean(dim=(2, 3))
+        with torch.autocast(x.device.type, enabled=False):  # the head in full precision, as the encoder's heads
+            return self.head(pooled.to(self.head.reduce.weight.dtype), groups, track)
 
     @torch.no_grad()
     def labels(self, x: Tensor, groups: int) -> Tensor:
@@ -28,5 +30,7 @@ class Teacher(nn.Module):
         leaves its running ones alone (release).
         """
         mirrored = torch.cat([x, x.flip(3)])
-        probabilities = self.head.logits(self(mirrored, 2 * groups)).softmax(dim=1)
+        features = self(mirrored, 2 * groups)
+        with torch.autocast(x.device.type, enabled=False):
+            probabilities = self.head.logits(features).softmax(dim=1)
         return probabilities.view(2, len(x), -1).mean(dim=0)

@@ -181,6 +181,18 @@ def test_a_trained_teacher_labels_generated_images() -> None:
     torch.testing.assert_close(labels.sum(dim=1), torch.ones(16, dtype=torch.float64))
 
 
+def test_labels_are_in_full_precision_whatever_the_trunk_runs_in() -> None:
+    teacher = TeacherState.build(tiny(step=StepConfig())).teacher
+    torch.nn.init.normal_(teacher.head.classifier.weight)
+    images = tiny_batch(tiny_config(step=StepConfig()), 0).images[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = teacher.labels(images, groups=1)
+        features = teacher(torch.cat([images, images.flip(3)]), 2)
+    expected = teacher.head.logits(features).softmax(dim=1).view(2, len(images), -1).mean(dim=0)
+    assert features.dtype == labels.dtype == torch.float32
+    assert torch.equal(labels, expected)
+
+
 def test_appearance_encoder_may_start_from_the_teachers_trunk() -> None:
     state = TeacherState.build(tiny())
     run(state, tiny(), 2)
