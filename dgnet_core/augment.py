@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dgnet_core.config import DGNetConfig, TeacherConfig
 from dgnet_core.sampling import Batch, Position
+from dgnet_core.state import dtype_of
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -101,7 +102,7 @@ def training_batch(pixels: Tensor, labels: Tensor, position: Position, config: D
     size = config.network.height, config.network.width
     draws = position.uniform("augment", (B, S, 4 + 4 * ATTEMPTS), pixels.device)  # images of one place in the batch
     draws = draws.transpose(0, 1).flatten(0, 1)
-    images = normalise(pixels.flatten(0, 1), *size)
+    images = normalise(pixels.flatten(0, 1), *size).to(dtype_of(config.step))
     if augment.flip or augment.pad:
         images = flip_and_crop(images, draws[:, :3], augment.flip, augment.pad)
     erased = None

@@ -46,11 +46,7 @@ def batch_at(config: TeacherConfig, iteration: int, rank: int = 0, world_size: i
     places = share(config.batch_size, rank, world_size)
     rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places)[:1]
     position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
-    batch = training_batch(pixels[rows], labels[rows], position, config)
-    if config.step.precision != "float64":
-        return batch
-    erased = None if batch.erased is None else batch.erased.double()
-    return replace(batch, images=batch.images.double(), erased=erased)
+    return training_batch(pixels[rows], labels[rows], position, config)
 
 
 def run(state: TeacherState, config: TeacherConfig, until: int) -> list[dict]:
@@ -118,7 +114,6 @@ def test_ranks_with_averaged_gradients_follow_the_mean_loss(shares: tuple[int, .
         part = training_batch(pixels[rows], labels[rows], position, config)
         assert part.erased is not None
         assert whole.erased is not None
-        part = replace(part, images=part.images.double(), erased=part.erased.double())
         torch.testing.assert_close(part.erased, whole.erased[:, start:stop], rtol=0, atol=0)
         teacher_step(state, part, config)
         gradients.append([p.grad for p in state.teacher.parameters()])

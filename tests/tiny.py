@@ -71,11 +71,7 @@ def tiny_batch(config: DGNetConfig, iteration: int, rank: int = 0, world_size: i
     places = share(config.batch_size, rank, world_size)
     rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places)
     position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
-    batch = training_batch(pixels[rows], labels[rows[:2]], position, config)
-    if config.step.precision != "float64":
-        return batch
-    erased = None if batch.erased is None else batch.erased.double()
-    return replace(batch, images=batch.images.double(), erased=erased)
+    return training_batch(pixels[rows], labels[rows[:2]], position, config)
 
 
 def flat(state: TrainState | TeacherState) -> dict[str, Tensor]:
