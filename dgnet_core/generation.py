@@ -5,12 +5,12 @@ Networks are in eval mode meanwhile, and in the mode they were in afterwards. Wo
 that memory beyond arguments and results does not grow with the number of images.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_core.appearance import AppearanceEncoder
@@ -215,15 +215,10 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: the pictures are smaller than the window.
     """
-    N, C, H, W = x.shape
+    H, W = x.shape[2:]
     if min(H, W) < _WINDOW:
         raise ValueError(f"pictures of {H} x {W}: SSIM's window needs {_WINDOW} x {_WINDOW} or more")
-    offset = torch.arange(_WINDOW, device=x.device, dtype=x.dtype) - _WINDOW // 2
-    bell = (-offset.square() / (2 * _SIGMA**2)).exp()
-    bell = bell / bell.sum()
-    moments = torch.cat([x, y, x * x, y * y, x * y]).flatten(0, 1)[:, None]  # (5 N C, 1, H, W)
-    moments = F.conv2d(F.conv2d(moments, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
-    mean_x, mean_y, square_x, square_y, product = moments.unflatten(0, (5, N, C)).squeeze(3)
+    mean_x, mean_y, square_x, square_y, product = (_blurred(moment) for moment in (x, y, x * x, y * y, x * y))
     variance_x, variance_y = square_x - mean_x.square(), square_y - mean_y.square()
     covariance = product - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
@@ -233,6 +228,21 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------------
 # What the above is made of
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """(N, C, H - 10, W - 10): x (N, C, H, W) seen through SSIM's window.
+
+    Sums, no convolution: a GPU's convolutions round to 10 bits, and the variance is a small difference of large means.
+    """
+    bell = [math.exp(-((place - _WINDOW // 2) ** 2) / (2 * _SIGMA**2)) for place in range(_WINDOW)]
+    for dim in (2, 3):
+        length = x.shape[dim] - _WINDOW + 1
+        total = torch.zeros_like(x.narrow(dim, 0, length))
+        for place, weight in enumerate(bell):
+            total.add_(x.narrow(dim, place, length), alpha=weight / sum(bell))
+        x = total
+    return x
 
 
 def framed_grid(cells: Tensor, top: Tensor, left: Tensor) -> Tensor:
