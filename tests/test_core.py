@@ -1,7 +1,6 @@
-"""Configuration, schedules, losses, sampling and augmentation: pure functions against hand-computed values."""
+"""Configuration, schedules, losses and sampling: pure functions against hand-computed values."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgnet_core import losses, schedule
-from dgnet_core.augment import denormalise, erase, flip_and_crop, normalise, training_batch
 from dgnet_core.config import (
     AugmentConfig,
     DGNetConfig,
@@ -24,7 +22,6 @@ from dgnet_core.config import (
     paper,
 )  # fmt: skip
 from dgnet_core.sampling import PairSampler, Position, share
-from tests.tiny import tiny_config
 
 # ----------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -101,6 +98,18 @@ def test_weights_of_the_release(iteration: int, prim: float, code: float, cycle:
     assert weights.fine_real == pytest.approx(fine_real)
 
 
+def test_each_warm_up_ramps_its_own_terms() -> None:
+    loss = LossConfig(
+        appearance_code=0.3, structure_code=0.5, cycle=1.0, prim=4.0, alpha=0.25,
+        code_warmup=Warmup(start=100, slope=0.01), teacher_warmup=Warmup(start=200, slope=0.1),
+    )  # fmt: skip
+    early, late = (vars(schedule.weights(loss, RecipeConfig(), iteration)) for iteration in (140, 210))
+    fed = {"prim": 0, "fine": 0, "fine_real": 0}
+    assert early == pytest.approx({"appearance_code": 0.3, "structure_code": 0.4, "cycle": 0.4, **fed})
+    fed = {"prim": 1.0, "fine": 0.25, "fine_real": 0.225}
+    assert late == pytest.approx({"appearance_code": 0.3, "structure_code": 0.5, "cycle": 1.0, **fed})
+
+
 @given(start=st.integers(0, 1000), slope=st.floats(1e-6, 10), maximum=st.floats(0, 10), t=st.integers(0, 3000))
 def test_ramp_is_zero_before_and_constant_after(start: int, slope: float, maximum: float, t: int) -> None:
     warmup = Warmup(start=start, slope=slope)
@@ -130,9 +139,13 @@ def test_losses_by_hand() -> None:
     fake, real = [torch.tensor([0.5, -0.5])], [torch.tensor([1.0, 0.0])]
     assert losses.discriminator_adversarial(fake, real, "lsgan") == pytest.approx(0.25 + 0.5)
     assert losses.generator_adversarial(fake, "lsgan") == pytest.approx(2 * (0.25 + 2.25) / 2)
-    zero = [torch.zeros(3)]
-    assert losses.discriminator_adversarial(zero, zero, "nsgan") == pytest.approx(2 * math.log(2))
-    assert losses.generator_adversarial(zero, "nsgan") == pytest.approx(math.log(2))
+    fake, real = [torch.tensor([2.0, -1.0]), torch.tensor([0.0])], [torch.tensor([3.0, 0.0]), torch.tensor([-1.0])]
+    says_real = lambda score: -math.log(1 / (1 + math.exp(-score)))  # noqa: E731  minus log probability of "real"
+    fooled = (says_real(2) + says_real(-1)) / 2 + says_real(0)
+    seen_through = (says_real(-2) + says_real(1)) / 2 + says_real(0)
+    recognised = (says_real(3) + says_real(0)) / 2 + says_real(-1)
+    assert losses.generator_adversarial(fake, "nsgan") == pytest.approx(fooled)
+    assert losses.discriminator_adversarial(fake, real, "nsgan") == pytest.approx(seen_through + recognised)
     x = torch.ones(2, 1, 1, 2, requires_grad=True)
     scores = [(3 * x).sum(dim=(2, 3)), x[..., 0]]
     assert losses.gradient_penalty(scores, x) == pytest.approx(2 * 9 + 1)
@@ -191,7 +204,17 @@ def test_every_image_is_seen_once_an_epoch() -> None:
         assert sorted(rows[:, stream].flatten().tolist()) == list(range(24))
     assert not torch.equal(rows[:, 0], rows[:, 1])
     later = torch.stack([sampler.batch_at(t) for t in range(3, 6)])
-    assert not torch.equal(rows, later)
+    assert not torch.equal(rows[:, 0], later[:, 0])
+    assert not torch.equal(rows[:, 1], later[:, 1])
+
+
+def test_shuffles_and_positives_have_their_own_draws_in_every_run_and_epoch() -> None:
+    person = torch.zeros(24, dtype=torch.int64)  # a batch is an epoch
+    runs = [PairSampler(person, 24, seed).batch_at(iteration).chunk(2) for seed in (0, 1) for iteration in (0, 1)]
+    orders = {tuple(order.tolist()) for images, _ in runs for order in images}
+    places = [positives - (positives > images).long() for images, positives in runs]  # among the 23 others
+    assert len(orders) == 8
+    assert len({tuple(place.tolist()) for stream in places for place in stream}) == 8
 
 
 def test_positives_are_uniform_over_the_others() -> None:
@@ -247,68 +270,3 @@ def test_draws_are_a_function_of_the_position() -> None:
     assert not torch.equal(draws(seed=1, iteration=5), draws(seed=1, iteration=6))
     assert not torch.equal(draws(seed=1, iteration=5), draws(seed=2, iteration=5))
     assert not torch.equal(draws(seed=1, iteration=5), Position(seed=1, iteration=5).uniform("b", (2, 3), "cpu"))
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Augmentation
-
-
-def test_normalise_and_back() -> None:
-    pixels = torch.randint(256, (2, 3, 8, 4), dtype=torch.uint8)
-    assert torch.equal(denormalise(normalise(pixels, 8, 4)), pixels)
-    x = normalise(torch.full((1, 3, 8, 4), 128, dtype=torch.uint8), 16, 8)
-    expected = (128 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(x[0, :, 3, 3], expected)
-
-
-def test_flip_and_crop_as_padding_would() -> None:
-    x = torch.arange(2 * 1 * 5 * 4, dtype=torch.float32).view(2, 1, 5, 4)
-    pad = 2
-    padded = torch.nn.functional.pad(x, (pad,) * 4, mode="replicate")
-    draws = torch.tensor([[0.9, 0.0, 0.99], [0.1, 0.5, 0.2]])  # no flip, top 0, left 4; flip, top 2, left 1
-    out = flip_and_crop(x, draws, flip=0.5, pad=pad)
-    assert torch.equal(out[0], padded[0, :, 0:5, 4:8])
-    flipped = torch.nn.functional.pad(x.flip(3), (pad,) * 4, mode="replicate")
-    assert torch.equal(out[1], flipped[1, :, 2:7, 1:5])
-
-
-def test_erasing_keeps_to_its_limits() -> None:
-    x = torch.ones(2000, 1, 32, 16)
-    draws = torch.rand(2000, 41, generator=torch.Generator().manual_seed(0))
-    out = erase(x, draws, (0.02, 0.4), (0.3, 3.3), 0.5)
-    share = 1 - out.mean(dim=(1, 2, 3))
-    erased = share > 0
-    assert abs(float(erased.float().mean()) - 0.5) < 0.05
-    assert share[erased].min() > 0.01
-    assert share.max() < 0.45
-    rows, columns = (out == 0).any(3).sum(2), (out == 0).any(2).sum(2)  # a rectangle, not scattered pixels
-    assert torch.equal((rows * columns).flatten(), (out == 0).sum((1, 2, 3)))
-    aspect = (rows / columns).flatten()[erased & (share > 0.1)]
-    assert aspect.min() > 0.2
-    assert aspect.max() < 4.2
-
-
-def test_training_batch_is_the_same_however_many_ranks_share_it() -> None:
-    config = tiny_config(step=StepConfig(), augment=AugmentConfig(pad=2))
-    pixels = torch.randint(256, (4, 4, 3, 40, 20), dtype=torch.uint8)
-    labels = torch.zeros(2, 4, dtype=torch.int64)
-    whole = training_batch(pixels, labels, Position(seed=0, iteration=3), config)
-    for part in (slice(0, 2), slice(2, 4), slice(1, 4)):
-        position = Position(seed=0, iteration=3, first=part.start, total=4)
-        half = training_batch(pixels[:, part], labels[:, part], position, config)
-        assert torch.equal(half.images, whole.images[:, part])
-        assert half.erased is not None
-        assert whole.erased is not None
-        assert torch.equal(half.erased, whole.erased[:, part])
-    assert whole.images.shape == (4, 4, 3, 24, 12)
-    config = replace(config, augment=AugmentConfig(flip=0, pad=0, erase=0))
-    plain = training_batch(pixels, labels, Position(seed=0, iteration=3), config)
-    assert plain.erased is None
-    assert torch.equal(plain.images.flatten(0, 1), normalise(pixels.flatten(0, 1), 24, 12))
-
-
-def test_training_batch_wants_pixels() -> None:
-    config = tiny_config()
-    position = Position(seed=0, iteration=0)
-    with pytest.raises(ValueError, match=r"uint8 of shape \(S, B, 3, h, w\)"):
-        training_batch(torch.zeros(4, 2, 3, 8, 8), torch.zeros(2, 2), position, config)

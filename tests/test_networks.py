@@ -1,19 +1,24 @@
-"""The networks: shapes, sizes, norms that know several batches, and convolutions that never upsample."""
+"""The networks: shapes, sizes, first weights, norms that know several batches, and convolutions that never upsample."""
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from torch import Tensor, nn
 
-from dgnet_core.appearance import AppearanceEncoder, ResNetTrunk, pool_code
+from dgnet_core.appearance import AppearanceEncoder, Head, ResNetTrunk, pool_code
 from dgnet_core.blocks import GroupedBatchNorm, LayerNorm, adain, upsampled_conv
 from dgnet_core.config import NetworkConfig
 from dgnet_core.decoder import Decoder
 from dgnet_core.discriminator import Discriminator
 from dgnet_core.pretrained import load_imagenet
+from dgnet_core.state import TrainState
 from dgnet_core.structure import StructureEncoder, to_gray
 from dgnet_core.teacher import Teacher
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_teacher
 
 PAPER = NetworkConfig(pretrained="none")
 TINY = tiny_config().network
@@ -92,6 +97,78 @@ def test_phases_equal_upsampling_then_convolving(height: int, width: int) -> Non
     direction = torch.randn_like(plain)
     expected = torch.autograd.grad(plain, (x, weight, bias), direction)
     torch.testing.assert_close(torch.autograd.grad(ours, (x, weight, bias), direction), expected)
+
+
+def test_a_feature_is_kept_where_its_draw_reaches_p_and_scaled_up() -> None:
+    head = Head(2, 4, 4, dropout=0.75)
+    torch.nn.init.eye_(head.classifier.weight)
+    feature, draws = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[0.0, 0.75, 0.74, 0.9]])
+    assert head.logits(feature, draws).tolist() == [[0, 8, 0, 16]]
+    assert head.logits(feature).tolist() == feature.tolist()
+
+
+def test_each_head_has_its_own_dropout() -> None:
+    encoder = AppearanceEncoder(replace(TINY, prim_dropout=0.1, fine_dropout=0.2), 3)
+    assert (encoder.prim.dropout, encoder.fine.dropout) == (0.1, 0.2)
+
+
+def test_teachers_labels_by_their_definition() -> None:
+    config = tiny_config()
+    given = tiny_teacher(config).eval()
+    torch.nn.init.normal_(given.head.classifier.weight)
+    teacher = TrainState.build(config, teacher=given).teacher
+    assert teacher is not None
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    x = torch.randn(3, 3, 24, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = teacher.labels(x, groups=1)
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+    def odds(images: Tensor) -> Tensor:
+        feature = teacher.trunk(images).mean(dim=(2, 3)) @ teacher.head.reduce.weight.T + teacher.head.reduce.bias
+        feature = (feature - feature.mean(0)) / (feature.var(0, unbiased=False) + 1e-5).sqrt()
+        feature = feature * teacher.head.norm.weight + teacher.head.norm.bias
+        return (feature @ teacher.head.classifier.weight.T + teacher.head.classifier.bias).exp()
+
+    def share(values: Tensor) -> Tensor:
+        return values / values.sum(dim=1, keepdim=True)
+
+    own, mirrored = share(odds(x)), share(odds(x.flip(3)))
+    assert (own - mirrored).abs().max() > 0.1
+    torch.testing.assert_close(labels, (own + mirrored) / 2)
+
+
+def deviations(*networks: nn.Module) -> Iterator[tuple[str, float, int, int]]:
+    """Name, deviation, fan-in and fan-out of all large weights; biases must be 0."""
+    for network in networks:
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                assert layer.bias is None or not layer.bias.any(), name
+                weight = layer.weight.detach()
+                if weight.numel() > 1000:
+                    window = weight[0, 0].numel()
+                    yield name, float(weight.std()), weight.shape[1] * window, weight.shape[0] * window
+
+
+def test_weights_start_as_in_the_release() -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, appearance_width=8, structure_width=8, adain_width=64, discriminator_width=16)
+    encoder = AppearanceEncoder(config, 100)
+    trunk = list(deviations(encoder.trunk))
+    generator = list(deviations(StructureEncoder(config), Decoder(config)))
+    discriminator = list(deviations(Discriminator(config)))
+    classifiers = list(
+        deviations(encoder.prim.classifier, encoder.fine.classifier, Teacher(config, 100).head.classifier)
+    )
+    assert [len(found) for found in (trunk, generator, discriminator, classifiers)] == [12, 45, 12, 3]
+    for name, deviation, _, fan_out in trunk:
+        assert deviation == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), name
+    for name, deviation, fan_in, _ in generator:
+        assert deviation == pytest.approx((2 / fan_in) ** 0.5, rel=0.1), name
+    for name, deviation, *_ in discriminator:
+        assert deviation == pytest.approx(0.02, rel=0.1), name
+    for name, deviation, *_ in classifiers:
+        assert deviation == pytest.approx(0.001, rel=0.1), name
 
 
 def test_trunk_loads_torchvision_weights(tmp_path) -> None:

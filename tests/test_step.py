@@ -1,4 +1,4 @@
-"""The training step: exact, resumable, distributed, healthy - and only the intended networks learn from each term."""
+"""The training step: exact, resumable, distributed - and only the intended networks learn from each term."""
 
 import copy
 import logging
@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from dgnet_core.config import AugmentConfig, OptimConfig, RecipeConfig, StepConfig, Warmup, WatchConfig, laptop
+from dgnet_core.appearance import Head
+from dgnet_core.config import AugmentConfig, LossConfig, OptimConfig, RecipeConfig, StepConfig, Warmup, laptop
 from dgnet_core.health import raise_fault
-from dgnet_core.sampling import Batch
+from dgnet_core.sampling import Batch, Position
 from dgnet_core.schedule import weights
 from dgnet_core.state import TrainState
-from dgnet_core.step import train_step
+from dgnet_core.step import _coin, dropped_logits, train_step
 from jobs.bench_step import separate_passes_step
 from tests.tiny import START, assert_same, flat, tiny_batch, tiny_config, tiny_state
 
@@ -115,7 +116,14 @@ def test_runs_that_differ_only_later_share_their_first_part() -> None:
 @pytest.mark.parametrize("reencode", [0.0, 1.0])
 @pytest.mark.parametrize("erase", [0.0, 0.5])
 def test_merged_passes_equal_separate_ones(iteration: int, reencode: float, erase: float) -> None:
-    config = tiny_config(recipe=RecipeConfig(reencode_probability=reencode), augment=AugmentConfig(pad=1, erase=erase))
+    warmup = Warmup(start=START, slope=0.5)  # 1.5 at RAMPED, 1 before
+    loss = LossConfig(
+        image=4.0, identity=0.7, positive_identity=1.3, generated_identity=0.4, adversarial=0.8, gradient_penalty=0.02,
+        structure_code=0.6, cycle=1.7, prim=1.2, alpha=0.3, code_warmup=warmup, teacher_warmup=warmup,
+    )  # fmt: skip
+    config = tiny_config(
+        loss=loss, recipe=RecipeConfig(reencode_probability=reencode), augment=AugmentConfig(pad=1, erase=erase)
+    )
     batch = tiny_batch(config, iteration)
     merged, separate = tiny_state(config, iteration), tiny_state(config, iteration)
     ours = train_step(merged, batch, config)
@@ -226,6 +234,72 @@ def test_recipes_and_ablations(recipe: dict, present: set, absent: set) -> None:
     assert not absent & set(metrics)
 
 
+@pytest.mark.parametrize(
+    ("head", "terms"),
+    [("prim", {"L_prim", "L_s_id", "L_s_id_positive"}), ("fine", {"L_fine", "L_s_id_fine"})],
+)
+def test_each_dropout_acts_on_its_own_terms(head: str, terms: set[str]) -> None:
+    """And the generator's identity loss, L_c_id, reads f_prim without any."""
+    metrics = []
+    for dropout in (0.0, 0.3):
+        config = tiny_config(network=replace(tiny_config().network, **{f"{head}_dropout": dropout}))
+        metrics.append(train_step(tiny_state(config, RAMPED), tiny_batch(config, RAMPED), config))
+    without, dropped = metrics
+    assert {"L_c_id"} | terms <= set(without)
+    assert {name for name in without if name[:2] == "L_" and without[name] != dropped[name]} == terms
+
+
+def test_dropout_is_that_of_the_image_however_many_ranks_share_the_batch() -> None:
+    head = Head(3, 6, 6, dropout=0.3)
+    torch.nn.init.eye_(head.classifier.weight)
+    B, groups = 4, 2
+    whole = Position(seed=0, iteration=5)
+    draws = whole.uniform("a", (B, groups, 6), "cpu")
+    kept = dropped_logits(head, torch.ones(groups * B, 6), groups, whole, "a").view(groups, B, 6) > 0
+    for group in range(groups):
+        for image in range(B):
+            assert torch.equal(kept[group, image], draws[image, group] >= 0.3)
+    part = Position(seed=0, iteration=5, first=2, total=B)
+    half = dropped_logits(head, torch.ones(groups * 2, 6), groups, part, "a").view(groups, 2, 6) > 0
+    assert torch.equal(half, kept[:, 2:])
+
+
+def test_generated_images_are_labelled_by_their_appearance() -> None:
+    """Then L_prim is a cross-entropy and, without dropout, the one that teaches the generator."""
+    network = replace(tiny_config().network, prim_dropout=0.0)
+    config = tiny_config(network=network, recipe=RecipeConfig(soft_label="appearance"))
+    batch = tiny_batch(config, RAMPED)
+    assert not torch.equal(*batch.labels)
+    state = tiny_state(config, RAMPED)
+    torch.nn.init.normal_(state.appearance_encoder.prim.classifier.weight)
+    metrics = train_step(state, batch, config)
+    assert metrics["L_prim"].item() == pytest.approx(metrics["L_c_id"].item())
+
+
+def test_the_coin_is_fair_and_tossed_anew() -> None:
+    tosses = {seed: torch.tensor([_coin(seed, t) for t in range(1000)]) for seed in (0, 1)}
+    for toss in tosses.values():
+        assert toss.unique().numel() > 990
+        assert [float((toss < p).float().mean()) for p in (0.2, 0.5, 0.8)] == pytest.approx([0.2, 0.5, 0.8], abs=0.05)
+    assert not torch.equal(tosses[0], tosses[1])
+
+
+def test_ranks_share_the_coin_that_lets_the_structure_encoder_learn() -> None:
+    loss = replace(tiny_config().loss, **(NOTHING | {"structure_code": 1.0}))
+    config = tiny_config(loss=loss, recipe=RecipeConfig(reencode_probability=0.3))
+
+    def learns(iteration: int, rank: int) -> bool:
+        state = tiny_state(config, iteration)
+        train_step(state, tiny_batch(config, iteration, rank, 2), config)
+        return not any(bool(p.grad.any()) for p in state.decoder.parameters() if p.grad is not None)
+
+    iterations = range(RAMPED, RAMPED + 4)
+    expected = [_coin(config.seed, t) < 0.3 for t in iterations]
+    assert 0 < sum(expected) < 4
+    for rank in range(2):
+        assert [learns(t, rank) for t in iterations] == expected
+
+
 def test_recipes_without_teacher_labels_need_no_teacher() -> None:
     config = tiny_config(recipe=RecipeConfig(soft_label="uniform"))
     state = TrainState.build(config)
@@ -258,17 +332,21 @@ def test_paper_gradient_is_that_of_the_whole_objective() -> None:
 
 def test_it_learns() -> None:
     config = tiny_config(
-        step=StepConfig(), optim=OptimConfig(generator_lr=5e-3), augment=AugmentConfig(flip=0, pad=0, erase=0)
-    )
+        network=replace(tiny_config().network, structure_width=4), optim=OptimConfig(generator_lr=2e-3),
+        augment=AugmentConfig(flip=0, pad=0, erase=0), step=StepConfig(),
+    )  # fmt: skip
     never = Warmup(start=10_000)
-    config = replace(config, loss=replace(config.loss, code_warmup=never, teacher_warmup=never))
+    loss = replace(config.loss, adversarial=0.0, code_warmup=never, teacher_warmup=never)  # no game: losses must fall
+    config = replace(config, loss=loss)
     state = tiny_state(config)
     batch = tiny_batch(config, 0)
     metrics = [
-        train_step(state, replace(batch, position=replace(batch.position, iteration=t)), config) for t in range(100)
+        train_step(state, replace(batch, position=replace(batch.position, iteration=t)), config) for t in range(40)
     ]
-    assert metrics[-1]["L_s_id"] < 0.7 * metrics[0]["L_s_id"]
-    assert metrics[-1]["L_img1"] < 0.92 * metrics[0]["L_img1"]
+    # Seeds 0 to 5: at most 0.07 and 0.91; where nothing is learned about 1.00.
+    last = {name: torch.stack([m[name] for m in metrics[-5:]]).mean() for name in metrics[0]}
+    assert last["L_s_id"] < 0.3 * metrics[0]["L_s_id"]
+    assert last["L_img1"] < 0.95 * metrics[0]["L_img1"]
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -340,51 +418,7 @@ def _inject(folder: Path, state: TrainState):
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Health
-
-
-def test_non_finite_term_is_named() -> None:
-    config = tiny_config()
-    state = tiny_state(config)
-    with torch.no_grad():
-        state.decoder.refine.get_parameter("2.conv.bias").fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match=r"iteration 0: D_adv is not finite"):
-        train_step(state, tiny_batch(config, 0), config)
-
-
-def test_first_fault_stays_on_record() -> None:
-    config = tiny_config()
-    state = tiny_state(config)
-    with torch.no_grad():
-        state.appearance_encoder.prim.classifier.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="iteration 0: L_c_id"):
-        train_step(state, tiny_batch(config, 0), config)
-    state.iteration = 1
-    with pytest.raises(FloatingPointError, match="iteration 0: L_c_id"):
-        train_step(state, tiny_batch(config, 1), config)
-    with pytest.raises(FloatingPointError, match="iteration 0: L_c_id"):
-        raise_fault(state)
-
-
-def test_clipping_bounds_the_update_not_the_report() -> None:
-    config = tiny_config(optim=OptimConfig(clip_norm=1e-3))
-    state = tiny_state(config)
-    metrics = train_step(state, tiny_batch(config, 0), config)
-    assert metrics["grad_appearance"] > 1e-3
-    total = torch.stack([p.grad.norm() for p in state.appearance_encoder.parameters() if p.grad is not None]).norm()
-    assert total <= 1.0001e-3
-
-
-def test_surge_of_the_identity_loss_is_reported() -> None:
-    config = tiny_config(watch=WatchConfig(fast=0.5, slow=0.9, factor=1.5))
-    state = tiny_state(config)
-    surges = [m["identity_surge"].item() for m in run(state, config, 8)]
-    assert surges[:START] == [0.0] * START
-    assert all(0 < surge < config.watch.factor for surge in surges[START:])
-    with torch.no_grad():
-        state.appearance_encoder.prim.classifier.weight.mul_(1000)
-    after = [m["identity_surge"].item() for m in run(state, config, 10)]
-    assert max(after) > config.watch.factor
+# Precision and device
 
 
 @pytest.mark.slow
