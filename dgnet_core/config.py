@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 GanType = Literal["lsgan", "nsgan"]
 SoftLabel = Literal["dynamic", "pseudo", "appearance", "uniform", "two_label", "none"]
-Features = Literal["both", "prim", "fine"]
+FeatureChoice = Literal["both", "prim", "fine"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 
@@ -184,13 +184,13 @@ class RecipeConfig:
     """Target of L_prim: the teacher's smoothed output, its hard pseudo label, the appearance owner's label, the
     uniform distribution (LSRO), half appearance and half structure owner (the release instead shares one between them
     as its teacher does), or no L_prim at all."""
-    features: Features = "both"
+    features: FeatureChoice = "both"
     """Which feature learns from generated images: f_prim by L_prim, f_fine by L_fine (paper, Table 4)."""
     online_feeding: bool = True
     """False: generated images never feed the re-id heads (ablation; no L_prim and no L_fine)."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, gan=GanType, soft_label=SoftLabel, features=Features)
+        _check_choices(self, gan=GanType, soft_label=SoftLabel, features=FeatureChoice)
         _check(0 <= self.reencode_probability <= 1, self, "reencode_probability", "a probability in [0, 1]")
 
     @property

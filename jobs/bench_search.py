@@ -36,7 +36,7 @@ from dgnet_core.state import TrainState
 from dgnet_core.step import train_step
 from dgnet_core.teacher import Teacher
 from dgnet_platform.halving import Stopping, ramp_end
-from dgnet_platform.prefix_plan import Costs, Plan, plan, simulated_ends
+from dgnet_platform.prefix_plan import Costs, SharingPlan, plan, simulated_ends
 from dgnet_platform.space import Space
 
 CLASSES = 751
@@ -74,7 +74,7 @@ def measured(steps: int) -> Costs:
     return Costs(best["before"], best["after"])
 
 
-def plans(space: Space, stopping: Stopping, costs: Costs, trials: int, draws: int) -> list[Plan]:
+def plans(space: Space, stopping: Stopping, costs: Costs, trials: int, draws: int) -> list[SharingPlan]:
     """Plans of some random searches."""
     base, found = paper(CLASSES), []
     distances = space.distances(base, stopping)
@@ -85,7 +85,7 @@ def plans(space: Space, stopping: Stopping, costs: Costs, trials: int, draws: in
     return found
 
 
-def bound(found: Plan) -> float:
+def bound(found: SharingPlan) -> float:
     """The ratio if prefixes cost nothing."""
     return found.cost_without / (found.steps_after * found.costs.after)
 

@@ -23,7 +23,7 @@ from dgnet_platform.presets import teacher_of
 from dgnet_platform.run import Run
 from dgnet_platform.study import FILE
 from dgnet_platform.training import train
-from dgnet_platform.trial import Progress
+from dgnet_platform.trial import TrialProgress
 from tests.conftest import free_ports
 from tests.runs import QUIET, ROOT, lines, tiny_experiment
 from tests.test_training import wait_for
@@ -141,6 +141,6 @@ def test_searches_beside_each_other_are_stopped_and_submitted_again(cluster, peo
     assert trials_of(tmp_path, "one")[1].params != trials_of(tmp_path, "two")[1].params
 
     # What both have in common was trained once.
-    progress = [Progress.read(tmp_path / f"{name}-{k:03d}") for name in ("one", "two") for k in range(TRIALS)]
+    progress = [TrialProgress.read(tmp_path / f"{name}-{k:03d}") for name in ("one", "two") for k in range(TRIALS)]
     assert len({p.prefix for p in progress}) == len(list((tmp_path / "prefixes").glob("*/*/")))
     assert sum(p.trained for p in progress) == max(p.fork for p in progress)

@@ -27,7 +27,7 @@ from dgnet_platform.search_results import Results
 from dgnet_platform.space import Space
 from dgnet_platform.tracking import TrackingError
 from dgnet_platform.training import TrainingError
-from dgnet_platform.trial import Progress
+from dgnet_platform.trial import TrialProgress
 from jobs import train_market
 from jobs.tune_market import main
 from tests.runs import CLASSES, tiny_experiment
@@ -250,7 +250,7 @@ def test_mlflow_is_told_later_of_a_trial_that_ended_while_it_was_away(people_sto
     for iteration in range(1, 13):
         journal.write(iteration, {"loss/total": 1.0, METRIC: iteration / 12})
     journal.close()
-    Progress(ending="finished", iteration=12, phase="over").save(folder)
+    TrialProgress(ending="finished", iteration=12, phase="over").save(folder)
 
     def known() -> tuple[str, float | None, float | None]:
         run = search.connected.get_run(Run.read(folder).mlflow_run)

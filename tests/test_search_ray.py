@@ -27,7 +27,7 @@ from dgnet_platform.run import Run
 from dgnet_platform.study import FILE
 from dgnet_platform.tracking import default_uri
 from dgnet_platform.training import train
-from dgnet_platform.trial import Progress
+from dgnet_platform.trial import TrialProgress
 from tests.runs import QUIET, job, lines, same, tiny_experiment
 from tests.test_training import TrackingServer, wait_for
 
@@ -114,7 +114,7 @@ def assert_same_search(one: Path, other: Path) -> None:
 
 def executed(storage: Path) -> int:
     """Iterations that a search trained, by its journal of trials and prefixes."""
-    progress = [Progress.read(storage / f"{NAME}-{trial.number:03d}") for trial in study_of(storage)]
+    progress = [TrialProgress.read(storage / f"{NAME}-{trial.number:03d}") for trial in study_of(storage)]
     return sum(p.iteration - p.fork + p.trained for p in progress)
 
 
@@ -194,7 +194,7 @@ def test_mlflow_may_be_away_in_the_middle(options, tmp_path, free_port):
     try:
         wait_for(lambda: ((first / "metrics.jsonl").exists() and lines(first)) or process.poll() is not None)
         server.stop()
-        wait_for(lambda: Progress.read(first).over or process.poll() is not None)
+        wait_for(lambda: TrialProgress.read(first).over or process.poll() is not None)
         time.sleep(50)  # longer than a trial's own process waits for MLflow at its end
         assert process.poll() is None
         server.start()
@@ -240,7 +240,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(shared, options):
     moments = (
         (storage / f"{NAME}-001" / "run.json").exists,  # just asked for
         lambda: len(lines_of(storage / f"{NAME}-003")) > 9,  # in the middle of a trial
-        lambda: Progress.read(storage / f"{NAME}-005").over,  # over, and perhaps told
+        lambda: TrialProgress.read(storage / f"{NAME}-005").over,  # over, and perhaps told
     )
     for moment in moments:
         process = job("tune_market.py", *options("killed"))
@@ -282,7 +282,7 @@ def test_a_search_goes_on_when_its_machine_is_lost(shared, options):
     one, other = leaderboard(whole), leaderboard(storage)
     one = one.query(f"trial < {TRIALS}").reset_index(drop=True)
     pd.testing.assert_frame_equal(one, other)
-    trained = [sum(Progress.read(s / f"{NAME}-{n:03d}").trained for n in range(TRIALS)) for s in (whole, storage)]
+    trained = [sum(TrialProgress.read(s / f"{NAME}-{n:03d}").trained for n in range(TRIALS)) for s in (whole, storage)]
     assert trained[0] == trained[1]  # each prefix once, before or after
     client = MlflowClient(uri)
     [experiment] = [e for e in client.search_experiments() if e.name.startswith("dgnet-")]

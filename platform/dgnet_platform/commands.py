@@ -29,8 +29,8 @@ from dgnet_platform.presets import Preset, dgnet_experiment, teacher_experiment,
 from dgnet_platform.results import read, tables
 from dgnet_platform.run import folder_of
 from dgnet_platform.tracking import TrackingError, ui_command
-from dgnet_platform.training import Trained, TrainingError, train
-from dgnet_platform.training_plan import Plan, checkpoint_bytes, make_plan, named_teacher, needed_classes
+from dgnet_platform.training import TrainedRun, TrainingError, train
+from dgnet_platform.training_plan import TrainingPlan, checkpoint_bytes, make_plan, named_teacher, needed_classes
 
 Kind = TypeVar("Kind", bound=AnyExperiment)
 USER_ERRORS = (
@@ -272,7 +272,7 @@ def planned_teacher(experiment: DGNetExperiment) -> tuple[Path | None, str]:
     return None, f"teacher {plan.folder.name} would be trained first: {plan.experiment.model.iterations:,} iterations"
 
 
-def _fate(plan: Plan) -> str:
+def _fate(plan: TrainingPlan) -> str:
     newest = sorted(checkpoints(plan.folder)) if plan.existing else []
     if newest:
         return f"run {plan.folder.name} would go on from {newest[-1].name}"
@@ -283,13 +283,13 @@ def _fate(plan: Plan) -> str:
     return f"run {plan.folder.name} would start from {plan.origin or 'the beginning'}"
 
 
-def _archived(plan: Plan) -> Path | None:
+def _archived(plan: TrainingPlan) -> Path | None:
     """The checkpoint that would be brought back from the archive."""
     archive = archive_of(plan.experiment)
     return archive.nearest(plan.folder, plan.experiment.model.iterations) if archive is not None else None
 
 
-def _say_goodbye(trained: Trained, console: Console) -> None:
+def _say_goodbye(trained: TrainedRun, console: Console) -> None:
     """The results of a finished run, or how to go on with it; and where to look."""
     run = trained.run
     if trained.outcome.ending == "finished":

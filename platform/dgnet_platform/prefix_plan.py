@@ -107,7 +107,7 @@ class Prefix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SharingPlan:
     """What a search trains, with and without shared prefixes. Print it with rich."""
 
     prefixes: tuple[Prefix, ...]
@@ -178,7 +178,7 @@ class Plan:
         return f"{cost / 3600:,.2f}" if self.costs.seconds else f"{cost / self.costs.before:,.0f}"
 
 
-def plan(configs: Sequence[DGNetConfig], ends: Sequence[int], costs: Costs) -> Plan:
+def plan(configs: Sequence[DGNetConfig], ends: Sequence[int], costs: Costs) -> SharingPlan:
     """What a search's trials share.
 
     Args:
@@ -206,7 +206,7 @@ def plan(configs: Sequence[DGNetConfig], ends: Sequence[int], costs: Costs) -> P
         )
         for config, forks in grouped.items()
     )
-    return Plan(
+    return SharingPlan(
         prefixes=prefixes,
         ends=tuple(ends),
         costs=costs,

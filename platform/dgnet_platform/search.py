@@ -31,7 +31,7 @@ from dgnet_platform.search_plan import BETA, METRIC, SearchPlan
 from dgnet_platform.shipping import ship
 from dgnet_platform.study import DONE, Study
 from dgnet_platform.training import TrainingError
-from dgnet_platform.trial import Progress, Trial, link
+from dgnet_platform.trial import Trial, TrialProgress, link
 
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
 """In a search's folder: what was decided at rungs, a file that stops all trials, and what Ray Tune leaves."""
@@ -165,7 +165,7 @@ class Search:
         A trial without an ending died more often than it may.
         """
         folder = self.plan.trial_folder(number)
-        run, progress = Run.read(folder), Progress.read(folder)
+        run, progress = Run.read(folder), TrialProgress.read(folder)
         curve = {entry.iteration: entry.metrics for entry in journal.read(folder) if METRIC in entry.metrics}
         last = curve.get(progress.iteration, {})
         reason = progress.reason
@@ -204,7 +204,7 @@ class Search:
         for number in self.study.running:
             self.study.again(number)
             folder = self.plan.trial_folder(number)
-            if Run.find(folder) is not None and Progress.read(folder).over:
+            if Run.find(folder) is not None and TrialProgress.read(folder).over:
                 self.conclude(number)
         self._catch_up()
 
@@ -275,7 +275,7 @@ class Search:
         if self.archive is None:
             return True
         trials = [self.plan.trial_folder(trial.number) for trial in self.study.trials]
-        prefixes = {Path(found) for folder in trials if (found := Progress.read(folder).prefix)}
+        prefixes = {Path(found) for folder in trials if (found := TrialProgress.read(folder).prefix)}
         return all(
             self.archive.try_to_push(folder, prune=folder not in prefixes)
             for folder in (*sorted(prefixes), *trials, self.plan.folder)
@@ -363,7 +363,7 @@ class Search:
             for trial in self.study.trials:
                 if trial.state.is_finished() and trial.user_attrs.get("mlflow_run") in unaware:
                     self._tell_mlflow_of(trial.number)
-            progress = [Progress.read(self.plan.trial_folder(trial.number)) for trial in self.study.trials]
+            progress = [TrialProgress.read(self.plan.trial_folder(trial.number)) for trial in self.study.trials]
             for folder in sorted({Path(trial.prefix) for trial in progress if trial.prefix}):
                 run = Run.find(folder)
                 if run is not None and run.mlflow_run in unaware:

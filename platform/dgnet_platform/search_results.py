@@ -19,7 +19,7 @@ from dgnet_platform.search_plan import BETA, METRIC, METRIC_BY_BETA, SECOND, Sea
 from dgnet_platform.search_report import FAILED, FINISHED, STOPPED, TrialRow, figures, front, leaderboard, ranked
 from dgnet_platform.space import PARAMETERS
 from dgnet_platform.study import Study
-from dgnet_platform.trial import Progress
+from dgnet_platform.trial import TrialProgress
 
 _STATES = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Results:
     def _row(self, trial: FrozenTrial) -> TrialRow:
         plan, number = self.plan, trial.number
         folder = plan.trial_folder(number)
-        progress = Progress.read(folder)
+        progress = TrialProgress.read(folder)
         seen = self._seen.setdefault(number, _Seen(folder))
         seen.update()
         base, given = plan.base.model, self.study.values(number)
@@ -66,7 +66,7 @@ class Results:
     def costs(self) -> dict[str, int]:
         """Iterations that were trained, and how many it would have been without prefixes, and without stopping."""
         rows = self.rows()
-        progress = [Progress.read(self.plan.trial_folder(row.number)) for row in rows]
+        progress = [TrialProgress.read(self.plan.trial_folder(row.number)) for row in rows]
         own = sum(max(0, row.iterations - p.fork) for row, p in zip(rows, progress, strict=True))
         whole = self.plan.base.model.iterations
         return {

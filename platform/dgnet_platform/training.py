@@ -25,7 +25,7 @@ from dgnet_platform.presets import teacher_of
 from dgnet_platform.publishing import publish
 from dgnet_platform.run import RESULTS, Run
 from dgnet_platform.shipping import ship
-from dgnet_platform.training_plan import Plan, check_storage, make_plan, named_teacher, outcome_of_finished
+from dgnet_platform.training_plan import TrainingPlan, check_storage, make_plan, named_teacher, outcome_of_finished
 from dgnet_platform.worker import Outcome
 
 
@@ -34,7 +34,7 @@ class TrainingError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedRun:
     """How a run stands after this command."""
 
     run: Run
@@ -60,7 +60,7 @@ def train(
     origin: Path | None = None,
     fork: bool = False,
     register: str | None = None,
-) -> Trained:
+) -> TrainedRun:
     """Train, or go on with, the run that an experiment describes; a finished one is only looked at.
 
     Args:
@@ -78,7 +78,7 @@ def train(
         How the run stands, or its teacher, if that was stopped.
     """
     teacher = _train_teacher(experiment, console)
-    if isinstance(teacher, Trained):
+    if isinstance(teacher, TrainedRun):
         return teacher  # stopped before it was finished
     while True:
         plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
@@ -98,7 +98,7 @@ def train(
 # Before
 
 
-def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | Trained | None:
+def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | TrainedRun | None:
     """The teacher that a run needs, trained now if it is not there; if that was stopped, how it stands."""
     if isinstance(experiment, TeacherExperiment) or not experiment.model.needs_teacher:
         return None
@@ -108,7 +108,7 @@ def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | Traine
     return trained.checkpoint if trained.outcome.ending == "finished" else trained
 
 
-def _bring_back(plan: Plan, console: Console) -> bool:
+def _bring_back(plan: TrainingPlan, console: Console) -> bool:
     """Bring back from the archive what is lost of a run; returns whether there was anything."""
     archive = archive_of(plan.experiment)
     if archive is None or not archive.fetch(plan.folder):
@@ -117,7 +117,7 @@ def _bring_back(plan: Plan, console: Console) -> bool:
     return True
 
 
-def _bring_store(plan: Plan, console: Console) -> None:
+def _bring_store(plan: TrainingPlan, console: Console) -> None:
     """Download the store, if it is not here, in sight; workers do so by themselves."""
     if plan.experiment.most_workers:
         return
@@ -126,7 +126,7 @@ def _bring_store(plan: Plan, console: Console) -> None:
         kept_here(plan.store, lambda done, total: bar.update(task, completed=done, total=total, visible=True))
 
 
-def _track(plan: Plan) -> tuple[MlflowClient, Run]:
+def _track(plan: TrainingPlan) -> tuple[MlflowClient, Run]:
     """The run's record and its MLflow run, new or opened again."""
     experiment = plan.experiment
     existing = plan.existing
@@ -162,7 +162,7 @@ def _track(plan: Plan) -> tuple[MlflowClient, Run]:
     return connected, run
 
 
-def _tags(plan: Plan) -> dict[str, str]:
+def _tags(plan: TrainingPlan) -> dict[str, str]:
     experiment = plan.experiment
     workers = max(1, experiment.most_workers)
     on_gpu = experiment.gpus or (not experiment.most_workers and torch.cuda.is_available())
@@ -222,7 +222,7 @@ def _room_for(run: Run) -> machines.Room:
     return machines.room_for(run.experiment.fewest_workers, run.experiment.gpus)
 
 
-def _end(connected: MlflowClient, run: Run, outcome: Outcome, register: str | None, console: Console) -> Trained:
+def _end(connected: MlflowClient, run: Run, outcome: Outcome, register: str | None, console: Console) -> TrainedRun:
     """Close the MLflow run; publish what a finished one has."""
     if not ship(run, lambda: True, patience=5):
         console.print(
@@ -238,7 +238,7 @@ def _end(connected: MlflowClient, run: Run, outcome: Outcome, register: str | No
             style="yellow",
             soft_wrap=True,
         )
-    trained, uri = Trained(run=run, outcome=outcome), None
+    trained, uri = TrainedRun(run=run, outcome=outcome), None
     if outcome.ending == "finished":
         try:
             uri = publish(connected, run, trained.checkpoint, register)

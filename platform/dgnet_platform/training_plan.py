@@ -29,7 +29,7 @@ from dgnet_platform.worker import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """What a command will do."""
 
     experiment: AnyExperiment
@@ -44,7 +44,7 @@ class Plan:
 
 def make_plan(
     experiment: AnyExperiment, *, teacher: Path | None, origin: Path | None = None, fork: bool = False
-) -> Plan:
+) -> TrainingPlan:
     """Find out what an experiment comes down to; changes nothing. Arguments and errors as for `train`."""
     store = Store.open(experiment.data)
     experiment = replace(
@@ -101,7 +101,7 @@ def make_plan(
         _check_origin(origin, experiment)
     if existing is not None and outcome_of_finished(existing) is None:
         _check_workers(existing, experiment)
-    return Plan(
+    return TrainingPlan(
         experiment=replace(experiment, name=folder.name),
         store=store,
         identity=identity,
@@ -127,7 +127,7 @@ def needed_classes(store: Store, hold_out: bool) -> int:
         raise ExperimentError(f"{store.location}: {error}, or pass --no-hold-out") from None
 
 
-def check_storage(plan: Plan) -> None:
+def check_storage(plan: TrainingPlan) -> None:
     """Check that a run's folder and archive can be written, and that the folder holds what the run will keep.
 
     Raises:

@@ -30,7 +30,7 @@ PROGRESS = "trial.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrialProgress:
     """How far a trial is, beside its journal."""
 
     phase: Literal["starts", "waits", "prefix", "trains", "over"] = "starts"
@@ -90,7 +90,7 @@ class Trial(tune.Trainable):
         return True
 
 
-def run_trial(folder: Path, *, sharing: bool, gpu_share: float = 1.0) -> Progress:
+def run_trial(folder: Path, *, sharing: bool, gpu_share: float = 1.0) -> TrialProgress:
     """Train a trial until it is finished, told to stop, or diverges; one that is over is left alone.
 
     Args:
@@ -106,8 +106,8 @@ def run_trial(folder: Path, *, sharing: bool, gpu_share: float = 1.0) -> Progres
         return _run_trial(folder, sharing, gpu_share)
 
 
-def _run_trial(folder: Path, sharing: bool, gpu_share: float) -> Progress:
-    progress = Progress.read(folder)
+def _run_trial(folder: Path, sharing: bool, gpu_share: float) -> TrialProgress:
+    progress = TrialProgress.read(folder)
     if progress.over:
         return progress
     progress = replace(progress, phase="starts", ending=None, reason="")
@@ -130,9 +130,11 @@ def _run_trial(folder: Path, sharing: bool, gpu_share: float) -> Progress:
         if outcome.ending == "diverged" and error.folder is not None:  # the trial would have had the same curve
             journal.copy(error.folder / JOURNAL, folder / JOURNAL, outcome.iteration)
     except Exception as error:
-        replace(Progress.read(folder), reason=launch.cause(error)).save(folder)
+        replace(TrialProgress.read(folder), reason=launch.cause(error)).save(folder)
         raise
-    progress = replace(Progress.read(folder), ending=outcome.ending, iteration=outcome.iteration, reason=outcome.reason)
+    progress = replace(
+        TrialProgress.read(folder), ending=outcome.ending, iteration=outcome.iteration, reason=outcome.reason
+    )
     progress = replace(progress, phase="over") if progress.over else progress
     progress.save(folder)
     archive = archive_of(run.experiment)
@@ -141,7 +143,7 @@ def _run_trial(folder: Path, sharing: bool, gpu_share: float) -> Progress:
     return progress
 
 
-def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) -> Progress:
+def _take_prefix(run: Run, progress: TrialProgress, fit: Callable[[Run], Outcome]) -> TrialProgress:
     """Give a trial that has done nothing yet the checkpoint and journal of its prefix."""
     experiment = run.experiment
     assert isinstance(experiment, DGNetExperiment)
@@ -167,7 +169,7 @@ def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) ->
         say=say,
     )
     with found as prefix:
-        before = Progress.read(run.folder)  # also what it trained before its process was killed and started again
+        before = TrialProgress.read(run.folder)  # also what it trained before its process was killed and started again
         trained = before.trained if before.prefix == str(prefix.run.folder) else prefix.trained
         progress = replace(progress, prefix=str(prefix.run.folder), fork=fork, trained=trained)
         progress.save(run.folder)
@@ -180,7 +182,7 @@ def _take_prefix(run: Run, progress: Progress, fit: Callable[[Run], Outcome]) ->
 
 def link(connected: MlflowClient, run: Run) -> None:
     """Tell MLflow from which prefix a trial comes, if it has one; raises one of tracking.AWAY."""
-    progress = Progress.read(run.folder)
+    progress = TrialProgress.read(run.folder)
     if progress.prefix:
         tags = {"dgnet.fork": str(progress.fork), "dgnet.origin": progress.prefix}
         if (prefix := Run.find(Path(progress.prefix))) is not None:  # else it was removed since

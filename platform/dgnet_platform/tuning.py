@@ -29,7 +29,7 @@ from dgnet_platform.experiment import DGNetExperiment, ExperimentError, check_na
 from dgnet_platform.foreground import alone, elsewhere, stopping
 from dgnet_platform.machines import is_local
 from dgnet_platform.plain import to_dict
-from dgnet_platform.prefix_plan import Costs, Plan, plan, simulated_ends
+from dgnet_platform.prefix_plan import Costs, SharingPlan, plan, simulated_ends
 from dgnet_platform.presets import Preset, teacher_of
 from dgnet_platform.search import Search, place_trials
 from dgnet_platform.search_display import SearchDisplay
@@ -303,7 +303,7 @@ def _retrain(results: Results, console: Console) -> int:
 # The plan
 
 
-def simulated(options: TuneMarket, base: DGNetExperiment, space: Space) -> Plan:
+def simulated(options: TuneMarket, base: DGNetExperiment, space: Space) -> SharingPlan:
     """What the search would share if its results were drawn by lot and its trials at random."""
     count = int(options.trials.removeprefix("+") or TRIALS[options.preset])
     rng = np.random.default_rng(options.seed)
