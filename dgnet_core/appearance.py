@@ -60,7 +60,10 @@ class ResNetTrunk(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, groups: int = 1, track: bool = False) -> Tensor:
-        """Feature map (N, 32 * width, H', W') of images x (N, 3, H, W), N = groups * B."""
+        """Feature map (N, 32 * width, h, w) of images x (N, 3, H, W), N = groups * B.
+
+        h = H / 32 and w = W / 32, twice as large with a last stride of 1; see GroupedBatchNorm for `groups` and `track`.
+        """
         x = F.relu(self.bn1(self.conv1(x), groups, track))
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         for stage in range(4):

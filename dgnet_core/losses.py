@@ -10,12 +10,22 @@ from dgnet_core.config import GanType, SoftLabel
 
 
 def image_l1(x: Tensor, generated: Tensor) -> Tensor:
-    """Mean absolute difference of two image batches: Eq. 1 and 2, and the cycle term of the release."""
+    """Mean absolute difference of two image batches: Eq. 1 and 2, and the cycle term of the release.
+
+    Args:
+        x: real images (N, 3, H, W), normalised.
+        generated: what should equal them, of the same shape.
+    """
     return F.l1_loss(generated, x)
 
 
 def code_l1(code: Tensor, read_back: Tensor) -> Tensor:
-    """Mean absolute difference of a code and the one read back from a generated image: Eq. 4 and 5."""
+    """Mean absolute difference of a code and the one read back from a generated image: Eq. 4 and 5.
+
+    Args:
+        code: appearance codes (N, C, 4), or structure codes (N, C_s, H / 4, W / 4).
+        read_back: of the same shape.
+    """
     return F.l1_loss(read_back, code)
 
 
@@ -31,7 +41,13 @@ def identity(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
 
 
 def discriminator_adversarial(fake: Sequence[Tensor], real: Sequence[Tensor], gan: GanType) -> Tensor:
-    """Eq. 7 as the discriminator sees it: scores of generated and of real images at every scale, summed over scales."""
+    """Eq. 7 as the discriminator sees it, summed over scales.
+
+    Args:
+        fake: scores (N, 1, h, w) of generated images at every scale.
+        real: the same of real images.
+        gan: lsgan, least squares against 0 and 1, or nsgan, the non-saturating logistic loss.
+    """
     if gan == "nsgan":
         terms = [F.softplus(f).mean() + F.softplus(-r).mean() for f, r in zip(fake, real, strict=True)]
     else:
@@ -40,7 +56,12 @@ def discriminator_adversarial(fake: Sequence[Tensor], real: Sequence[Tensor], ga
 
 
 def generator_adversarial(fake: Sequence[Tensor], gan: GanType) -> Tensor:
-    """Eq. 7 as the generator sees it, summed over scales; lsgan counts twice, as in the release."""
+    """Eq. 7 as the generator sees it, summed over scales; lsgan counts twice, as in the release.
+
+    Args:
+        fake: scores (N, 1, h, w) of generated images at every scale.
+        gan: as for the discriminator.
+    """
     if gan == "nsgan":
         return torch.stack([F.softplus(-f).mean() for f in fake]).sum()
     return torch.stack([2 * (f - 1).square().mean() for f in fake]).sum()
