@@ -62,7 +62,7 @@ class ResNetTrunk(nn.Module):
     def forward(self, x: Tensor, groups: int = 1, track: bool = False) -> Tensor:
         """Feature map (N, 32 * width, h, w) of images x (N, 3, H, W), N = groups * B.
 
-        h = H / 32 and w = W / 32, twice as large with a last stride of 1; see GroupedBatchNorm for `groups` and `track`.
+        h = H / 32 and w = W / 32, twice that where the last stride is 1; see GroupedBatchNorm for `groups`, `track`.
         """
         x = F.relu(self.bn1(self.conv1(x), groups, track))
         x = F.max_pool2d(x, 3, stride=2, padding=1)
