@@ -21,11 +21,10 @@ from pyarrow import fs
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With `-n`, a file's tests share a process, so its fixtures are made once, and no two Ray clusters run at once."""
-    for item in items:
-        takes_the_machine = any(item.iter_markers("ray")) or any(item.iter_markers("cluster"))
-        item.add_marker(pytest.mark.xdist_group("clusters" if takes_the_machine else item.path.name))
+    takes_the_machine = any(item.iter_markers("ray")) or any(item.iter_markers("cluster"))
+    item.add_marker(pytest.mark.xdist_group("clusters" if takes_the_machine else item.path.name))
 
 
 @pytest.fixture(scope="module")
