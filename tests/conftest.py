@@ -1,7 +1,6 @@
 """Fixtures that several files share."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,20 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, and for all that tests start
-
 import torch
 from pyarrow import fs
 
 from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With `-n`, a file's tests share a process, so its fixtures are made once, and no two Ray clusters run at once."""
-    takes_the_machine = any(item.iter_markers("ray")) or any(item.iter_markers("cluster"))
-    item.add_marker(pytest.mark.xdist_group("clusters" if takes_the_machine else item.path.name))
 
 
 @pytest.fixture(scope="module")
