@@ -91,8 +91,8 @@ class Display:
             evaluated |= self._take(entry)
         if self._last is not None:
             self._bar.update(self._task, completed=self._last.iteration)
-            if self._last.iteration >= self._iterations and not self._over.is_set():
-                self.say("evaluating on query and gallery")
+        if entries and entries[-1].iteration >= self._iterations and not self._over.is_set():
+            self.say("evaluating on query and gallery")
         told = self._console.is_terminal or not entries
         if not told and (evaluated or time.monotonic() - self._told > EVERY):
             self._told = time.monotonic()

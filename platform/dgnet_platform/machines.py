@@ -44,7 +44,7 @@ def connect() -> None:
     os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     if ray.is_initialized():
         return
-    if is_local():  # it says in pages that only this machine's user may submit to it
+    if is_local():  # otherwise each start warns that a token protects the cluster
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if is_local() else {}
     address = "local" if is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed

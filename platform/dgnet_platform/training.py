@@ -14,11 +14,7 @@ from dgnet_platform import launch, machines, tracking
 from dgnet_platform.archive import archive_of
 from dgnet_platform.datasets.cache import kept_here
 from dgnet_platform.display import Display
-from dgnet_platform.experiment import (
-    AnyExperiment,
-    TeacherExperiment,
-    flat,
-)
+from dgnet_platform.experiment import AnyExperiment, TeacherExperiment, flat
 from dgnet_platform.foreground import alone, elsewhere, stopping
 from dgnet_platform.plain import to_dict
 from dgnet_platform.presets import teacher_of
@@ -151,7 +147,7 @@ def _track(plan: TrainingPlan) -> tuple[MlflowClient, Run]:
         run = Run(
             folder=plan.folder,
             experiment=experiment,
-            identity=plan.identity.values(),
+            identity=plan.identity.values() if existing is None else existing.identity,
             teacher=teacher,
             origin=str(plan.origin) if plan.origin else None,
             tracking_uri=uri,

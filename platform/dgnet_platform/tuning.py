@@ -217,7 +217,8 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
         if archive is not None and not (planned.folder / FILE).exists() and archive.fetch(planned.folder):
             console.print(f"Brought search {planned.name} back from {archive.location}.", soft_wrap=True)
         placement = place_trials(planned)
-        check_free(planned.folder, base.model, (base.keep + 2) * placement.concurrent)
+        if not (planned.folder / FILE).exists():  # another one has made room for itself, or is only looked at
+            check_free(planned.folder, base.model, (base.keep + 2) * placement.concurrent)
         search = Search(planned, placement)
         search.study.aim(*_wanted(options, search))
         results = Results(planned, search.study)
