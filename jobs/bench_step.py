@@ -257,9 +257,8 @@ def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, de
             run()
             synchronize(device)
             best[name] = min(best[name], time.perf_counter() - start)
-    peaks = {
-        p: matmul_rate(device, torch.bfloat16 if p == "bfloat16" else torch.float32) for p in ("float32", "bfloat16")
-    }
+    precisions = {VARIANTS[name].precision for name in variants}
+    peaks = {precision: matmul_rate(device, getattr(torch, precision)) for precision in precisions}
     images = 4 * config.batch_size
     return [
         Row(
