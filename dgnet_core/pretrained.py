@@ -5,14 +5,13 @@ from urllib.error import URLError
 
 import torch
 from torch import nn
-from torchvision.models import ResNet50_Weights, ResNet101_Weights, ResNet152_Weights
 
 from dgnet_core.config import NetworkConfig
 
-_PUBLISHED = {
-    (3, 4, 6, 3): ResNet50_Weights.IMAGENET1K_V1,  # what the release starts from
-    (3, 4, 23, 3): ResNet101_Weights.IMAGENET1K_V1,
-    (3, 8, 36, 3): ResNet152_Weights.IMAGENET1K_V1,
+_PUBLISHED = {  # by layers
+    (3, 4, 6, 3): "ResNet50_Weights.IMAGENET1K_V1",  # what the release starts from
+    (3, 4, 23, 3): "ResNet101_Weights.IMAGENET1K_V1",
+    (3, 8, 36, 3): "ResNet152_Weights.IMAGENET1K_V1",
 }
 
 
@@ -28,13 +27,16 @@ def load_imagenet(trunk: nn.Module, config: NetworkConfig) -> None:
     if source == "none":
         return
     if source == "imagenet":
-        weights = _PUBLISHED.get(config.appearance_layers) if config.appearance_width == 64 else None
-        if weights is None:
+        from torchvision.models import get_weight  # takes seconds, and runs that go on do not need it
+
+        published = _PUBLISHED.get(config.appearance_layers) if config.appearance_width == 64 else None
+        if published is None:
             sizes = ", ".join(str(layers) for layers in _PUBLISHED)
             raise ValueError(
                 f"network.pretrained = 'imagenet': published for appearance_layers {sizes} of width 64 only;"
                 " set network.pretrained to 'none' or to a file"
             )
+        weights = get_weight(published)
         try:
             tensors = weights.get_state_dict(progress=False, check_hash=True)
         except (URLError, OSError) as error:

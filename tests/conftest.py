@@ -1,6 +1,7 @@
 """Fixtures that several files share."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, and for all that tests start
+
 import torch
 from pyarrow import fs
 

@@ -398,7 +398,7 @@ def test_a_prefix_in_the_archive_is_not_trained_again(s3, prefixes, tmp_path):  
 def test_a_run_goes_on_when_its_machine_is_lost(s3, people_store, tmp_path, node, monkeypatch):
     monkeypatch.setattr(training, "publish", lambda *_: "models:/none")  # it takes as long as all the rest
     upload(people_store, f"{s3}/market")
-    last, storage = 240, tmp_path / "runs"
+    last, storage = 24, tmp_path / "runs"
     experiment = tiny_experiment(people_store, tmp_path / "whole", name="whole", evaluate_every=last // 2)
     teacher = TeacherState.build(experiment.baseline, pretrained=False)
     path = checkpoint.save(teacher, experiment.baseline, tmp_path / "teacher")
@@ -411,8 +411,11 @@ def test_a_run_goes_on_when_its_machine_is_lost(s3, people_store, tmp_path, node
     options = by_command_line(experiment, tmp_path / "experiment.yaml")
     environment = {"DGNET_CACHE": str(node.parent)}
     process = job("train_market.py", *options, **environment)
-    wait_for(lambda: any(name.endswith(META) for name in names(f"{s3}/runs")) or process.poll() is not None)
-    machine = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    driver = psutil.Process(process.pid)
+    wait_for(lambda: (storage / "lost" / "checkpoint_00000006").exists() or process.poll() is not None)
+    driver.suspend()  # while what it saved is shipped
+    wait_for(lambda: any(name.endswith(META) for name in names(f"{s3}/runs")))
+    machine = [driver, *driver.children(recursive=True)]
     for each in machine:
         with suppress(psutil.NoSuchProcess):
             each.kill()

@@ -41,6 +41,14 @@ def test_rays_workers_do_not_get_a_copy_of_uvs_environment() -> None:
     run(code, PYTHONPATH=f"{ROOT}:{ROOT}/platform")
 
 
+def test_training_starts_without_what_takes_seconds_to_import() -> None:
+    code = """
+import sys, jobs.train_market
+assert not {"torchvision", "torch._dynamo", "mlflow.pytorch", "matplotlib"} & sys.modules.keys()
+"""
+    run(code, PYTHONPATH=f"{ROOT}:{ROOT}/platform")
+
+
 @pytest.mark.parametrize("job", JOBS, ids=lambda p: p.stem)
 def test_jobs_run_by_path_and_explain_themselves(job: Path) -> None:
     done = subprocess.run([sys.executable, job, "--help"], cwd="/", capture_output=True, text=True, check=False)

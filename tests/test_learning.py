@@ -97,6 +97,7 @@ model:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_search_beats_a_planted_bad_default(store, tmp_path):
     (tmp_path / "planted.yaml").write_text(PLANTED)
     process = job(

@@ -25,6 +25,7 @@ from dgnet_platform.search import Feed, Search
 from dgnet_platform.search_plan import METRIC, SearchConfig, plan_search
 from dgnet_platform.search_results import Results
 from dgnet_platform.space import Space
+from dgnet_platform.study import FILE
 from dgnet_platform.tracking import TrackingError
 from dgnet_platform.training import TrainingError
 from dgnet_platform.trial import TrialProgress
@@ -210,7 +211,16 @@ def test_a_full_disk_is_noticed_before_trials_start(options, tmp_path, monkeypat
     file.write_text(yaml.safe_dump(settings))
     assert main(options) == 2
     assert "0.0 GiB free, 8 checkpoints take" in " ".join(capsys.readouterr().out.split())
-    assert not list((tmp_path / "storage").glob("*/study.jsonl"))
+    [folder] = (tmp_path / "storage").glob("*/")
+    assert not (folder / FILE).exists()
+
+    def goes_on(*_):
+        raise ExperimentError("it goes on")
+
+    monkeypatch.setattr(tuning, "Search", goes_on)
+    (folder / FILE).touch()  # one that was begun has made room for itself, or is only looked at
+    assert main(options) == 2
+    assert "it goes on" in capsys.readouterr().out
 
 
 def test_the_plan_of_a_search_changes_nothing(options, capsys, tmp_path):

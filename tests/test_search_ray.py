@@ -34,6 +34,7 @@ from tests.test_training import TrackingServer, wait_for
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore"),  # Ray, MLflow and gRPC warn of each other
 ]

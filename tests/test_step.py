@@ -19,7 +19,7 @@ from dgnet_core.schedule import weights
 from dgnet_core.state import TrainState
 from dgnet_core.step import _coin, dropped_logits, train_step
 from jobs.bench_step import separate_passes_step
-from tests.tiny import START, assert_same, flat, tiny_batch, tiny_config, tiny_state
+from tests.tiny import START, assert_same, flat, small_config, tiny_batch, tiny_config, tiny_state
 
 RAMPED = START + 3
 
@@ -423,16 +423,16 @@ def _inject(folder: Path, state: TrainState):
 
 @pytest.mark.slow
 def test_bfloat16_follows_float32() -> None:
-    """200 steps across the warm-up start: all finite, and mean losses within a band of float32's.
+    """100 steps across the warm-up start: all finite, and mean losses within a band of float32's.
 
-    What is descended is compared at the end of the run (40 % + 0.1), the adversarial game, which amplifies any
+    What is descended is compared at the end of the run (25 % + 0.1), the adversarial game, which amplifies any
     rounding, over its first 20 steps (10 %).
     """
     runs = {}
     for precision in ("float32", "bfloat16"):
-        config = laptop(8, iterations=200, batch_size=4, step=StepConfig(precision=precision))
-        config = replace(config, network=replace(config.network, height=32, width=16, appearance_width=8))
-        runs[precision] = run(tiny_state(config), config, 200)
+        config = laptop(8, iterations=100, batch_size=4, step=StepConfig(precision=precision))
+        config = replace(config, network=small_config(8).network)
+        runs[precision] = run(tiny_state(config), config, config.iterations)
         assert all(torch.isfinite(torch.stack(list(m.values()))).all() for m in runs[precision])
 
     def gap_and_level(name: str, steps: slice) -> tuple[float, float]:
@@ -440,8 +440,8 @@ def test_bfloat16_follows_float32() -> None:
         return abs(rounded - exact), exact
 
     for name in ("L_s_id", "L_img1", "L_code2", "L_prim"):
-        gap, level = gap_and_level(name, slice(-60, None))
-        assert gap <= 0.4 * level + 0.1, name
+        gap, level = gap_and_level(name, slice(-30, None))
+        assert gap <= 0.25 * level + 0.1, name
     for name in ("L_adv", "D_adv"):
         gap, level = gap_and_level(name, slice(20))
         assert gap <= 0.1 * level, name

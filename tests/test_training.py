@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import mlflow
@@ -17,12 +18,14 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
+from rich.console import Console
 
 from dgnet_core.inference import extract
 from dgnet_platform import tracking, training_plan
 from dgnet_platform.checkpoint import CheckpointError, load_networks
 from dgnet_platform.datasets.images import ImageSet
 from dgnet_platform.datasets.store import Store, StoreError
+from dgnet_platform.display import Display
 from dgnet_platform.experiment import ExperimentError
 from dgnet_platform.plain import to_dict
 from dgnet_platform.results import read
@@ -246,8 +249,8 @@ def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_
     experiment = tiny_experiment(
         people_store, tmp_path, teacher=str(teacher_of(finished)), name="away", tracking_uri=server.uri
     )
-    model = replace(experiment.model, iterations=400)
-    experiment = replace(experiment, model=model, checkpoint_every=100, evaluate_every=200)
+    model = replace(experiment.model, iterations=200)
+    experiment = replace(experiment, model=model, checkpoint_every=50, evaluate_every=100)
     options = by_command_line(experiment, tmp_path / "experiment.yaml")
     process = job("train_market.py", *options)
     folder = tmp_path / "away"
@@ -265,7 +268,7 @@ def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_
         assert ship(run, lambda: True)
         client = MlflowClient(server.uri)
         steps = [metric.step for metric in client.get_metric_history(run.mlflow_run, "loss/L_img1")]
-        assert steps == list(range(1, 401))
+        assert steps == list(range(1, 201))
         assert client.list_artifacts(run.mlflow_run, "images")
     finally:
         server.stop()
@@ -409,7 +412,7 @@ def test_an_mlflow_run_that_was_half_made_is_completed(finished, client, tmp_pat
     client.delete_run(run_id)
 
 
-def test_a_fork_starts_from_the_newest_checkpoint(finished, people_store):
+def test_a_fork_starts_from_the_newest_checkpoint(finished, people_store, tmp_path):
     storage = finished.run.folder.parent
     experiment = tiny_experiment(people_store, storage, name=finished.run.name)
     longer = replace(experiment, model=replace(experiment.model, iterations=14))
@@ -419,6 +422,19 @@ def test_a_fork_starts_from_the_newest_checkpoint(finished, people_store):
     assert [line["iteration"] for line in lines(forked.run.folder)] == [13, 14]
     again = train(longer, console=QUIET, fork=True)
     assert again.run.mlflow_run == forked.run.mlflow_run
+    elsewhere = replace(longer, name=forked.run.name, tracking_uri=f"sqlite:///{tmp_path}/new.db")
+    by_name = train(elsewhere, console=QUIET).run
+    assert by_name.mlflow_run != forked.run.mlflow_run
+    assert (by_name.identity, by_name.origin) == (forked.run.identity, forked.run.origin)
+
+
+def test_what_a_run_waits_for_is_said_once(finished):
+    console = Console(file=(said := StringIO()), width=200)
+    with Display(finished.run, console) as display:
+        display.say("waiting for workers")
+        time.sleep(1.2)  # it looks at the journal, which is at its end, twice a second
+        display.say("waiting for workers")
+    assert said.getvalue().splitlines() == [f"{finished.run.name}: waiting for workers"]
 
 
 def test_a_teacher_of_other_identities_is_refused(finished, people_store, tmp_path):

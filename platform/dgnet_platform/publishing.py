@@ -24,7 +24,7 @@ from dgnet_platform.validation import BETA
 
 MODEL_TAG = "dgnet.model"
 """Tag of a run with the id of its published model."""
-_NEEDED = ("torch", "torchvision", "numpy", "pandas", "pillow", "simplejpeg", "mlflow")
+_NEEDED = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "mlflow")
 
 
 def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str | None) -> str:

@@ -12,9 +12,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from dgnet_platform.datasets.decode import PictureError, decode, map_in_threads, no_progress
 from dgnet_platform.datasets.store import Store, StoreError
@@ -239,8 +238,7 @@ def _decode_into(out: np.ndarray, table: pa.Table, store: Store, split: str) -> 
             out[row] = array
     for arrays in others.values():
         batch = torch.from_numpy(np.stack(list(arrays.values()))).permute(0, 3, 1, 2).contiguous()
-        mode = InterpolationMode.BICUBIC
-        resized = transforms.resize(batch, list(out.shape[1:3]), interpolation=mode, antialias=True)
+        resized = F.interpolate(batch, out.shape[1:3], mode="bicubic", antialias=True)
         out[list(arrays)] = resized.permute(0, 2, 3, 1).numpy()
 
 
