@@ -45,6 +45,7 @@ class Prefixes:
     def __init__(self, experiment: DGNetExperiment, teacher: Path, stop_file: Path):
         self.experiment, self.teacher, self._stop_file = experiment, teacher, stop_file
         self.said: list[str] = []
+        self.trained: list[tuple[int, int]] = []
 
     def fit(self, run: Run) -> Outcome:
         learner, validator = prepare(run, torch.device("cpu"))
@@ -60,10 +61,15 @@ class Prefixes:
             mlflow_experiment="1",
             stop_file=self._stop_file,
             fit=fit or self.fit,
-            say=lambda what, _: self.said.append(what),
+            say=self._say,
         )
         with found as there:
             return there
+
+    def _say(self, what: str, folder: Path, start: int) -> None:
+        self.said.append(what)
+        if what == "trains":
+            self.trained.append((start, int(folder.name)))
 
 
 def trial_run(ensure, folder: Path) -> Run:
@@ -76,12 +82,11 @@ def trial_run(ensure, folder: Path) -> Run:
 
 
 def test_a_prefix_is_trained_once_extended_and_the_same_as_a_run_of_its_own(prefixes, tmp_path):
-    assert prefixes(2).trained == 2
+    prefixes(2)
     four = prefixes(4)
-    assert four.trained == 2
-    assert prefixes(4).trained == 0
-    assert prefixes(3).trained == 1  # from 2: what 4 has in between was not kept
-    assert prefixes.said == ["trains", "trains", "trains"]
+    prefixes(4)
+    prefixes(3)
+    assert prefixes.trained == [(0, 2), (2, 4), (2, 3)]  # what 4 has in between was not kept
 
     whole, forked = trial_run(prefixes, tmp_path / "whole"), trial_run(prefixes, tmp_path / "forked")
     assert prefixes.fit(whole).ending == "finished"
@@ -102,9 +107,27 @@ def test_a_prefix_is_trained_once_extended_and_the_same_as_a_run_of_its_own(pref
 def test_a_damaged_prefix_is_trained_again(prefixes):
     path = prefixes(2).checkpoint / "tensors.pt"
     path.write_bytes(path.read_bytes()[:-10])
-    again = prefixes(2)
-    assert again.trained == 2
-    assert prefixes(2).trained == 0
+    prefixes(2)
+    prefixes(2)
+    assert prefixes.trained == [(0, 2), (0, 2)]
+
+
+def test_a_prefix_left_unfinished_goes_on_from_one_that_overtook_it(prefixes, tmp_path):
+    def stopped_at(iteration: int) -> Callable[[Run], Outcome]:
+        return lambda run: replace(prefixes.fit(replace(run, until=iteration)), ending="stopped")
+
+    each = {"checkpoint_every": 1}
+    with pytest.raises(PrefixError):
+        prefixes(4, fit=stopped_at(1), **each)
+    prefixes(6, **each)
+    four = prefixes(4, **each)
+    damaged = four.checkpoint / "tensors.pt"
+    content = damaged.read_bytes()
+    damaged.unlink()  # the other one has the same file
+    damaged.write_bytes(content[:-10])
+    assert same(tensors(prefixes(4, **each).run, 4), tensors(prefixes(6, **each).run, 4))
+    assert prefixes.trained == [(0, 4), (1, 6), (4, 4), (4, 4)]
+    assert [line["iteration"] for line in lines(four.run.folder)] == [1, 2, 3, 4]
 
 
 def test_what_decides_a_prefix_names_it(prefixes, people_store):
@@ -152,7 +175,8 @@ def test_a_prefix_that_diverges_says_so(prefixes):
     lost = lambda run: Outcome(ending="diverged", iteration=1, reason="L_img1 is not finite")  # noqa: E731
     with pytest.raises(PrefixError, match="not finite"):
         prefixes(2, fit=lost)
-    assert prefixes(2).trained == 2
+    prefixes(2)
+    assert prefixes.trained == [(0, 2), (0, 2)]
 
 
 def test_checkpoints_of_a_prefix_are_all_kept(prefixes):

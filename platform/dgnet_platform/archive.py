@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dgnet_platform import checkpoint
-from dgnet_platform.checkpoint import META, TENSORS, CheckpointError, checkpoints
+from dgnet_platform.checkpoint import META, TENSORS, CheckpointError, checkpoints, iteration_of
 from dgnet_platform.experiment import Experiment
 from dgnet_platform.journal import JOURNAL
 from dgnet_platform.remote import RemoteError, check_writable, get, open_place, put, refusal
@@ -66,7 +66,7 @@ class Archive:
             if prune and here:
                 old = {path.split("/")[0] for path in there if path.startswith("checkpoint_")}
                 for name in sorted(old - {path.name for path in here}):
-                    if _iteration(name) < _iteration(here[-1].name):
+                    if iteration_of(name) < iteration_of(here[-1].name):
                         self._remove_checkpoint(folder / name)
 
     def try_to_push(self, folder: Path, *, prune: bool = True) -> bool:
@@ -100,8 +100,8 @@ class Archive:
             whole = _whole(there) if with_checkpoints else []
             here = [path.name for path in checkpoints(folder)]
             if until is not None:
-                wanted = [name for name in whole if _iteration(name) <= until][-1:]
-            elif whole and (not here or _iteration(here[-1]) < _iteration(whole[-1])):
+                wanted = [name for name in whole if iteration_of(name) <= until][-1:]
+            elif whole and (not here or iteration_of(here[-1]) < iteration_of(whole[-1])):
                 wanted = whole
             else:
                 wanted = []  # others were removed here since
@@ -127,7 +127,7 @@ class Archive:
             RemoteError: the archive does not answer, or refuses.
         """
         with self._named():
-            found = [Path(name) for name in _whole(self._files(folder)) if _iteration(name) <= until]
+            found = [Path(name) for name in _whole(self._files(folder)) if iteration_of(name) <= until]
         # The later of folders that have the same: it is complete up to there.
         return folder / max(found, key=lambda path: (path.name, path.parent.name)) if found else None
 
@@ -273,8 +273,4 @@ def _is_newer(file: Path, there: fs.FileInfo | None) -> bool:
 def _whole(there: dict[str, fs.FileInfo]) -> list[str]:
     """Paths of the whole checkpoints among files, oldest first."""
     found = [path.removesuffix(f"/{META}") for path in there if path.endswith(f"/{META}")]
-    return sorted((path for path in found if f"{path}/{TENSORS}" in there), key=_iteration)
-
-
-def _iteration(name: str) -> int:
-    return int(name.rpartition("_")[2])
+    return sorted((path for path in found if f"{path}/{TENSORS}" in there), key=iteration_of)

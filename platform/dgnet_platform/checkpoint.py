@@ -304,8 +304,13 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
 
 def checkpoints(folder: Path) -> list[Path]:
     """Directories named as checkpoints, oldest iteration first."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    found = (path for path in folder.glob("checkpoint_*") if _NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: iteration_of(path.name))
+
+
+def iteration_of(name: str) -> int:
+    """Iterations done at the checkpoint of a name or path."""
+    return int(name.rpartition("_")[2])
 
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:

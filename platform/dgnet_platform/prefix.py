@@ -2,8 +2,9 @@
 
 Before its warm-up starts, a run depends on few of its settings. `<storage>/prefixes/<key>/` is for one choice of those,
 `<fork>/` in it a run that ended at that iteration: complete from its first iteration on, with its own journal, pictures
-and MLflow run, and never changed again. It starts from the nearest earlier checkpoint of its key. A trial takes journal
-and checkpoint over into its own folder, as links, so it can go on when the prefix is removed.
+and MLflow run, and never changed again. It starts from the nearest earlier checkpoint of its key; left unfinished and
+overtaken by another one, it goes on from there. A trial takes journal and checkpoint over into its own folder, as links,
+so it can go on when the prefix is removed.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from typing import Literal
 
 from dgnet_platform import checkpoint, journal, tracking
 from dgnet_platform.archive import archive_of
-from dgnet_platform.checkpoint import CheckpointError, checkpoints
+from dgnet_platform.checkpoint import CheckpointError, checkpoints, iteration_of
 from dgnet_platform.datasets.store import Store
 from dgnet_platform.disk import lock
 from dgnet_platform.experiment import DGNetExperiment, flat, identity_of
@@ -41,8 +42,9 @@ KEEP_ALL = 1_000_000
 
 _log = logging.getLogger(__name__)
 
-Say = Callable[[Literal["waits", "trains"], Run | Path], None]
-"""Told that another trial's prefix is waited for (its key's folder), or which one is trained now."""
+Say = Callable[[Literal["waits", "trains"], Path, int], None]
+"""Told that another trial's prefix is waited for (its key's folder, 0), or which one is trained now (its folder), from
+which iteration on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,6 @@ class Prefix:
     run: Run
     checkpoint: Path
     """At the fork."""
-    trained: int
-    """Iterations that were trained for it now; 0: it was there."""
 
 
 class PrefixError(RuntimeError):
@@ -96,17 +96,22 @@ def ensure_prefix(
     key = key_of(experiment, store.info.fingerprint, teacher)
     folder = Path(experiment.storage) / FOLDER / key / f"{fork:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent, stop_file, lambda: say("waits", folder.parent)):
+    with _locked(folder.parent, stop_file, lambda: say("waits", folder.parent, 0)):
         path = folder / f"checkpoint_{fork:08d}"
         if not _whole(path):
             _bring_back(experiment, folder.parent, fork)
         run = Run.find(folder)
         if run is not None and _whole(path) and (folder / JOURNAL).exists():
             os.utime(folder)
-            yield Prefix(run=run, checkpoint=path, trained=0)
+            yield Prefix(run=run, checkpoint=path)
             return
+        origin = _nearest(folder, fork)
+        if origin is not None and origin.parent != folder:
+            adopt(origin, folder)
         if run is None:
-            run = _new_stage(experiment, fork, folder, store, teacher, tracking_uri, mlflow_experiment, stop_file)
+            run = _new_stage(
+                experiment, fork, folder, store, teacher, tracking_uri, mlflow_experiment, stop_file, origin
+            )
         places = {name: getattr(experiment, name) for name in ("data", "storage", "archive")}
         gone = tracking.is_gone(run.tracking_uri)
         run = replace(
@@ -118,7 +123,7 @@ def ensure_prefix(
         )
         run.save()
         run.forget_stop()
-        say("trains", run)
+        say("trains", folder, iteration_of(origin.name) if origin is not None else 0)
         try:
             outcome = fit(run)
         except BaseException as error:
@@ -128,7 +133,7 @@ def ensure_prefix(
         _close(run, endings.get(outcome.ending, "FAILED"), outcome.reason or outcome.ending)
         if outcome.ending != "finished":
             raise PrefixError(outcome, folder)
-        yield Prefix(run=run, checkpoint=path, trained=fork - _start(run))
+        yield Prefix(run=run, checkpoint=path)
 
 
 def _bring_back(experiment: DGNetExperiment, key: Path, fork: int) -> None:
@@ -137,7 +142,7 @@ def _bring_back(experiment: DGNetExperiment, key: Path, fork: int) -> None:
     if archive is None:
         return
     try:
-        found, here = archive.nearest(key, fork), _nearest(key, fork)
+        found, here = archive.nearest(key, fork), _nearest(key / f"{fork:08d}", fork)
         if found is not None and (here is None or here.name < found.name):
             archive.fetch(found.parent, until=fork)
     except RemoteError as error:
@@ -177,7 +182,7 @@ def adopt(path: Path, folder: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    source, iteration = path.parent, int(path.name.rpartition("_")[2])
+    source, iteration = path.parent, iteration_of(path.name)
     folder.mkdir(parents=True, exist_ok=True)
     for entry in journal.read(source):
         for file in entry.pictures.values() if entry.iteration <= iteration else ():
@@ -230,14 +235,12 @@ def _new_stage(
     tracking_uri: str,
     mlflow_experiment: str,
     stop_file: Path,
+    origin: Path | None,
 ) -> Run:
-    """The run that trains up to `fork`, and an MLflow run for it, from the nearest checkpoint before."""
+    """The run that trains up to `fork`, and an MLflow run for it."""
     model = prefix_of(experiment.model)
     teacher = teacher if model.needs_teacher else None
     experiment = replace(experiment, model=model, name=folder.name, keep=KEEP_ALL, evaluate_also=())
-    origin = _nearest(folder.parent, fork)
-    if origin is not None:
-        adopt(origin, folder)
     try:
         mlflow_run = tracking.patiently(
             lambda: tracking.open_run(
@@ -277,15 +280,14 @@ def _new_stage(
     )
 
 
-def _nearest(key: Path, fork: int) -> Path | None:
-    """The latest whole checkpoint of a key that is not later than `fork`."""
-    found = [path for stage in key.glob("*/") for path in checkpoints(stage) if int(path.name[-8:]) <= fork]
-    return next((path for path in sorted(found, key=lambda path: path.name, reverse=True) if _whole(path)), None)
-
-
-def _start(run: Run) -> int:
-    """The iteration from which a prefix was trained."""
-    return int(run.origin.rpartition("_")[2]) if run.origin else 0
+def _nearest(folder: Path, fork: int) -> Path | None:
+    """The latest whole checkpoint of a prefix's key that is not later than `fork`; of equal ones its own, if whole."""
+    checkpoint.newest(folder)  # sets damaged ones of its own aside
+    found = [
+        path for stage in folder.parent.glob("*/") for path in checkpoints(stage) if iteration_of(path.name) <= fork
+    ]
+    found.sort(key=lambda path: (iteration_of(path.name), path.parent == folder), reverse=True)
+    return next(filter(_whole, found), None)
 
 
 def _whole(path: Path) -> bool:

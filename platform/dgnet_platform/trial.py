@@ -40,7 +40,9 @@ class TrialProgress:
     fork: int = 0
     """Iterations that the prefix had done for it."""
     trained: int = 0
-    """Iterations that it trained for the prefix."""
+    """Iterations that it trained for the prefix, up to `since`."""
+    since: int | None = None
+    """The iteration from which on it trains the prefix; None: it does not, or that is counted."""
     ending: Ending | None = None
     """How it ended; None: it did not yet."""
     iteration: int = 0
@@ -52,6 +54,11 @@ class TrialProgress:
     def over(self) -> bool:
         """Whether there is nothing left to do."""
         return self.ending is not None and self.ending != "stopped"
+
+    def came_to(self, iteration: int) -> Self:
+        """With what it trained of the prefix until an iteration counted."""
+        more = 0 if self.since is None else max(0, iteration - self.since)
+        return replace(self, trained=self.trained + more, since=None)
 
     def save(self, folder: Path) -> None:
         """Write it into the trial's folder, whole or not at all; raises OSError."""
@@ -127,6 +134,8 @@ def _run_trial(folder: Path, sharing: bool, gpu_share: float) -> TrialProgress:
         outcome = fit(run)
     except PrefixError as error:
         outcome = error.outcome
+        if error.folder is not None:
+            TrialProgress.read(folder).came_to(outcome.iteration).save(folder)
         if outcome.ending == "diverged" and error.folder is not None:  # the trial would have had the same curve
             journal.copy(error.folder / JOURNAL, folder / JOURNAL, outcome.iteration)
     except Exception as error:
@@ -151,12 +160,12 @@ def _take_prefix(run: Run, progress: TrialProgress, fit: Callable[[Run], Outcome
     if not 0 < fork < experiment.model.iterations or checkpoint.newest(run.folder) is not None:
         return progress
 
-    def say(what: Literal["waits", "trains"], prefix: Run | Path) -> None:
-        if isinstance(prefix, Path):
+    def say(what: Literal["waits", "trains"], prefix: Path, start: int) -> None:
+        if what == "waits":
             replace(progress, phase=what).save(run.folder)
-        else:
-            start = int(prefix.origin.rpartition("_")[2]) if prefix.origin else 0
-            replace(progress, phase="prefix", prefix=str(prefix.folder), trained=fork - start).save(run.folder)
+        else:  # also again, after its process was killed
+            counted = progress.came_to(start)
+            replace(counted, phase="prefix", prefix=str(prefix), since=start).save(run.folder)
 
     found = ensure_prefix(
         experiment,
@@ -169,9 +178,8 @@ def _take_prefix(run: Run, progress: TrialProgress, fit: Callable[[Run], Outcome
         say=say,
     )
     with found as prefix:
-        before = TrialProgress.read(run.folder)  # also what it trained before its process was killed and started again
-        trained = before.trained if before.prefix == str(prefix.run.folder) else prefix.trained
-        progress = replace(progress, prefix=str(prefix.run.folder), fork=fork, trained=trained)
+        progress = TrialProgress.read(run.folder).came_to(fork)
+        progress = replace(progress, prefix=str(prefix.run.folder), fork=fork)
         progress.save(run.folder)
         replace(run, origin=str(prefix.checkpoint)).save()
         adopt(prefix.checkpoint, run.folder)
