@@ -3,7 +3,7 @@
 Before its warm-up starts, a run depends on few of its settings. `<storage>/prefixes/<key>/` is for one choice of those,
 `<fork>/` in it a run that ended at that iteration: complete from its first iteration on, with its own journal, pictures
 and MLflow run, and never changed again. It starts from the nearest earlier checkpoint of its key; left unfinished and
-overtaken by another one, it goes on from there. A trial takes journal and checkpoint over into its own folder, as links,
+overtaken by another one, it goes on from there. A trial takes journal and checkpoint over into its own folder as links,
 so it can go on when the prefix is removed.
 """
 
