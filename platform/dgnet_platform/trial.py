@@ -191,7 +191,7 @@ def _take_prefix(run: Run, progress: TrialProgress, fit: Callable[[Run], Outcome
 def link(connected: MlflowClient, run: Run) -> None:
     """Tell MLflow from which prefix a trial comes, if it has one; raises one of tracking.AWAY."""
     progress = TrialProgress.read(run.folder)
-    if progress.prefix:
+    if progress.fork:  # a prefix that diverged gave it nothing
         tags = {"dgnet.fork": str(progress.fork), "dgnet.origin": progress.prefix}
         if (prefix := Run.find(Path(progress.prefix))) is not None:  # else it was removed since
             tags["dgnet.prefix_run"] = prefix.mlflow_run
