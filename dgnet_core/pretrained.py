@@ -27,8 +27,6 @@ def load_imagenet(trunk: nn.Module, config: NetworkConfig) -> None:
     if source == "none":
         return
     if source == "imagenet":
-        from torchvision.models import get_weight  # takes seconds, and runs that go on do not need it
-
         published = _PUBLISHED.get(config.appearance_layers) if config.appearance_width == 64 else None
         if published is None:
             sizes = ", ".join(str(layers) for layers in _PUBLISHED)
@@ -36,6 +34,8 @@ def load_imagenet(trunk: nn.Module, config: NetworkConfig) -> None:
                 f"network.pretrained = 'imagenet': published for appearance_layers {sizes} of width 64 only;"
                 " set network.pretrained to 'none' or to a file"
             )
+        from torchvision.models import get_weight  # takes seconds, and runs that go on do not need it
+
         weights = get_weight(published)
         try:
             tensors = weights.get_state_dict(progress=False, check_hash=True)

@@ -35,7 +35,7 @@ KINDS: dict[str, type[DGNetConfig] | type[TeacherConfig]] = {"dgnet": DGNetConfi
 State = TrainState | TeacherState
 ModelConfig = DGNetConfig | TeacherConfig
 
-_NAME = re.compile(r"checkpoint_(\d{8,})")
+_NAME = re.compile(r"checkpoint_\d{8,}")
 _log = logging.getLogger(__name__)
 
 

@@ -99,7 +99,7 @@ def ensure_prefix(
     with _locked(folder.parent, stop_file, lambda: say("waits", folder.parent, 0)):
         path = folder / f"checkpoint_{fork:08d}"
         if not _whole(path):
-            _bring_back(experiment, folder.parent, fork)
+            _bring_back(experiment, folder, fork)
         run = Run.find(folder)
         if run is not None and _whole(path) and (folder / JOURNAL).exists():
             os.utime(folder)
@@ -136,13 +136,13 @@ def ensure_prefix(
         yield Prefix(run=run, checkpoint=path)
 
 
-def _bring_back(experiment: DGNetExperiment, key: Path, fork: int) -> None:
-    """Bring the latest checkpoint of a key that is not later than `fork` from the archive, if it is later than here."""
+def _bring_back(experiment: DGNetExperiment, folder: Path, fork: int) -> None:
+    """Bring a key's latest checkpoint that is not later than `fork` from the archive, if later than those here."""
     archive = archive_of(experiment)
     if archive is None:
         return
     try:
-        found, here = archive.nearest(key, fork), _nearest(key / f"{fork:08d}", fork)
+        found, here = archive.nearest(folder.parent, fork), _nearest(folder, fork)
         if found is not None and (here is None or here.name < found.name):
             archive.fetch(found.parent, until=fork)
     except RemoteError as error:
@@ -281,13 +281,12 @@ def _new_stage(
 
 
 def _nearest(folder: Path, fork: int) -> Path | None:
-    """The latest whole checkpoint of a prefix's key that is not later than `fork`; of equal ones its own, if whole."""
-    checkpoint.newest(folder)  # sets damaged ones of its own aside
-    found = [
-        path for stage in folder.parent.glob("*/") for path in checkpoints(stage) if iteration_of(path.name) <= fork
-    ]
-    found.sort(key=lambda path: (iteration_of(path.name), path.parent == folder), reverse=True)
-    return next(filter(_whole, found), None)
+    """A prefix's own newest whole checkpoint, or the latest one of its key that is later, but not later than `fork`."""
+    own = checkpoint.newest(folder)  # sets damaged ones aside
+    start = iteration_of(own.name) if own is not None else 0
+    later = [path for stage in folder.parent.glob("*/") for path in checkpoints(stage)]
+    later = [path for path in later if start < iteration_of(path.name) <= fork]
+    return next(filter(_whole, sorted(later, key=lambda path: path.name, reverse=True)), own)
 
 
 def _whole(path: Path) -> bool:
