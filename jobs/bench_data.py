@@ -27,12 +27,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from dgnet_core.memory import keep_freed_memory
-from dgnet_platform.datasets.decode import map_in_threads
-from dgnet_platform.datasets.images import ImageSet
-from dgnet_platform.datasets.pack import CHUNK
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from dgnet_platform.datasets.store import Store
+from dgnet_core.learning.memory import keep_freed_memory
+from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.pack import CHUNK
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import Store
+from dgnet_platform.threads import map_in_threads
 
 SIZES = ((64, 128, 90, 1), (128, 256, 90, 3), (150, 350, 95, 6))
 """Width, height and JPEG quality of pictures, some 3, 9 and 23 kB: those of Market-1501, those that a network at paper

@@ -25,21 +25,24 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 from rich.table import Table
 
-from dgnet_core.augment import training_batch
-from dgnet_core.memory import keep_freed_memory
-from dgnet_core.sampling import PairSampler, Position
-from dgnet_core.step import train_step
-from dgnet_core.teacher import Teacher
-from dgnet_platform import tracking, worker
-from dgnet_platform.datasets.images import ImageSet
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from dgnet_platform.datasets.store import Store
-from dgnet_platform.experiment import identity_of
-from dgnet_platform.learner import DGNetLearner
-from dgnet_platform.presets import dgnet_experiment
-from dgnet_platform.run import Run
-from dgnet_platform.shipping import Shipper
-from dgnet_platform.validation import Validator
+from dgnet_core.dgnet.step import train_step
+from dgnet_core.learning.augment import training_batch
+from dgnet_core.learning.batches import PairSampler, Position
+from dgnet_core.learning.memory import keep_freed_memory
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import Store
+from dgnet_platform.runs.experiment import identity_of
+from dgnet_platform.runs.presets import dgnet_experiment
+from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import default_uri
+from dgnet_platform.tracking import client as tracking
+from dgnet_platform.tracking.shipping import Shipper
+from dgnet_platform.training import worker
+from dgnet_platform.training.learner import DGNetLearner
+from dgnet_platform.training.loop import _save, run_loop
+from dgnet_platform.training.validation import Validator
 
 NEVER = 1_000_000_000
 """Iterations between what is not measured here."""
@@ -51,7 +54,7 @@ def run_in(folder: Path) -> tuple[Run, DGNetLearner, Validator]:
     store = Store.open(folder / "people")
     experiment = dgnet_experiment("laptop", len(store.info.classes), store.count("train"), NEVER)
     experiment = replace(experiment, evaluate_every=NEVER, checkpoint_every=NEVER)
-    uri = tracking.default_uri(str(folder))
+    uri = default_uri(str(folder))
     connected, experiment_id = tracking.connect(uri, "bench")
     run = Run(
         folder=folder / "run",
@@ -94,7 +97,7 @@ def bare(learner: DGNetLearner, images: ImageSet, steps: int) -> np.ndarray:
 def platform(run: Run, learner: DGNetLearner, validator: Validator, steps: int) -> tuple[np.ndarray, float]:
     """What so many steps of the platform's loop take, and the seconds of the checkpoint after them."""
     ends: list[np.ndarray] = []
-    save = worker._save
+    save = _save
 
     def timed_save(*arguments: Any) -> None:
         ends.append(now())
@@ -103,7 +106,7 @@ def platform(run: Run, learner: DGNetLearner, validator: Validator, steps: int) 
 
     start = now()
     with patch.object(worker, "_save", timed_save):
-        worker.train(replace(run, until=learner.state.iteration + steps), learner, validator, report=lambda _: None)
+        run_loop(replace(run, until=learner.state.iteration + steps), learner, validator, report=lambda _: None)
     time.sleep(3)  # the last lines are carried away
     clock, own, _ = ends[0] - start
     return np.array([clock, own, now()[2] - start[2]]), ends[1][0] - ends[0][0]

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-from dgnet_core import retrieval
-from dgnet_core.features import Features
+from dgnet_core.ranking import retrieval
+from dgnet_core.ranking.features import Features
 
 BETA = 0.5
 PERSONS = 750

@@ -28,16 +28,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from dgnet_core.augment import training_batch
-from dgnet_core.config import DGNetConfig, laptop, paper
-from dgnet_core.memory import keep_freed_memory
-from dgnet_core.sampling import Position
-from dgnet_core.state import TrainState
-from dgnet_core.step import train_step
-from dgnet_core.teacher import Teacher
-from dgnet_platform.halving import Stopping, ramp_end
-from dgnet_platform.prefix_plan import Costs, SharingPlan, plan, simulated_ends
-from dgnet_platform.space import Space
+from dgnet_core.dgnet.config import DGNetConfig, laptop, paper
+from dgnet_core.dgnet.schedule import ramp_end
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.dgnet.step import train_step
+from dgnet_core.learning.augment import training_batch
+from dgnet_core.learning.batches import Position
+from dgnet_core.learning.memory import keep_freed_memory
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.search.sharing import Costs, SharingPlan, plan, simulated_ends
+from dgnet_platform.search.space import Space
+from dgnet_platform.search.stopping import Stopping
 
 CLASSES = 751
 

@@ -19,12 +19,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dgnet_platform import tracking
-from dgnet_platform.experiment import identity_of
-from dgnet_platform.journal import Journal
-from dgnet_platform.presets import teacher_experiment
-from dgnet_platform.run import Run
-from dgnet_platform.shipping import Shipper
+from dgnet_platform.runs.experiment import identity_of
+from dgnet_platform.runs.journal import Journal
+from dgnet_platform.runs.presets import teacher_experiment
+from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import default_uri
+from dgnet_platform.tracking import client as tracking
+from dgnet_platform.tracking.shipping import Shipper
 
 METRICS = {f"loss/term_{number}": 0.1 * number for number in range(35)}
 """As many as an iteration of DG-Net has."""
@@ -47,7 +48,7 @@ def calibrated(seconds: float) -> Callable[[], float]:
 
 def run_in(folder: Path) -> Run:
     """A run of its own MLflow store, with nothing but a journal."""
-    uri = tracking.default_uri(str(folder))
+    uri = default_uri(str(folder))
     connected, experiment_id = tracking.connect(uri, "bench")
     experiment = teacher_experiment("laptop", 4, 100)
     run = Run(

@@ -17,12 +17,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgnet_platform.checkpoint import CheckpointError
-from dgnet_platform.datasets.decode import PictureError
-from dgnet_platform.datasets.prepare import printable
-from dgnet_platform.datasets.store import StoreError
-from dgnet_platform.evaluation import EvaluateConfig, EvaluationError, evaluate
-from dgnet_platform.results import replacing, tables, write
+from dgnet_platform.cli.evaluate import tables
+from dgnet_platform.data.decode import PictureError
+from dgnet_platform.data.store import StoreError
+from dgnet_platform.errors import printable
+from dgnet_platform.evaluation.evaluate import EvaluateConfig, evaluate
+from dgnet_platform.evaluation.results import EvaluationError, replacing, write
+from dgnet_platform.runs.checkpoint import CheckpointError
 
 USER_ERRORS = (CheckpointError, EvaluationError, OSError, PictureError, StoreError)
 

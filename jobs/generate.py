@@ -15,12 +15,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgnet_platform.checkpoint import CheckpointError
-from dgnet_platform.datasets.prepare import printable
-from dgnet_platform.datasets.store import StoreError
-from dgnet_platform.experiment import ExperimentError
-from dgnet_platform.generated_set import EXAMPLES, GenerateConfig, generate
-from dgnet_platform.parts import PartsError
+from dgnet_platform.compute.parts import PartsError
+from dgnet_platform.data.store import StoreError
+from dgnet_platform.errors import ExperimentError, printable
+from dgnet_platform.evaluation.generate import EXAMPLES, GenerateConfig, generate
+from dgnet_platform.runs.checkpoint import CheckpointError
 
 USER_ERRORS = (CheckpointError, ExperimentError, OSError, PartsError, StoreError)
 

@@ -15,9 +15,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare, printable, report
-from dgnet_platform.datasets.source import SourceError
-from dgnet_platform.datasets.store import StoreError
+from dgnet_platform.cli.prepare import report
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.source import SourceError
+from dgnet_platform.data.store import StoreError
+from dgnet_platform.errors import printable
 
 
 def main(args: Sequence[str] | None = None) -> int:

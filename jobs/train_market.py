@@ -10,7 +10,8 @@ The exit status is 0 when the run is finished, 130 when it was stopped, 2 when i
 import sys
 from collections.abc import Sequence
 
-from dgnet_platform.commands import TrainDGNet, run_job
+from dgnet_platform.cli.options import TrainDGNet
+from dgnet_platform.cli.train import run_job
 
 
 def main(args: Sequence[str] | None = None) -> int:

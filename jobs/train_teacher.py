@@ -9,7 +9,8 @@ The exit status is as of jobs/train_market.py.
 import sys
 from collections.abc import Sequence
 
-from dgnet_platform.commands import TrainTeacher, run_job
+from dgnet_platform.cli.options import TrainTeacher
+from dgnet_platform.cli.train import run_job
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ The exit status is 0 when the search is finished, 130 when it was stopped, 2 whe
 import sys
 from collections.abc import Sequence
 
-from dgnet_platform.tuning import tune_job
+from dgnet_platform.cli.tune import tune_job
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
+from dgnet_platform.data.prepare import PrepareConfig, prepare
 from tests.lab import HEAD, WORKERS, Lab, lab, obstacle
 from tests.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_while
 

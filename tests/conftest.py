@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 from pyarrow import fs
 
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
+from dgnet_platform.data.prepare import PrepareConfig, prepare
 
 
 @pytest.fixture(scope="module")

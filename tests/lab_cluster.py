@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from dgnet_platform.plain import to_dict
-from dgnet_platform.presets import teacher_of
-from dgnet_platform.training import train
+from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.training.driver import train
 from tests.lab import ADDRESSES, HEAD, OPERATOR, ROOT, WORKERS, Lab, wait_for
 from tests.runs import QUIET, lines, tiny_experiment
 

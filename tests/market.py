@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dgnet_platform.datasets.prepare import PrepareConfig, Prepared, prepare
-from dgnet_platform.datasets.store import Store
+from dgnet_platform.data.prepare import PrepareConfig, Prepared, prepare
+from dgnet_platform.data.store import Store
 
 
 def encode(color: tuple[int, int, int], size: tuple[int, int] = (4, 8), kind: str = "JPEG", **options: Any) -> bytes:

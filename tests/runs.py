@@ -10,11 +10,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dgnet_core.config import AugmentConfig, LossConfig, NetworkConfig, TeacherConfig, Warmup, laptop
-from dgnet_platform.datasets.images import held_out_people
-from dgnet_platform.experiment import DGNetExperiment, TeacherExperiment
-from dgnet_platform.presets import teacher_of
-from dgnet_platform.run import Run
+from dgnet_core.dgnet.config import LossConfig, laptop
+from dgnet_core.learning.config import AugmentConfig, Warmup
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.config import TeacherConfig
+from dgnet_platform.data.held_out import held_out_people
+from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment
+from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.runs.run import Run
 
 PEOPLE = 12
 """Training identities of the tiny set of drawn people."""

@@ -18,18 +18,20 @@ import pytest
 from mlflow import MlflowClient
 from pyarrow import fs
 
-from dgnet_core.baseline import TeacherState
-from dgnet_core.config import TeacherConfig
-from dgnet_platform import archive, checkpoint, remote, training
-from dgnet_platform.archive import Archive, follow
-from dgnet_platform.checkpoint import META, TENSORS, checkpoints
-from dgnet_platform.datasets import cache
-from dgnet_platform.datasets.cache import kept_here
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from dgnet_platform.datasets.store import Store, StoreError
-from dgnet_platform.remote import RemoteError, check_writable, open_place
-from dgnet_platform.run import Run
-from dgnet_platform.training import train
+from dgnet_core.teacher.config import TeacherConfig
+from dgnet_core.teacher.state import TeacherState
+from dgnet_platform.data import cache
+from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.runs import archive, checkpoint
+from dgnet_platform.runs.archive import Archive, follow
+from dgnet_platform.runs.checkpoint import META, TENSORS, checkpoints
+from dgnet_platform.runs.run import Run
+from dgnet_platform.storage import remote
+from dgnet_platform.storage.remote import RemoteError, check_writable, open_place
+from dgnet_platform.training import driver as training
+from dgnet_platform.training.driver import train
 from jobs.train_market import main as train_market
 from tests.runs import NETWORK, QUIET, job, lines, same, tensors, tiny_experiment
 from tests.test_prefix import prefixes  # noqa: F401 - a fixture
@@ -101,7 +103,7 @@ def test_a_store_is_downloaded_once(s3, people_store, node):
 def test_one_process_downloads_while_others_wait(s3, people_store, node):
     upload(people_store, f"{s3}/shared")
     code = (
-        "import sys; from dgnet_platform.datasets.store import Store; from dgnet_platform.datasets.cache import *;"
+        "import sys; from dgnet_platform.data.store import Store; from dgnet_platform.data.cache import *;"
         "told = []; kept_here(Store.open(sys.argv[1]), lambda *_: told.append(1)); print(len(told))"
     )
     command = [sys.executable, "-c", code, f"{s3}/shared"]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dgnet_core import augment
-from dgnet_core.augment import ATTEMPTS, STD, denormalise, erase, flip_and_crop, normalise, training_batch
-from dgnet_core.config import AugmentConfig, StepConfig
-from dgnet_core.sampling import Position
+from dgnet_core.learning import augment
+from dgnet_core.learning.augment import ATTEMPTS, STD, denormalise, erase, flip_and_crop, normalise, training_batch
+from dgnet_core.learning.batches import Position
+from dgnet_core.learning.config import AugmentConfig, StepConfig
 from tests.tiny import tiny_config
 
 

@@ -8,27 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgnet_core import losses
-from dgnet_core.augment import training_batch
-from dgnet_core.baseline import TeacherState, teacher_step
-from dgnet_core.config import (
-    AugmentConfig,
-    LossConfig,
-    NetworkConfig,
-    StepConfig,
-    TeacherConfig,
-    Warmup,
-    laptop,
-    laptop_teacher,
-    paper,
-    paper_teacher,
-    rescaled,
-)
-from dgnet_core.health import raise_fault
-from dgnet_core.sampling import Batch, PairSampler, Position, share
-from dgnet_core.schedule import teacher_rate
-from dgnet_core.state import TrainState
-from dgnet_core.step import train_step
+from dgnet_core.dgnet.config import LossConfig, laptop, paper
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.dgnet.step import train_step
+from dgnet_core.learning import losses
+from dgnet_core.learning.augment import training_batch
+from dgnet_core.learning.batches import Batch, PairSampler, Position, share
+from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
+from dgnet_core.learning.health import raise_fault
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.config import TeacherConfig, laptop_teacher, paper_teacher
+from dgnet_core.teacher.state import TeacherState
+from dgnet_core.teacher.step import teacher_rate, teacher_step
 from tests.tiny import CLASSES, assert_same, flat, tiny_batch, tiny_config, tiny_pictures
 
 
@@ -242,28 +233,28 @@ def test_presets_count_epochs() -> None:
 
 
 def test_rescaled_runs_keep_every_share() -> None:
-    long = rescaled(laptop(40, iterations=1_000), 4_000)
+    long = laptop(40, iterations=1_000).rescaled(4_000)
     assert long == laptop(40, iterations=4_000)
-    assert rescaled(long, 1_000) == laptop(40, iterations=1_000)
-    short = rescaled(paper(751), 1_000)
+    assert long.rescaled(1_000) == laptop(40, iterations=1_000)
+    short = paper(751).rescaled(1_000)
     assert short.loss.teacher_warmup == Warmup(start=300, slope=0.05)
     assert short.loss.code_warmup.end(short.loss.cycle) == 340
     assert short.optim.milestones == (600, 900, 1_050)
     assert short == replace(paper(751), iterations=1_000, loss=short.loss, optim=short.optim)
 
-    teacher = rescaled(paper_teacher(10, 3_200), 600)  # 60 epochs of 100 iterations
+    teacher = paper_teacher(10, 3_200).rescaled(600)  # 60 epochs of 100 iterations
     assert (teacher.iterations, teacher.warmup_iterations, teacher.milestones) == (600, 50, (400,))
-    assert rescaled(laptop_teacher(10, 640, iterations=600), 60) == laptop_teacher(10, 640, iterations=60)
+    assert laptop_teacher(10, 640, iterations=600).rescaled(60) == laptop_teacher(10, 640, iterations=60)
 
 
 def test_rescaling_to_nothing_still_gives_a_run() -> None:
-    config = rescaled(paper(751), 1)
+    config = paper(751).rescaled(1)
     assert config.optim.milestones == (1,)
     assert config.loss.teacher_warmup.start == 0
-    config = rescaled(paper_teacher(751, 12_936), 1)
+    config = paper_teacher(751, 12_936).rescaled(1)
     assert (config.warmup_iterations, config.milestones) == (0, (1,))
     with pytest.raises(ValueError, match="iterations = 0: at least 1"):
-        rescaled(paper(751), 0)
+        paper(751).rescaled(0)
     overridden = laptop(40, iterations=10, loss=LossConfig(prim=1.0))
     assert overridden.loss == LossConfig(prim=1.0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dgnet_platform.training import train
+from dgnet_platform.training.driver import train
 from tests.runs import QUIET, tiny_experiment
 from tests.test_training import answers, stop, wait_for
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgnet_core import release
-from dgnet_core.config import DGNetConfig, NetworkConfig, laptop
-from dgnet_core.state import TrainState
-from dgnet_core.teacher import Teacher
-from dgnet_platform import checkpoint
-from dgnet_platform.checkpoint import (
+from dgnet_core.dgnet import release
+from dgnet_core.dgnet.config import DGNetConfig, laptop
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.checkpoint import (
     META,
     TENSORS,
     CheckpointError,
@@ -27,7 +28,7 @@ from dgnet_platform.checkpoint import (
     save,
     verify,
 )
-from dgnet_platform.trained import open_teacher, open_trained
+from dgnet_platform.runs.loading import open_teacher, open_trained
 
 BASE = laptop(3)
 SMALL = replace(BASE.network, appearance_width=4, bottleneck=8, structure_width=4, adain_width=8, discriminator_width=4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgnet_platform.datasets.decode import PictureError, decode, measure
+from dgnet_platform.data.decode import PictureError, decode, measure
 from tests.market import WHOLE, encode, noise
 
 

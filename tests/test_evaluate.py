@@ -15,26 +15,30 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from dgnet_core import release
-from dgnet_core.augment import denormalise, normalise
-from dgnet_core.config import NetworkConfig
-from dgnet_core.generation import render, swap_fidelity
-from dgnet_core.inference import extract
-from dgnet_core.state import TrainState
-from dgnet_core.teacher import Teacher
-from dgnet_platform import checkpoint, evaluation, results, swaps
-from dgnet_platform.datasets import images as images_module
-from dgnet_platform.datasets.images import ImageSet
-from dgnet_platform.datasets.people import People, Shot
-from dgnet_platform.datasets.people_set import Size, shot_of, write_market
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from dgnet_platform.datasets.store import INFO_KEY, SCHEMA, Store, StoreError
-from dgnet_platform.extraction import Extraction, extract_on_workers, extract_splits
-from dgnet_platform.parts import PartsError
-from dgnet_platform.report import MATCH, WRONG, RankedRow, ranked_lists, stored_pictures
-from dgnet_platform.results import DRAWN, JSON, PARQUET
-from dgnet_platform.swaps import people_of
-from dgnet_platform.trained import open_trained
+from dgnet_core.dgnet import release
+from dgnet_core.dgnet.generator import render
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.generation.fidelity import swap_fidelity
+from dgnet_core.learning.augment import denormalise, normalise
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.ranking.extraction import extract
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.cli.evaluate import tables
+from dgnet_platform.compute.parts import PartsError
+from dgnet_platform.data import images as images_module
+from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.people.people import People, Shot
+from dgnet_platform.data.people.people_set import Size, shot_of, write_market
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import INFO_KEY, SCHEMA, Store, StoreError
+from dgnet_platform.evaluation import evaluate as evaluation
+from dgnet_platform.evaluation import results, swaps
+from dgnet_platform.evaluation.extraction import Extraction, extract_on_workers, extract_splits
+from dgnet_platform.evaluation.pictures import MATCH, WRONG, RankedRow, ranked_lists, stored_pictures
+from dgnet_platform.evaluation.results import DRAWN, JSON, PARQUET
+from dgnet_platform.evaluation.swaps import people_of
+from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.loading import open_trained
 from jobs.evaluate import main
 from tests.tiny import small_config
 
@@ -199,7 +203,7 @@ def test_the_figures_are_those_of_the_networks(
         half = torch.nn.functional.one_hot(people + 1, 20).float()
         return half, half
 
-    monkeypatch.setattr("dgnet_platform.extraction.extract_batch", perfect)
+    monkeypatch.setattr("dgnet_platform.evaluation.extraction.extract_batch", perfect)
     out = tmp_path / "results"
     assert run("--checkpoint", trained, "--store", store, "--out", out, "--swap-pairs", 0) == 0
     table = pd.read_parquet(out / PARQUET)
@@ -455,7 +459,7 @@ def test_streamed_features_are_those_of_the_whole_split(store: Path, monkeypatch
 
 def test_features_in_parts_are_the_same_and_are_made_once(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Here by this process; Ray's workers are told the same."""
-    monkeypatch.setattr("dgnet_platform.extraction.PART", 7)  # the next whole batch ends at 12
+    monkeypatch.setattr("dgnet_platform.evaluation.extraction.PART", 7)  # the next whole batch ends at 12
     opened, splits = Store.open(store), ("query", "gallery")
     torch.manual_seed(0)
     networks = {"DG-Net": TrainState.build(CONFIG).appearance_encoder, "baseline": Teacher(SMALL, 5)}
@@ -558,5 +562,5 @@ def test_tables_print_percentages(store: Path, trained: Path, capsys: pytest.Cap
     seen: list[str] = []
     found = evaluation.evaluate(config, lambda what, done, total: seen.append(what))
     assert "drawn people: gallery" in seen
-    Console(width=200).print(results.tables(found))
+    Console(width=200).print(tables(found))
     assert f"{100 * found.retrieval['mAP'].iloc[0]:.2f}" in capsys.readouterr().out

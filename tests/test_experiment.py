@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dgnet_platform import disk, version
-from dgnet_platform.experiment import (
-    DGNetExperiment,
-    ExperimentError,
-    TeacherExperiment,
-    differences,
-    flat,
-    identity_of,
-)
-from dgnet_platform.plain import from_dict, to_dict
-from dgnet_platform.presets import dgnet_experiment, teacher_experiment, teacher_of
-from dgnet_platform.run import RECORD, STARTS, Run
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.runs import provenance as version
+from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment, identity_of
+from dgnet_platform.runs.presets import dgnet_experiment, teacher_experiment, teacher_of
+from dgnet_platform.runs.run import RECORD, STARTS, Run
+from dgnet_platform.storage import files as disk
+from dgnet_platform.storage.serialize import differences, flat, from_dict, to_dict
 from tests.runs import tiny_experiment, tiny_teacher
 
 HERE = Path("store")

@@ -13,21 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from dgnet_core.augment import denormalise, normalise
-from dgnet_core.baseline import TeacherState
-from dgnet_core.config import laptop_teacher
-from dgnet_core.generation import render
-from dgnet_core.release import save_networks
-from dgnet_core.state import TrainState
-from dgnet_platform import checkpoint
-from dgnet_platform.datasets import images as images_module
-from dgnet_platform.datasets.decode import PictureError
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from dgnet_platform.datasets.store import Store, StoreError
-from dgnet_platform.generated_set import EXAMPLES, MANIFEST, TABLE, GenerateConfig, Plan, generate
-from dgnet_platform.parts import RECORD, PartsError, claimed
-from dgnet_platform.report import stored_pictures
-from dgnet_platform.trained import digest_of, open_trained
+from dgnet_core.dgnet.generator import render
+from dgnet_core.dgnet.release import save_networks
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.learning.augment import denormalise, normalise
+from dgnet_core.teacher.config import laptop_teacher
+from dgnet_core.teacher.state import TeacherState
+from dgnet_platform.compute.parts import RECORD, PartsError, claimed
+from dgnet_platform.data import images as images_module
+from dgnet_platform.data.decode import PictureError
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.evaluation.generate import EXAMPLES, MANIFEST, TABLE, GenerateConfig, Plan, generate
+from dgnet_platform.evaluation.pictures import stored_pictures
+from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.loading import digest_of, open_trained
 from jobs.generate import main
 from tests.runs import job
 from tests.test_training import wait_for

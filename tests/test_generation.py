@@ -9,24 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgnet_core.appearance import pool_code
-from dgnet_core.augment import denormalise, normalise
-from dgnet_core.generation import (
-    GAP,
-    WIDE_GAP,
+from dgnet_core.dgnet.generator import (
     appearance_codes,
     interpolate_appearance,
     interpolate_structure,
     render,
-    ssim,
     structure_codes,
-    swap_fidelity,
     swap_grid,
 )
-from dgnet_core.inference import evaluating, extract
-from dgnet_core.state import TrainState
-from dgnet_core.structure import to_gray
-from dgnet_core.teacher import Teacher
+from dgnet_core.dgnet.networks import pool_code, to_gray
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.generation.fidelity import ssim, swap_fidelity
+from dgnet_core.generation.grids import GAP, WIDE_GAP
+from dgnet_core.learning.augment import denormalise, normalise
+from dgnet_core.networks.modes import evaluating
+from dgnet_core.ranking.extraction import extract
+from dgnet_core.teacher.networks import Teacher
 from tests.tiny import small_config
 
 CONFIG = small_config(4)

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgnet_core.config import Warmup, paper
-from dgnet_platform.halving import Book, Stopping, Verdict, distances, goes_on, keeps, ramp_end, rungs_of
+from dgnet_core.dgnet.config import paper
+from dgnet_core.dgnet.schedule import ramp_end
+from dgnet_core.learning.config import Warmup
+from dgnet_platform.search.stopping import Book, Stopping, Verdict, distances, goes_on, keeps, rungs_of
 from tests.tiny import tiny_config
 
 HALVING = Stopping()
@@ -179,7 +181,7 @@ def test_a_damaged_line_counts_for_nothing(tmp_path):
 def judging(path: Path, trials: str) -> subprocess.Popen[str]:
     """A process that asks about some trials, and prints what it hears."""
     code = (
-        "from pathlib import Path; from dgnet_platform.halving import Book, Stopping\n"
+        "from pathlib import Path; from dgnet_platform.search.stopping import Book, Stopping\n"
         f"book = Book(Path({str(path)!r}))\n"
         f"for trial in {trials}: print(trial, book.judge(trial, 0, float(trial % 17), Stopping()))\n"
     )

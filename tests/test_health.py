@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dgnet_core.config import Warmup, WatchConfig
-from dgnet_core.health import identity_surge, raise_fault
-from dgnet_core.state import TrainState
-from dgnet_core.step import train_step
+from dgnet_core.dgnet.config import WatchConfig
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.dgnet.step import identity_surge, train_step
+from dgnet_core.learning.config import Warmup
+from dgnet_core.learning.health import raise_fault
 from tests.tiny import START, tiny_batch, tiny_config, tiny_state
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from dgnet_platform.datasets import images as images_module
-from dgnet_platform.datasets import pack as pack_module
-from dgnet_platform.datasets.images import ImageMemoryError, ImageSet, image_bytes, stream, validation_split
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from dgnet_platform.datasets.store import Store, StoreError
+from dgnet_platform.data import images as images_module
+from dgnet_platform.data import pack as pack_module
+from dgnet_platform.data.held_out import validation_split
+from dgnet_platform.data.images import ImageMemoryError, ImageSet, image_bytes, stream
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import Store, StoreError
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dgnet_platform.journal import JOURNAL, Journal, Tail, read
+from dgnet_platform.runs.journal import JOURNAL, Journal, Tail, read
 
 
 @pytest.fixture

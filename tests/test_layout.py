@@ -29,8 +29,8 @@ import importlib, pkgutil, sys
 for name in ("ray", "mlflow", "optuna", "pandas", "pyarrow", "tyro", "rich"):
     sys.modules[name] = None
 import dgnet_core
-for module in pkgutil.iter_modules(dgnet_core.__path__):
-    importlib.import_module(f"dgnet_core.{module.name}")
+for module in pkgutil.walk_packages(dgnet_core.__path__, "dgnet_core."):
+    importlib.import_module(module.name)
 import jobs.bench_step
 """
     run(code, PYTHONPATH=str(ROOT))

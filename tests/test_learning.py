@@ -9,17 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from dgnet_core.features import Features
-from dgnet_core.retrieval import evaluate
-from dgnet_core.state import TrainState
-from dgnet_platform.datasets.images import ImageSet, held_out_people, validation_split
-from dgnet_platform.datasets.people_set import SIZES
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from dgnet_platform.datasets.store import Store
-from dgnet_platform.presets import dgnet_experiment
-from dgnet_platform.results import read
-from dgnet_platform.training import train
-from dgnet_platform.validation import Validator
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.ranking.features import Features
+from dgnet_core.ranking.retrieval import evaluate
+from dgnet_platform.data.held_out import held_out_people, validation_split
+from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.people.people_set import SIZES
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.results import read
+from dgnet_platform.runs.presets import dgnet_experiment
+from dgnet_platform.training.driver import train
+from dgnet_platform.training.validation import Validator
 from tests.runs import QUIET, job, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]

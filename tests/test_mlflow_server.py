@@ -18,8 +18,9 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from dgnet_platform import tracking
-from dgnet_platform.run import Run
+from dgnet_platform.errors import TrackingError
+from dgnet_platform.runs.run import Run
+from dgnet_platform.tracking import client as tracking
 from tests.runs import ROOT, job, tiny_teacher
 from tests.test_training import by_command_line, wait_for
 
@@ -214,7 +215,7 @@ def test_a_wrong_password_is_explained(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     began = time.monotonic()
-    with pytest.raises(tracking.TrackingError, match=r"MLFLOW_TRACKING_PASSWORD or ~/.mlflow/credentials"):
+    with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_PASSWORD or ~/.mlflow/credentials"):
         tracking.connect(server.uri, "dgnet")
     assert time.monotonic() - began < 30
 

@@ -9,15 +9,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from dgnet_core.appearance import AppearanceEncoder, Head, ResNetTrunk, pool_code
-from dgnet_core.blocks import GroupedBatchNorm, LayerNorm, adain, upsampled_conv
-from dgnet_core.config import NetworkConfig
-from dgnet_core.decoder import Decoder
-from dgnet_core.discriminator import Discriminator
-from dgnet_core.pretrained import load_imagenet
-from dgnet_core.state import TrainState
-from dgnet_core.structure import StructureEncoder, to_gray
-from dgnet_core.teacher import Teacher
+from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, Discriminator, StructureEncoder, pool_code, to_gray
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.networks.blocks import GroupedBatchNorm, LayerNorm, adain, upsampled_conv
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.networks.resnet import Head, ResNetTrunk, load_imagenet
+from dgnet_core.teacher.networks import Teacher
 from tests.tiny import tiny_config, tiny_teacher
 
 PAPER = NetworkConfig(pretrained="none")

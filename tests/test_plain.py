@@ -8,19 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgnet_core import config as presets
-from dgnet_core.config import (
-    AugmentConfig,
-    DGNetConfig,
-    LossConfig,
-    NetworkConfig,
-    OptimConfig,
-    RecipeConfig,
-    StepConfig,
-    Warmup,
-    WatchConfig,
-)
-from dgnet_platform.plain import ConfigError, from_dict, to_dict
+from dgnet_core.dgnet import config as presets
+from dgnet_core.dgnet.config import DGNetConfig, LossConfig, OptimConfig, RecipeConfig, WatchConfig
+from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
 
 weights = st.floats(0, 100)
 positive = st.floats(1e-6, 100)

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgnet_core.teacher import Teacher
-from dgnet_platform import disk, prefix, worker
-from dgnet_platform.checkpoint import checkpoints
-from dgnet_platform.experiment import DGNetExperiment, identity_of
-from dgnet_platform.prefix import Prefix, PrefixError, adopt, collect, ensure_prefix, key_of
-from dgnet_platform.run import Run
-from dgnet_platform.trained import TrainedTeacher
-from dgnet_platform.worker import Outcome, prepare, train
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.runs.checkpoint import checkpoints
+from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
+from dgnet_platform.runs.loading import TrainedTeacher
+from dgnet_platform.runs.run import Outcome, Run
+from dgnet_platform.search import prefixes as prefix
+from dgnet_platform.search.prefixes import Prefix, PrefixError, adopt, collect, ensure_prefix, key_of
+from dgnet_platform.storage import files as disk
+from dgnet_platform.training import worker
+from dgnet_platform.training.loop import run_loop
+from dgnet_platform.training.worker import prepare
 from tests.runs import lines, same, tensors, tiny_experiment
 
 
@@ -50,7 +53,7 @@ class Prefixes:
     def fit(self, run: Run) -> Outcome:
         learner, validator = prepare(run, torch.device("cpu"))
         worker._restore(run, learner)
-        return train(run, learner, validator, report=lambda _: None)
+        return run_loop(run, learner, validator, report=lambda _: None)
 
     def __call__(self, fork: int, fit: Callable[[Run], Outcome] | None = None, **overrides) -> Prefix:
         found = ensure_prefix(

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dgnet_core.config import AugmentConfig, DGNetConfig, NetworkConfig, RecipeConfig, Warmup, paper
-from dgnet_core.state import TrainState
-from dgnet_core.step import train_step
-from dgnet_platform.halving import Stopping, ramp_end
-from dgnet_platform.prefix_plan import ENDLESS, Costs, fork_of, plan, prefix_of, simulated_ends
-from dgnet_platform.space import Space
+from dgnet_core.dgnet.config import DGNetConfig, RecipeConfig, paper
+from dgnet_core.dgnet.schedule import ramp_end
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.dgnet.step import train_step
+from dgnet_core.learning.config import AugmentConfig, Warmup
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_platform.search.sharing import ENDLESS, Costs, fork_of, plan, prefix_of, simulated_ends
+from dgnet_platform.search.space import Space
+from dgnet_platform.search.stopping import Stopping
 from tests.tiny import START, assert_same, tiny_batch, tiny_config, tiny_state
 
 COSTS = Costs(1.0, 2.0)

@@ -11,13 +11,13 @@ from typing import get_args
 
 import pytest
 
-from dgnet_platform.datasets import pack as pack_module
-from dgnet_platform.datasets.decode import MAX_PIXELS, PictureError, decode, measure
-from dgnet_platform.datasets.pack import staging
-from dgnet_platform.datasets.people import People
-from dgnet_platform.datasets.people_set import SIZES, shot_of
-from dgnet_platform.datasets.prepare import DrawnSize, PrepareConfig, prepare
-from dgnet_platform.datasets.store import Store, StoreError
+from dgnet_platform.data import pack as pack_module
+from dgnet_platform.data.decode import MAX_PIXELS, PictureError, decode, measure
+from dgnet_platform.data.people.people import People
+from dgnet_platform.data.people.people_set import SIZES, shot_of
+from dgnet_platform.data.prepare import DrawnSize, PrepareConfig, prepare
+from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.storage.files import staging
 from jobs import prepare_data
 from tests.market import WHOLE, encode, packed, rows, snapshot, write_market
 

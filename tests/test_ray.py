@@ -8,8 +8,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from dgnet_platform.run import Run
-from dgnet_platform.training import train
+from dgnet_platform.runs.run import Run
+from dgnet_platform.training.driver import train
 from tests.runs import QUIET, job, lines, same, tensors, tiny_experiment
 from tests.test_training import by_command_line, history, wait_for
 
@@ -93,7 +93,7 @@ def rank_0(folder: Path) -> psutil.Process:
     """The worker that writes a run's journal: it has started the process that ships it."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        parent = process.parent() if "dgnet_platform.shipping" in command and str(folder) in command else None
+        parent = process.parent() if "dgnet_platform.tracking.shipping" in command and str(folder) in command else None
         if parent is not None and parent.name().startswith("ray::"):
             return parent
     raise AssertionError("no worker ships the journal")

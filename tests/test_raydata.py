@@ -11,12 +11,13 @@ import pytest
 import ray
 import torch
 
-from dgnet_core.state import TrainState
-from dgnet_platform import checkpoint, machines
-from dgnet_platform.datasets.store import StoreError
-from dgnet_platform.experiment import ExperimentError
-from dgnet_platform.generated_set import MANIFEST, GenerateConfig, generate
-from dgnet_platform.parts import Part, claimed, make_parts, missing, parts_of
+from dgnet_core.dgnet.state import TrainState
+from dgnet_platform.compute import cluster as machines
+from dgnet_platform.compute.parts import Part, claimed, make_parts, missing, parts_of
+from dgnet_platform.data.store import StoreError
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.evaluation.generate import MANIFEST, GenerateConfig, generate
+from dgnet_platform.runs import checkpoint
 from jobs.evaluate import main as evaluate
 from tests.runs import job
 from tests.test_generate import CONFIG, contents, options
@@ -66,7 +67,7 @@ def test_a_killed_set_is_finished_by_other_workers(people_store, trained, tmp_pa
 
 
 def test_a_distributed_evaluation_is_the_same(people_store, trained, tmp_path, cluster, monkeypatch):
-    monkeypatch.setattr("dgnet_platform.extraction.PART", 64)
+    monkeypatch.setattr("dgnet_platform.evaluation.extraction.PART", 64)
     arguments = ["--checkpoint", trained, "--store", people_store, "--swap-pairs", "2", "--batch-size", "32"]
     for out, more in (("here", []), ("there", ["--distributed", "--workers", "2"])):
         assert evaluate([*map(str, arguments), "--out", str(tmp_path / out), *more]) == 0

@@ -11,10 +11,10 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from dgnet_platform.datasets import READERS, Dataset, read
-from dgnet_platform.datasets.folder import number_identities
-from dgnet_platform.datasets.records import Listing
-from dgnet_platform.datasets.source import SourceError, open_source
+from dgnet_platform.data.readers import READERS, Dataset, read
+from dgnet_platform.data.readers.folder import number_identities
+from dgnet_platform.data.records import Listing
+from dgnet_platform.data.source import SourceError, open_source
 
 
 def jpeg() -> bytes:

@@ -7,20 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgnet_core.config import (
-    AugmentConfig,
-    DGNetConfig,
-    LossConfig,
-    NetworkConfig,
-    RecipeConfig,
-    StepConfig,
-    Warmup,
-)
-from dgnet_core.release import release_name, release_state_dicts
-from dgnet_core.sampling import Batch, Position
-from dgnet_core.state import TrainState
-from dgnet_core.step import train_step
-from dgnet_core.teacher import Teacher
+from dgnet_core.dgnet.config import DGNetConfig, LossConfig, RecipeConfig
+from dgnet_core.dgnet.release import release_name, release_state_dicts
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.dgnet.step import train_step
+from dgnet_core.learning.batches import Batch, Position
+from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.networks import Teacher
 from tests.reference.formulas import fill, step_inputs
 
 REFERENCE = json.loads(Path(__file__).with_name("reference").joinpath("step.json").read_text())

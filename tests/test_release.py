@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgnet_core.release import load_networks, load_teacher, release_name, release_state_dicts, save_networks
-from dgnet_core.state import TrainState
+from dgnet_core.dgnet.release import load_networks, load_teacher, release_name, release_state_dicts, save_networks
+from dgnet_core.dgnet.state import TrainState
 from tests.tiny import assert_same, tiny_config, tiny_state, tiny_teacher
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgnet_core.reranking import Reranking, reranked_scores
+from dgnet_core.ranking.reranking import Reranking, reranked_scores
 from tests.test_retrieval import assume_no_near_ties, drawn, seeds, with_integers
 
 

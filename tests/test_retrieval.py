@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dgnet_core.features import Features, descriptor, mirror_average, multi_query
-from dgnet_core.reranking import Reranking
-from dgnet_core.retrieval import RetrievalResult, evaluate, sweep_beta, top_matches
-from dgnet_core.scoring import _count_with_numpy, _count_with_torch, largest, ragged
+from dgnet_core.ranking.features import Features, descriptor, mirror_average, multi_query
+from dgnet_core.ranking.reranking import Reranking
+from dgnet_core.ranking.retrieval import RetrievalResult, evaluate, sweep_beta, top_matches
+from dgnet_core.ranking.scoring import _count_with_numpy, _count_with_torch, largest, ragged
 from tests.reference.formulas import ranking_inputs
 
 REFERENCE = json.loads(Path(__file__).with_name("reference").joinpath("ranking.json").read_text())

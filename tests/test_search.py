@@ -12,23 +12,24 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from ray.tune.search import Searcher
 
-from dgnet_platform import search as search_module
-from dgnet_platform import tracking, training_plan, tuning
-from dgnet_platform.commands import Base, base_experiment
-from dgnet_platform.experiment import ExperimentError
-from dgnet_platform.halving import Stopping
-from dgnet_platform.journal import Journal
-from dgnet_platform.placement import Node, Placement, place
-from dgnet_platform.plain import to_dict
-from dgnet_platform.run import Run
-from dgnet_platform.search import Feed, Search
-from dgnet_platform.search_plan import METRIC, SearchConfig, plan_search
-from dgnet_platform.search_results import Results
-from dgnet_platform.space import Space
-from dgnet_platform.study import FILE
-from dgnet_platform.tracking import TrackingError
-from dgnet_platform.training import TrainingError
-from dgnet_platform.trial import TrialProgress
+from dgnet_platform.cli import tune as tuning
+from dgnet_platform.cli.options import Base, base_experiment
+from dgnet_platform.compute.placement import Node, Placement, place
+from dgnet_platform.errors import ExperimentError, TrackingError
+from dgnet_platform.runs.journal import Journal
+from dgnet_platform.runs.run import Run
+from dgnet_platform.search import driver as search_module
+from dgnet_platform.search.driver import Feed, Search
+from dgnet_platform.search.plan import METRIC, SearchConfig, plan_search
+from dgnet_platform.search.results import Results
+from dgnet_platform.search.space import Space
+from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.search.study import FILE
+from dgnet_platform.search.trial import TrialProgress
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.tracking import client as tracking
+from dgnet_platform.training import plan as training_plan
+from dgnet_platform.training.driver import TrainingError
 from jobs import train_market
 from jobs.tune_market import main
 from tests.runs import CLASSES, tiny_experiment

@@ -20,14 +20,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from dgnet_platform.checkpoint import checkpoints
-from dgnet_platform.plain import to_dict
-from dgnet_platform.presets import teacher_of
-from dgnet_platform.run import Run
-from dgnet_platform.study import FILE
-from dgnet_platform.tracking import default_uri
-from dgnet_platform.training import train
-from dgnet_platform.trial import TrialProgress
+from dgnet_platform.runs.checkpoint import checkpoints
+from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import default_uri
+from dgnet_platform.search.study import FILE
+from dgnet_platform.search.trial import TrialProgress
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.training.driver import train
 from tests.runs import QUIET, job, lines, same, tiny_experiment
 from tests.test_training import TrackingServer, wait_for
 

@@ -16,7 +16,8 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 from rich.console import Console
 
-from dgnet_platform.search_report import TrialRow, figures, front, leaderboard, leaderboard_table, ranked
+from dgnet_platform.search.figures import figures
+from dgnet_platform.search.leaderboard import TrialRow, front, leaderboard, leaderboard_table, ranked
 
 SCALES: dict[str, BaseDistribution] = {
     "prim": FloatDistribution(0, 4),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dgnet_platform.datasets import source as source_module
-from dgnet_platform.datasets.source import SourceError, open_source
+from dgnet_platform.data import source as source_module
+from dgnet_platform.data.source import SourceError, open_source
 from tests.test_readers import MARKET, PICTURE, listing_of, write, zipped
 
 

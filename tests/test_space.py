@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dgnet_core.config import DGNetConfig, LossConfig, Warmup, laptop, paper
-from dgnet_core.schedule import weights
-from dgnet_platform.halving import Stopping, ramp_end
-from dgnet_platform.space import PARAMETERS, Choice, Fixed, Range, Space, SpaceError
+from dgnet_core.dgnet.config import DGNetConfig, LossConfig, laptop, paper
+from dgnet_core.dgnet.schedule import ramp_end, weights
+from dgnet_core.learning.config import Warmup
+from dgnet_platform.search.space import PARAMETERS, Choice, Fixed, Range, Space, SpaceError
+from dgnet_platform.search.stopping import Stopping
 
 BASE = paper(751)
 DEFAULT = Space.default(BASE)

@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from dgnet_core.appearance import Head
-from dgnet_core.config import AugmentConfig, LossConfig, OptimConfig, RecipeConfig, StepConfig, Warmup, laptop
-from dgnet_core.health import raise_fault
-from dgnet_core.sampling import Batch, Position
-from dgnet_core.schedule import weights
-from dgnet_core.state import TrainState
-from dgnet_core.step import _coin, dropped_logits, train_step
-from jobs.bench_step import separate_passes_step
+from dgnet_core.dgnet.config import LossConfig, OptimConfig, RecipeConfig, laptop
+from dgnet_core.dgnet.plain_step import separate_passes_step
+from dgnet_core.dgnet.schedule import weights
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.dgnet.step import _coin, train_step
+from dgnet_core.learning.batches import Batch, Position
+from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
+from dgnet_core.learning.health import raise_fault
+from dgnet_core.learning.steps import dropped_logits
+from dgnet_core.networks.resnet import Head
 from tests.tiny import START, assert_same, flat, small_config, tiny_batch, tiny_config, tiny_state
 
 RAMPED = START + 3

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgnet_platform.datasets import pack as pack_module
-from dgnet_platform.datasets.prepare import PrepareConfig, prepare
-from dgnet_platform.datasets.source import SourceError
-from dgnet_platform.datasets.store import FORMAT, INFO_KEY, Store, StoreError
+from dgnet_platform.data import pack as pack_module
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.source import SourceError
+from dgnet_platform.data.store import FORMAT, INFO_KEY, Store, StoreError
 from tests.market import encode, packed, rows, snapshot, write_market
 
 

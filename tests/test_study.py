@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from dgnet_core.config import laptop
-from dgnet_platform import study as study_module
-from dgnet_platform.space import Space
-from dgnet_platform.study import FILE, Study, StudyError
+from dgnet_core.dgnet.config import laptop
+from dgnet_platform.search import study as study_module
+from dgnet_platform.search.space import Space
+from dgnet_platform.search.study import FILE, Study, StudyError
 
 BASE = laptop(10, iterations=400)
 SPACE = Space.default(BASE)

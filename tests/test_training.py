@@ -20,20 +20,21 @@ import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 
-from dgnet_core.inference import extract
-from dgnet_platform import tracking, training_plan
-from dgnet_platform.checkpoint import CheckpointError, load_networks
-from dgnet_platform.datasets.images import ImageSet
-from dgnet_platform.datasets.store import Store, StoreError
-from dgnet_platform.display import Display
-from dgnet_platform.experiment import ExperimentError
-from dgnet_platform.plain import to_dict
-from dgnet_platform.results import read
-from dgnet_platform.run import Run
-from dgnet_platform.shipping import ship
-from dgnet_platform.tracking import TrackingError, usable
-from dgnet_platform.training import TrainingError, train
-from dgnet_platform.training_plan import make_plan, named_teacher
+from dgnet_core.ranking.extraction import extract
+from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.errors import ExperimentError, TrackingError
+from dgnet_platform.evaluation.results import read
+from dgnet_platform.runs.checkpoint import CheckpointError, load_networks
+from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import usable
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.tracking import client as tracking
+from dgnet_platform.tracking.shipping import ship
+from dgnet_platform.training import plan as training_plan
+from dgnet_platform.training.display import Display
+from dgnet_platform.training.driver import TrainingError, train
+from dgnet_platform.training.plan import make_plan, named_teacher
 from tests.runs import CLASSES, QUIET, job, lines, same, tensors, tiny_experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other
@@ -146,7 +147,7 @@ numpy.save("descriptors.npy", model.predict(pandas.read_pickle("pictures.pkl")))
 
 
 def _decoded(rows: list[bytes]) -> list[np.ndarray]:
-    from dgnet_platform.datasets.decode import decode
+    from dgnet_platform.data.decode import decode
 
     return [decode(row).transpose(2, 0, 1) for row in rows]
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgnet_core.baseline import TeacherState, teacher_step
-from dgnet_core.config import OptimConfig
-from dgnet_core.step import train_step
+from dgnet_core.dgnet.config import OptimConfig
+from dgnet_core.dgnet.step import train_step
+from dgnet_core.teacher.state import TeacherState
+from dgnet_core.teacher.step import teacher_step
 from tests.test_baseline import batch_at, tiny
 from tests.tiny import tiny_batch, tiny_config, tiny_state
 

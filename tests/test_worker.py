@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgnet_core.teacher import Teacher
-from dgnet_platform import checkpoint, worker
-from dgnet_platform.experiment import ExperimentError, identity_of
-from dgnet_platform.halving import Stopping
-from dgnet_platform.learner import DGNetLearner
-from dgnet_platform.run import Judging, Run
-from dgnet_platform.trained import TrainedTeacher
-from dgnet_platform.worker import Outcome, prepare, train
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.experiment import identity_of
+from dgnet_platform.runs.loading import TrainedTeacher
+from dgnet_platform.runs.run import Outcome, Run
+from dgnet_platform.training import worker
+from dgnet_platform.training.learner import DGNetLearner
+from dgnet_platform.training.loop import run_loop
+from dgnet_platform.training.worker import prepare
 from tests.runs import lines, same, tensors, tiny_experiment, tiny_teacher
 
 
@@ -58,7 +60,7 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, un
     worker._restore(run, learner)
     reports = []
     monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
-    outcome = train(run, learner, validator, report=reports.append, judge=judge)
+    outcome = run_loop(run, learner, validator, report=reports.append, judge=judge)
     return run, outcome, reports
 
 
@@ -213,7 +215,7 @@ def test_all_identities_are_trained_on_without_hold_out(start, people_store, tmp
 
 
 def test_a_learner_refuses_what_it_cannot_share(people_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("dgnet_platform.learner.ranks", lambda: (0, 5))
+    monkeypatch.setattr("dgnet_platform.training.learner.ranks", lambda: (0, 5))
     experiment = tiny_experiment(people_store, tmp_path)
     images = None
     with pytest.raises(ValueError, match="batch_size = 8"):
@@ -226,8 +228,8 @@ def test_a_machine_that_does_not_see_the_run_says_so(tmp_path):
 
 
 def images_of(store: Path):
-    from dgnet_platform.datasets.images import ImageSet
-    from dgnet_platform.datasets.store import Store
+    from dgnet_platform.data.images import ImageSet
+    from dgnet_platform.data.store import Store
 
     return ImageSet.load(Store.open(store), "train", height=24, width=12, threads=1)
 
@@ -279,8 +281,7 @@ def test_a_prefix_ends_before_its_end_without_being_evaluated_there(start, peopl
 
 def test_a_record_keeps_what_a_trial_is(start, people_store, tmp_path):
     run, _, _ = start("trial", until=3)
-    judging = Judging(book="/book", trial=7, rungs=(5, 8), stopping=Stopping(), metric="val/best/mAP")
-    trial = replace(run, role="trial", judging=judging, stop_file=str(tmp_path / "stop"))
+    trial = replace(run, role="trial", stop_file=str(tmp_path / "stop"))
     trial.save()
     assert Run.read(run.folder) == trial
     assert not trial.stop_asked

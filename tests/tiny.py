@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgnet_core.augment import training_batch
-from dgnet_core.baseline import TeacherState
-from dgnet_core.config import AugmentConfig, DGNetConfig, LossConfig, NetworkConfig, StepConfig, Warmup, laptop
-from dgnet_core.sampling import Batch, PairSampler, Position, share
-from dgnet_core.state import TrainState
-from dgnet_core.teacher import Teacher
+from dgnet_core.dgnet.config import DGNetConfig, LossConfig, laptop
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.learning.augment import training_batch
+from dgnet_core.learning.batches import Batch, PairSampler, Position, share
+from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.networks import Teacher
+from dgnet_core.teacher.state import TeacherState
 
 CLASSES = 5
 START = 3

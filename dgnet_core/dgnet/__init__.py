@@ -1,0 +1,1 @@
+"""DG-Net: everything of the method."""

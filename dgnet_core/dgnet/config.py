@@ -1,0 +1,221 @@
+"""DG-Net's configuration and its presets: frozen dataclasses, a docstring per field, checked when built."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Self
+
+from dgnet_core.checks import check, check_choices, check_milestones, check_positive, check_weight
+from dgnet_core.learning.config import AugmentConfig, GanType, MethodConfig, Warmup, rescaled_milestones
+from dgnet_core.networks.config import laptop_network
+
+SoftLabel = Literal["dynamic", "pseudo", "appearance", "uniform", "two_label", "none"]
+FeatureChoice = Literal["both", "prim", "fine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss terms; ramped ones state their maximum (paper, section 3.3; release)."""
+
+    image: float = 5.0
+    """lambda_img: reconstruction of the image from its own and from a positive's appearance (Eq. 1, 2)."""
+    identity: float = 1.0
+    """Cross-entropy of f_prim on the real images (Eq. 3)."""
+    positive_identity: float = 1.0
+    """The same on the positives (Eq. 3, on x_t)."""
+    generated_identity: float = 0.5
+    """lambda_id: cross-entropy of f_prim on generated images against the appearance owner (Eq. 6)."""
+    adversarial: float = 1.0
+    """Adversarial term (Eq. 7)."""
+    gradient_penalty: float = 0.01
+    """Weight of the discriminator's squared gradient norm at real images."""
+    appearance_code: float = 1.0
+    """Maximum weight of the appearance code's reconstruction (Eq. 4)."""
+    structure_code: float = 1.0
+    """Maximum weight of the structure code's reconstruction (Eq. 5)."""
+    cycle: float = 2.0
+    """Maximum weight of the cycle reconstruction (in the release, not in the paper)."""
+    prim: float = 2.0
+    """lambda_prim: maximum weight of primary feature learning on generated images (Eq. 8)."""
+    alpha: float = 0.2
+    """lambda_fine / lambda_prim: share of fine-grained feature mining (Eq. 9)."""
+    code_warmup: Warmup = field(default_factory=Warmup)
+    """Warm-up of the code and cycle terms."""
+    teacher_warmup: Warmup = field(default_factory=Warmup)
+    """Warm-up of L_prim and L_fine, the terms that feed generated images back to the re-id heads."""
+
+    def __post_init__(self) -> None:
+        check_weight(self, *(f.name for f in fields(self) if f.type is float))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """Switches between the release's behaviour (the defaults), the paper's, and the paper's ablations."""
+
+    detach_appearance: bool = True
+    """Detach the appearance code before the decoder and the losses on it (release); False: the paper's equations, but
+    that the target of L_code2 stays detached."""
+    reencode_probability: float = 0.5
+    """Chance that the structure encoder *learns* from reading a generated image back instead of being held fixed."""
+    gan: GanType = "lsgan"
+    """Least-squares or non-saturating adversarial loss. The gradient penalty is added to both, with its own weight,
+    where the release has it with least squares only."""
+    soft_label: SoftLabel = "dynamic"
+    """Target of L_prim: the teacher's smoothed output, its hard pseudo label, the appearance owner's label, the
+    uniform distribution (LSRO), half appearance and half structure owner (the release instead shares one between them
+    as its teacher does), or no L_prim at all."""
+    features: FeatureChoice = "both"
+    """Which feature learns from generated images: f_prim by L_prim, f_fine by L_fine (paper, Table 4)."""
+    online_feeding: bool = True
+    """False: generated images never feed the re-id heads (ablation; no L_prim and no L_fine)."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, gan=GanType, soft_label=SoftLabel, features=FeatureChoice)
+        check(0 <= self.reencode_probability <= 1, self, "reencode_probability", "a probability in [0, 1]")
+
+    @property
+    def feeds_prim(self) -> bool:
+        """Whether L_prim (Eq. 8) is part of this recipe."""
+        return self.online_feeding and self.features != "fine" and self.soft_label != "none"
+
+    @property
+    def feeds_fine(self) -> bool:
+        """Whether L_fine (Eq. 9) is part of this recipe."""
+        return self.online_feeding and self.features != "prim"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether L_prim asks a teacher for its labels."""
+        return self.feeds_prim and self.soft_label in ("dynamic", "pseudo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimisers and learning rates (release; the paper states the same)."""
+
+    appearance_lr: float = 0.002
+    """SGD on the trunk of the appearance encoder."""
+    head_lr_factor: float = 10.0
+    """The two heads learn this many times faster than the trunk."""
+    momentum: float = 0.9
+    """Nesterov momentum of that SGD."""
+    generator_lr: float = 1e-4
+    """Adam on structure encoder and decoder."""
+    discriminator_lr: float = 1e-4
+    """Adam on the discriminator."""
+    adam_betas: tuple[float, float] = (0.0, 0.999)
+    """Betas of both Adams."""
+    weight_decay: float = 5e-4
+    """L2 decay of every parameter."""
+    milestones: tuple[int, ...] = (60_000, 90_000, 105_000)
+    """The first iterations (counted from 1) of a lower rate: each multiplies all learning rates by `decay`."""
+    decay: float = 0.1
+    """Factor at a milestone."""
+    clip_norm: float | None = None
+    """Largest L2 norm of each optimiser's gradient; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "appearance_lr", "head_lr_factor", "generator_lr", "discriminator_lr", "decay")
+        check_weight(self, "momentum", "weight_decay")
+        check_milestones(self)
+        check(all(0 <= b < 1 for b in self.adam_betas), self, "adam_betas", "two numbers in [0, 1)")
+        object.__setattr__(self, "adam_betas", tuple(float(b) for b in self.adam_betas))  # Adam refuses an int 0
+        if self.clip_norm is not None:
+            check_positive(self, "clip_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """The divergence watch over the identity loss on real images."""
+
+    factor: float = 3.0
+    """Report when the loss's fast running mean rises above this multiple of its slow one."""
+    floor: float = 0.1
+    """Running levels below this (in nats) count as this: a loss near zero may double without harm."""
+    fast: float = 0.9
+    """Decay of the fast running mean (0.9: about ten iterations)."""
+    slow: float = 0.999
+    """Decay of the slow running mean (0.999: about a thousand iterations)."""
+
+    def __post_init__(self) -> None:
+        check(self.factor > 1, self, "factor", "a multiple > 1")
+        check_positive(self, "floor")
+        check(0 <= self.fast < self.slow < 1, self, "fast", "needs 0 <= fast < slow < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DGNetConfig(MethodConfig):
+    """One DG-Net run: the networks, the losses and every length that scales with the schedule."""
+
+    batch_size: int = 8
+    """Images in batch a, and as many in b and in each one's positives, over all ranks."""
+    trunk_from_teacher: bool = False
+    """Start the appearance encoder's ResNet from the trained teacher's instead of what `network.pretrained` names: for
+    sizes that have no ImageNet weights, from which the paper starts both."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss weights and their warm-up."""
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    """Switches between release, paper and ablations."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimisers."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """Divergence watch."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a run starts from a trained teacher, or asks it for labels."""
+        return self.trunk_from_teacher or self.recipe.needs_teacher
+
+    def rescaled(self, iterations: int) -> Self:
+        """The same run at another length: warm-ups, ramps and milestones keep their share of it.
+
+        Raises:
+            ValueError: the length is not at least 1.
+        """
+        factor, loss = iterations / self.iterations, self.loss
+        return replace(
+            super().rescaled(iterations),
+            loss=replace(
+                loss,
+                code_warmup=loss.code_warmup.rescaled(factor),
+                teacher_warmup=loss.teacher_warmup.rescaled(factor),
+            ),
+            optim=replace(self.optim, milestones=rescaled_milestones(self.optim.milestones, factor)),
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Presets
+
+
+def paper(num_classes: int, **overrides: object) -> DGNetConfig:
+    """The paper's and the release's setting: ResNet-50, 256 x 128, batch 8, 100K iterations, warm-up at 30K.
+
+    Args:
+        num_classes: identities in the training set.
+        overrides: top-level fields of DGNetConfig to replace.
+    """
+    return DGNetConfig(num_classes=num_classes, **overrides)  # pyright: ignore[reportArgumentType]
+
+
+def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) -> DGNetConfig:
+    """Small networks and pictures for two CPU cores: the same code and a schedule of `iterations`.
+
+    As in the paper the warm-up takes the first 30 % of the run and the ramp to lambda_prim 4 %. A run so short has no
+    time to lose: milestones stand at 80 % and 95 % (paper: 60 % and 90 %), generator and discriminator learn ten times
+    faster, and the appearance encoder starts from the teacher's trunk, which the paper's finds in ImageNet weights.
+
+    Args:
+        num_classes: identities in the training set.
+        iterations: length of the run, all other lengths follow from it.
+        overrides: top-level fields of DGNetConfig to replace.
+    """
+    warmup = Warmup(start=300, slope=0.05)
+    preset = DGNetConfig(
+        num_classes=num_classes,
+        iterations=1_000,
+        network=laptop_network(),
+        trunk_from_teacher=True,
+        loss=LossConfig(code_warmup=warmup, teacher_warmup=warmup),
+        optim=OptimConfig(generator_lr=1e-3, discriminator_lr=1e-3, milestones=(800, 950)),
+        augment=AugmentConfig(pad=3),
+    )
+    return replace(preset.rescaled(iterations), **overrides)

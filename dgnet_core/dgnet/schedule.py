@@ -1,0 +1,48 @@
+"""DG-Net's loss weights at an iteration, and the clock of its warm-up."""
+
+from dataclasses import dataclass
+
+from dgnet_core.dgnet.config import DGNetConfig, LossConfig, RecipeConfig
+from dgnet_core.learning.schedule import ramp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The ramped loss weights at one iteration; all exactly 0 before their warm-up ends."""
+
+    appearance_code: float
+    """Eq. 4."""
+    structure_code: float
+    """Eq. 5."""
+    cycle: float
+    """The release's cycle term."""
+    prim: float
+    """Eq. 8: lambda_prim."""
+    fine: float
+    """Eq. 9: lambda_fine on generated images."""
+    fine_real: float
+    """Cross-entropy of f_fine on real images; lags `fine` by one iteration, as in the release."""
+
+
+def weights(loss: LossConfig, recipe: RecipeConfig, iteration: int) -> Weights:
+    """The ramped weights at an iteration (paper, section 3.3; cycle and real fine terms from the release)."""
+    prim_now = ramp(loss.teacher_warmup, loss.prim, iteration)
+    prim_before = ramp(loss.teacher_warmup, loss.prim, iteration - 1)
+    fine = loss.alpha if recipe.feeds_fine else 0.0
+    return Weights(
+        appearance_code=ramp(loss.code_warmup, loss.appearance_code, iteration),
+        structure_code=ramp(loss.code_warmup, loss.structure_code, iteration),
+        cycle=ramp(loss.code_warmup, loss.cycle, iteration),
+        prim=prim_now if recipe.feeds_prim else 0.0,
+        fine=fine * prim_now,
+        fine_real=fine * prim_before,
+    )
+
+
+def ramp_end(config: DGNetConfig) -> int:
+    """The first iteration at which all ramped weights of a run are at their maxima: its own clock's zero."""
+    loss = config.loss
+    return max(
+        loss.code_warmup.end(max(loss.appearance_code, loss.structure_code, loss.cycle)),
+        loss.teacher_warmup.end(loss.prim),
+    )

@@ -1,0 +1,1 @@
+"""Generated pictures, laid out and scored."""

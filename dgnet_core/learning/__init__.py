@@ -1,0 +1,1 @@
+"""What every training step is made of."""

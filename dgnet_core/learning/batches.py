@@ -1,0 +1,222 @@
+"""Which images iteration t sees, and all its random draws."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.precision import dtype_of
+
+
+def stream_seed(seed: int, purpose: str, index: int) -> int:
+    """Seed of the independent stream `purpose` at `index` (an iteration or an epoch) of a run's `seed`."""
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), index]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))  # torch seeds are signed
+
+
+def share(batch_size: int, rank: int, world_size: int) -> range:
+    """The places of the global batch that a rank takes: consecutive, and as many as the others' or one more or less.
+
+    Raises:
+        ValueError: there is no such rank, or some rank would get fewer than two images.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank = {rank}: {world_size} ranks are numbered from 0 to {world_size - 1}")
+    if batch_size // world_size < 2:
+        raise ValueError(
+            f"batch_size = {batch_size} over {world_size} ranks: BatchNorm needs at least 2 images on every rank, use"
+            f" batch_size >= {2 * world_size} or at most {max(1, batch_size // 2)} ranks"
+        )
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where in a run a batch stands; every random draw of the iteration is a function of this."""
+
+    seed: int
+    """The run's seed."""
+    iteration: int
+    """0-based iteration."""
+    first: int = 0
+    """The place of this rank's first image in the global batch."""
+    total: int | None = None
+    """Images in the global batch; None: this rank has all of them."""
+
+    def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
+        """Uniform draws in [0, 1) of `shape`, first dimension = this rank's images.
+
+        Draws are made for the whole global batch and this rank's rows returned, so an image's draws do not depend
+        on how many ranks share the work.
+
+        Raises:
+            ValueError: this rank's images reach beyond the global batch.
+        """
+        total = shape[0] if self.total is None else self.total
+        places = range(self.first, self.first + shape[0])
+        if self.first < 0 or places.stop > total:
+            raise ValueError(
+                f"places {places.start} to {places.stop - 1} of a batch of {total}: set first and total to the rank's"
+                " share of the global batch"
+            )
+        generator = torch.Generator(device).manual_seed(stream_seed(self.seed, purpose, self.iteration))
+        draws = torch.rand((total, *shape[1:]), generator=generator, device=device)
+        return draws[places.start : places.stop]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one rank trains on in one iteration. B images each in batch a, batch b and their positives.
+
+    The teacher trains on batch a alone: 1 instead of 4 and of 2 below.
+    """
+
+    images: Tensor
+    """(4, B, 3, H, W), normalised: batch a, batch b, positives of a, positives of b."""
+    erased: Tensor | None
+    """The same with random erasing, for the identity losses; None: no erasing, `images` serve."""
+    labels: Tensor
+    """(2, B) int64 in [0, K): identities of a and b, and so of their positives."""
+    position: Position
+    """Where in the run this is."""
+
+
+class PairSampler:
+    """Draws two independent batches of images, each image with another photo of the same person.
+
+    Each of the two streams walks through shuffles of the whole training set, one after the other, so every image is
+    seen once an epoch. An identity with a single photo is paired with itself. Random access: `batch_at(t)` needs no
+    history, so a resumed run sees what the uninterrupted one would have.
+    """
+
+    def __init__(self, labels: Tensor, batch_size: int, seed: int):
+        """Index the training set.
+
+        Args:
+            labels: (N) identity of each training image.
+            batch_size: images in batch a (and in b), over all ranks.
+            seed: the run's seed.
+
+        Raises:
+            ValueError: no labels, or a batch without images.
+        """
+        if labels.ndim != 1 or len(labels) == 0:
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: one identity per training image is needed")
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size}: at least 1")
+        self.labels = labels.cpu().numpy()
+        self.batch_size = batch_size
+        self.seed = seed
+        self._by_identity = np.argsort(self.labels, kind="stable")  # images, those of one identity side by side
+        _, first, inverse, counts = np.unique(
+            self.labels[self._by_identity], return_index=True, return_inverse=True, return_counts=True
+        )
+        rank_sorted = np.arange(len(labels)) - first[inverse]
+        self._first, self._count, self._rank = (np.empty(len(labels), np.int64) for _ in range(3))
+        self._first[self._by_identity] = first[inverse]
+        self._count[self._by_identity] = counts[inverse]
+        self._rank[self._by_identity] = rank_sorted
+        self._shuffles: dict[str, tuple[int, np.ndarray]] = {}
+
+    def _shuffle(self, stream: str, epoch: int) -> np.ndarray:
+        """The order in which `stream` sees all images in `epoch`; the last one asked for is kept."""
+        if self._shuffles.get(stream, (-1,))[0] != epoch:
+            order = np.random.default_rng(stream_seed(self.seed, f"shuffle {stream}", epoch)).permutation(
+                len(self.labels)
+            )
+            self._shuffles[stream] = (epoch, order)
+        return self._shuffles[stream][1]
+
+    def _images(self, stream: str, iteration: int) -> np.ndarray:
+        """Images (batch_size) of one stream at an iteration."""
+        places = iteration * self.batch_size + np.arange(self.batch_size)
+        epochs, offsets = np.divmod(places, len(self.labels))
+        return np.concatenate([self._shuffle(stream, int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+
+    def batch_at(self, iteration: int, places: range | None = None) -> Tensor:
+        """Image indices (4, len(places)) of an iteration: a, b, positives of a, positives of b.
+
+        Args:
+            iteration: 0-based.
+            places: of the global batch, as `share` splits it; None: all of them.
+
+        Raises:
+            ValueError: there are no such places in the batch.
+        """
+        places = range(self.batch_size) if places is None else places
+        if not places or min(places) < 0 or max(places) >= self.batch_size:
+            raise ValueError(f"places = {places}: choose from range(0, {self.batch_size}), as share() does")
+        images = np.stack([self._images(stream, iteration) for stream in ("a", "b")])
+        draws = np.random.default_rng(stream_seed(self.seed, "positives", iteration)).random(images.shape)
+        others = np.maximum(self._count[images] - 1, 1)
+        place = np.minimum((draws * others).astype(np.int64), others - 1)
+        place += (place >= self._rank[images]) & (self._count[images] > 1)  # skip the image itself
+        positives = self._by_identity[self._first[images] + place]
+        rows = np.concatenate([images, positives])[:, places.start : places.stop : places.step]
+        return torch.from_numpy(np.ascontiguousarray(rows))
+
+
+LARGEST_INPUT = 10.0
+"""Normalised images stay far below this; raw pixels do not."""
+
+
+def check_batch(
+    batch: Batch,
+    config: MethodConfig,
+    classes: int,
+    iteration: int,
+    device: torch.device,
+    *,
+    sets: int,
+    labelled: int,
+) -> None:
+    """Raise a ValueError if the batch is not what a state trains on next.
+
+    Args:
+        batch: to be checked.
+        config: of the run.
+        classes: identities that the state was built for.
+        iteration: where the state stands.
+        device: where the state lives.
+        sets: batches side by side in `batch.images`.
+        labelled: how many of them `batch.labels` names the identities of.
+    """
+    size = (config.network.height, config.network.width)
+    dtype = dtype_of(config.step)
+    if classes != config.num_classes:
+        raise ValueError(f"num_classes = {config.num_classes}, the state was built for {classes}: build a new one")
+    if batch.position.iteration != iteration:
+        raise ValueError(
+            f"batch.position.iteration = {batch.position.iteration}, the state is at {iteration}: ask the sampler"
+            " for the state's iteration"
+        )
+    for name, x in (("images", batch.images), ("erased", batch.erased)):
+        if x is None:
+            continue
+        if x.ndim != 5 or x.shape[0] != sets or x.shape[2:] != (3, *size):
+            wanted = f"({sets}, B, 3, {size[0]}, {size[1]})"
+            raise ValueError(f"batch.{name} has shape {tuple(x.shape)}: {wanted} is needed, resize the images")
+        if x.shape[1] < 2:
+            raise ValueError(f"batch.{name} has {x.shape[1]} image a batch: BatchNorm needs at least 2 on every rank")
+        if x.dtype != dtype:
+            raise ValueError(f"batch.{name} is {x.dtype}: step.precision = {config.step.precision!r} needs {dtype}")
+        if x.device != device:
+            raise ValueError(f"batch.{name} is on {x.device}, the state on {device}: move the batch")
+        on_host = x.device.type == "cpu" or iteration == 0  # elsewhere looking at values would stall the device
+        if on_host and not float(x.abs().amax()) < LARGEST_INPUT:
+            raise ValueError(f"batch.{name} has values beyond {LARGEST_INPUT} or not finite: pass normalised images")
+    labels = batch.labels
+    if labels.dtype != torch.int64 or labels.device.type != "cpu":
+        raise ValueError(f"batch.labels is {labels.dtype} on {labels.device}: int64 on the CPU is needed")
+    if labels.shape != (labelled, batch.images.shape[1]):
+        wanted = f"({labelled}, {batch.images.shape[1]})"
+        raise ValueError(f"batch.labels has shape {tuple(labels.shape)}: {wanted} is needed")
+    if int(labels.min()) < 0 or int(labels.max()) >= config.num_classes:
+        raise ValueError(
+            f"batch.labels holds {int(labels.min())} to {int(labels.max())}: num_classes = {config.num_classes} allows"
+            f" 0 to {config.num_classes - 1}; number the identities from 0 or correct num_classes"
+        )

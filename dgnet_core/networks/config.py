@@ -1,0 +1,91 @@
+"""Sizes of the networks."""
+
+from dataclasses import dataclass
+
+from dgnet_core.checks import check, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Sizes of the networks; the defaults are the paper's (its section 3.1 and supplement)."""
+
+    height: int = 256
+    """Image height in pixels, a multiple of 4."""
+    width: int = 128
+    """Image width in pixels, a multiple of 4."""
+    appearance_layers: tuple[int, int, int, int] = (3, 4, 6, 3)
+    """Bottleneck blocks per stage of the appearance encoder and the teacher; (3, 4, 6, 3) is ResNet-50."""
+    appearance_width: int = 64
+    """Channels after the first convolution; the appearance code has 32 x as many (2048)."""
+    bottleneck: int = 512
+    """Width of f_prim and of f_fine."""
+    pretrained: str = "imagenet"
+    """What the appearance encoder's ResNet starts from: "imagenet" (downloaded by torchvision into TORCH_HOME), the
+    path of a torchvision file, or "none"."""
+    prim_dropout: float = 0.5
+    """Dropout before the classifier of the primary feature."""
+    fine_dropout: float = 0.75
+    """Dropout before the classifier of the fine-grained feature."""
+    structure_width: int = 16
+    """Channels after the first convolution of the structure encoder; the structure code has 8 x as many (128)."""
+    aspp_dilations: tuple[int, int, int] = (3, 6, 9)
+    """Dilations of the three dilated branches that end the structure encoder."""
+    residual_blocks: int = 4
+    """Residual blocks in the structure encoder and in each scale of the discriminator."""
+    adain_width: int = 512
+    """Hidden width of the MLPs that turn the appearance code into AdaIN scales and biases."""
+    discriminator_width: int = 32
+    """Channels after the first convolution of the discriminator."""
+    discriminator_scales: int = 3
+    """Image scales the discriminator looks at, each half as large as the one before."""
+
+    def __post_init__(self) -> None:
+        # Reflect padding must stay inside the structure code and the discriminator's smallest feature map.
+        smallest = max(4 * (max(self.aspp_dilations) + 1), 2 ** (self.discriminator_scales + 1) + 1)
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            lower, upper = value - value % 4, value + -value % 4
+            check(value % 4 == 0, self, name, f"the decoder restores multiples of 4 only: {lower} or {upper}")
+            check(
+                value >= smallest,
+                self,
+                name,
+                f"aspp_dilations {self.aspp_dilations} and discriminator_scales {self.discriminator_scales} need"
+                f" at least {smallest}: use larger images, smaller dilations or fewer scales",
+            )
+        check_positive(
+            self, "appearance_width", "bottleneck", "structure_width", "residual_blocks", "adain_width",
+            "discriminator_width", "discriminator_scales",
+        )  # fmt: skip
+        for name in ("appearance_layers", "aspp_dilations"):
+            check(min(getattr(self, name)) > 0, self, name, "every entry must be at least 1")
+        for name in ("prim_dropout", "fine_dropout"):
+            check(0 <= getattr(self, name) < 1, self, name, "a probability in [0, 1)")
+
+    @property
+    def appearance_channels(self) -> int:
+        """Channels of the appearance code (2048 in the paper)."""
+        return 32 * self.appearance_width
+
+    @property
+    def structure_channels(self) -> int:
+        """Channels of the structure code (128 in the paper)."""
+        return 8 * self.structure_width
+
+
+def laptop_network() -> NetworkConfig:
+    """Networks for 64 x 32 pictures on two CPU cores."""
+    return NetworkConfig(
+        height=64,
+        width=32,
+        appearance_layers=(1, 1, 1, 1),
+        appearance_width=16,
+        bottleneck=128,
+        pretrained="none",
+        structure_width=6,
+        aspp_dilations=(1, 2, 3),
+        residual_blocks=2,
+        adain_width=64,
+        discriminator_width=12,
+        discriminator_scales=2,
+    )

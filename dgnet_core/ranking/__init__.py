@@ -1,0 +1,1 @@
+"""Re-identification figures: descriptors, ranking, re-ranking."""

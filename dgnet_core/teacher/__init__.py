@@ -1,0 +1,1 @@
+"""The teacher: the usual re-id baseline."""

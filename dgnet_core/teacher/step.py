@@ -1,0 +1,70 @@
+"""One iteration of the teacher, the usual re-id baseline: one cross-entropy on the original images."""
+
+import torch
+from torch import Tensor
+
+from dgnet_core.learning import losses
+from dgnet_core.learning.batches import Batch, check_batch
+from dgnet_core.learning.health import record_fault
+from dgnet_core.learning.precision import exact, layout_of
+from dgnet_core.learning.schedule import decay
+from dgnet_core.learning.steps import (
+    ReduceGrads,
+    clip,
+    dropped_logits,
+    keep_local,
+    set_rate,
+)
+from dgnet_core.teacher.config import TeacherConfig
+from dgnet_core.teacher.state import TeacherState
+
+
+def teacher_step(
+    state: TeacherState, batch: Batch, config: TeacherConfig, *, reduce_grads: ReduceGrads = keep_local
+) -> dict[str, Tensor]:
+    """Advance `state` by one iteration. Non-finite numbers are met as in `step.train_step`.
+
+    Args:
+        state: changed in place.
+        batch: what this rank trains on, (1, B) images; `batch.position.iteration` must be the state's.
+        config: the configuration that `state` was built from.
+        reduce_grads: averages gradients over ranks, so that training follows the mean loss of all ranks' batches.
+
+    Returns:
+        Scalars on the state's device, without a graph: the loss "L_id" in nats, "accuracy", the share of the batch that
+        is recognised in spite of dropout and erasing, and "grad_teacher", the L2 norm of the gradient before clipping.
+
+    Raises:
+        ValueError: the batch or the state does not fit the configuration; the state is unchanged.
+        FloatingPointError: the loss or the gradient is not finite (CPU only).
+    """
+    teacher, head = state.teacher, state.teacher.head
+    check_batch(batch, config, head.classifier.out_features, state.iteration, state.device, sets=1, labelled=1)
+    images = (batch.images if batch.erased is None else batch.erased)[0].contiguous(
+        memory_format=layout_of(config.step)
+    )
+    labels = batch.labels[0].to(state.device, non_blocking=True)
+
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16"):
+        feature = exact(teacher(images, track=True))
+    logits = dropped_logits(head, feature, 1, batch.position, "dropout teacher")
+    loss = losses.identity(logits, labels, config.label_smoothing)
+    state.optimizer.zero_grad()
+    loss.backward()
+
+    parameters = list(teacher.parameters())
+    reduce_grads(parameters)
+    gradient = clip(parameters, config.clip_norm)
+    set_rate(state.optimizer, teacher_rate(config, state.iteration))
+    state.optimizer.step()
+    accuracy = (logits.detach().argmax(dim=1) == labels).to(loss.dtype).mean()
+    metrics = {"L_id": loss.detach(), "accuracy": accuracy, "grad_teacher": gradient}
+    record_fault(state, metrics)
+    state.iteration += 1
+    return metrics
+
+
+def teacher_rate(config: TeacherConfig, iteration: int) -> float:
+    """Learning rate of the teacher's trunk: from a tenth up in a straight line, then down at the milestones."""
+    risen = min(1.0, iteration / config.warmup_iterations) if config.warmup_iterations else 1.0
+    return config.lr * (0.1 + 0.9 * risen) * decay(config.milestones, config.decay, iteration)

@@ -1,0 +1,1 @@
+"""Options, and what the terminal shows."""

@@ -1,0 +1,86 @@
+"""What evaluate shows on the terminal."""
+
+import math
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dgnet_platform.evaluation.results import DRAWN, Evaluation
+
+
+def tables(evaluation: Evaluation) -> RenderableType:
+    """All tables for a terminal."""
+    parts: list[RenderableType] = [
+        Text(evaluation.source, style="bold"),
+        _retrieval_table(evaluation.retrieval),
+    ]
+    if len(evaluation.sweep):
+        parts.append(_sweep_table(evaluation.sweep))
+    if len(evaluation.swaps):
+        parts.append(_swap_table(evaluation.swaps))
+    if evaluation.drawn:
+        parts.append(Text(DRAWN, style="yellow"))
+    for row in evaluation.extraction.to_dict("records"):
+        speed = row["pictures"] / row["seconds"]
+        waited = row.get("waiting")
+        waiting = "" if waited is None or math.isnan(waited) else f", {waited:.1%} of it waiting for data"
+        done = f"{row['store']}: {row['pictures']:,} pictures extracted in {row['seconds']:.1f} s ({speed:,.0f}/s)"
+        parts.append(Text(done + waiting, style="dim"))
+    return Group(*parts)
+
+
+def _retrieval_table(retrieval: pd.DataFrame) -> Table:
+    transfers = retrieval["trained_on"] + " → " + retrieval["store"]
+    same = len(set(transfers)) == 1
+    title = f"Retrieval, %: {transfers.iloc[0]}" if same else "Retrieval, %"
+    table = _table(title, *([] if same else ["trained on → store"]), "feature", *_FIGURES)
+    for label, rows in retrieval.groupby(transfers, sort=False):
+        labels = [] if same else [str(label)]
+        for row in rows.to_dict("records"):
+            feature = f"both, beta {row['beta']:g}" if row["feature"] == "both" else str(row["feature"])
+            how = [", multi-query" if row["query"] == "multi" else "", ", re-ranked" if row["reranked"] else ""]
+            table.add_row(*labels, feature + "".join(how), *_percent(row))
+            labels = [""] * len(labels)
+        table.add_section()
+    return table
+
+
+def _sweep_table(sweep: pd.DataFrame) -> Table:
+    table = _table("Weight of f_fine, %", "store", "beta", *_FIGURES)
+    for store, rows in sweep.groupby("store", sort=False):
+        label = str(store)
+        for row in rows.to_dict("records"):
+            table.add_row(label, f"{row['beta']:g}", *_percent(row))
+            label = ""
+        table.add_section()
+    return table
+
+
+def _swap_table(swaps: pd.DataFrame) -> Table:
+    same = len(set(swaps["store"])) == 1
+    title = f"Swap fidelity against the true picture, {swaps['pairs'].max():,} pairs"
+    table = _table(title, *([] if same else ["store"]), "identities", "picture", "L1", "PSNR", "SSIM")
+    for row in swaps.to_dict("records"):
+        figures = f"{row['L1']:.4f}", f"{row['PSNR']:.2f} dB", f"{row['SSIM']:.4f}"
+        table.add_row(*([] if same else [row["store"]]), row["identities"], row["picture"], *figures)
+    return table
+
+
+_FIGURES = {"Rank@1": "rank1", "Rank@5": "rank5", "Rank@10": "rank10", "mAP": "mAP", "mINP": "mINP"}
+"""Figures of a results table by their heading."""
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose columns of figures stand right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        figures = column in _FIGURES or column in ("beta", "pairs", "L1", "PSNR", "SSIM")
+        table.add_column(column, justify="right" if figures else "left", no_wrap=figures)
+    return table
+
+
+def _percent(row: dict[Any, Any]) -> list[str]:
+    return [f"{100 * row[name]:.2f}" for name in _FIGURES.values()]

@@ -1,0 +1,53 @@
+"""What prepare_data shows on the terminal."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dgnet_platform.data.prepare import LISTED_PROBLEMS, Prepared
+from dgnet_platform.data.readers import READERS
+from dgnet_platform.data.records import SPLITS
+from dgnet_platform.errors import printable
+
+
+def report(prepared: Prepared) -> RenderableType:
+    """Counts beside the published ones, where they differ, and what was wrong, for a terminal."""
+    reader, info = READERS[prepared.config.dataset], prepared.info
+    table = Table(title=f"{reader.title}, fingerprint {info.fingerprint[:12]}", title_justify="left")
+    for column in ("split", "people", "published", "pictures", "published", "cameras"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    differences = []
+    for split in SPLITS:
+        found, published = info.splits.get(split), reader.published.get(split)
+        if found is None:
+            if published is not None and split != "multi_query":
+                differences.append(f"{split} is missing")
+            continue
+        cells = [f"{found.people:,}", "-", f"{found.pictures:,}", "-", str(found.cameras)]
+        if published is not None:
+            cells[1], cells[3] = f"{published.people:,}", f"{published.pictures:,}"
+            for what in ("people", "pictures"):
+                if (more := getattr(found, what) - getattr(published, what)) != 0:
+                    differences.append(f"{split} has {abs(more):,} {what} {'more' if more > 0 else 'fewer'}")
+        table.add_row(split, *cells)
+    lines: list[RenderableType] = [table]
+    if differences:
+        lines.append(Text(f"Differs from the published set: {'; '.join(differences)}.", style="yellow"))
+    elif reader.published:
+        lines.append(Text("All counts are the published ones."))
+    lines.append(Text(f"{prepared.ignored:,} other files were ignored."))
+    for problem in prepared.problems[:LISTED_PROBLEMS]:
+        lines.append(Text(printable(f"{problem.file}: {problem.reason}"), style="red"))
+    if (more := len(prepared.problems) - LISTED_PROBLEMS) > 0:
+        lines.append(Text(f"... and {more:,} more", style="red"))
+    return Group(*lines, _verdict(prepared))
+
+
+def _verdict(prepared: Prepared) -> Text:
+    bad = len(prepared.problems)
+    if prepared.outcome == "refused":
+        text = f"Nothing was written: {bad:,} files are bad. Repair them, or pass --skip-bad."
+        return Text(text, style="bold red")
+    done = "Packed into" if prepared.outcome == "packed" else "Already prepared:"
+    skipped = f", without {bad:,} bad files" if bad else ""
+    return Text(f"{done} {printable(str(prepared.config.out))}{skipped}.", style="green")

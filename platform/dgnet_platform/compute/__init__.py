@@ -1,0 +1,1 @@
+"""The machines: joining Ray, what fits, work in parts."""

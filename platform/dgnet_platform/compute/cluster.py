@@ -1,0 +1,186 @@
+"""The machines of a cluster: joining it, which there are or could be, what fits on them, whether they match."""
+
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from dgnet_platform.compute.placement import Node
+from dgnet_platform.errors import ExperimentError
+
+LOCK, LABEL = Path(__file__).parents[3] / "uv.lock", "dgnet-lock"
+"""This job's lock; the label by which cluster.yaml has each machine tell which one it was set up from."""
+PATIENCE = 60.0
+"""Seconds to wait for machines that a cluster always has."""
+_CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves its file on the head."""
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise prints appear twice
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # how newer versions of Ray treat workers without a GPU
+}
+
+
+def is_local() -> bool:
+    """Whether `ray.init` starts, or has started, a cluster of its own."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+def connect() -> None:
+    """Start Ray on this machine, or join the cluster that this job runs on.
+
+    Raises:
+        ExperimentError: its machines were set up from other locks than this job's.
+    """
+    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+    if ray.is_initialized():
+        return
+    if is_local():  # otherwise each start warns that a token protects the cluster
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if is_local() else {}
+    address = "local" if is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed
+    ray.init(address, logging_level=logging.WARNING, log_to_driver=False, runtime_env={"env_vars": environment})
+    check_locks(alive())
+
+
+def alive() -> list[dict[str, Any]]:
+    """What Ray knows of each machine that is there."""
+    return [machine for machine in ray.nodes() if machine["Alive"]]
+
+
+def cluster_config() -> dict[str, Any]:
+    """What `ray up` was given, on a head that it started: jobs run there. Elsewhere nothing."""
+    try:
+        return {} if is_local() else yaml.safe_load(_CONFIG.expanduser().read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def nodes() -> list[Node]:
+    """The cluster's machines, and those that its autoscaler would start.
+
+    Waits, but not for long, for those that it always has: they are not there yet when `ray up` returns. Those that were
+    there and died are not waited for.
+    """
+    config = cluster_config()
+    least = 1 + sum(kind.get("min_workers", 0) for kind in config.get("available_node_types", {}).values())
+    give_up = time.monotonic() + PATIENCE
+    while len(alive()) < least and _seen() < least and time.monotonic() < give_up:
+        time.sleep(1)
+    return with_offered([_node(machine["Resources"]) for machine in alive()], config)
+
+
+def with_offered(here: Sequence[Node], config: Mapping[str, Any]) -> list[Node]:
+    """Machines, and those that an autoscaler may add to them: the largest.
+
+    Args:
+        here: those that are there, the head among them.
+        config: `cluster_config`.
+    """
+    kinds = {name: kind for name, kind in config.get("available_node_types", {}).items() if kind["resources"]}
+    kinds.pop(config.get("head_node_type"), None)
+    offered = [_node(kind["resources"]) for kind in kinds.values() for _ in range(kind.get("max_workers", 0))]
+    offered.sort(key=lambda node: (node.gpus, node.cpus), reverse=True)
+    return [*here, *offered[: max(0, 1 + config.get("max_workers", 0) - len(here))]]
+
+
+def check_locks(machines: Sequence[Mapping[str, Any]], lock: Path = LOCK) -> None:
+    """Refuse machines with other packages than the job was locked to; Ray itself refuses another Python or Ray.
+
+    Args:
+        machines: `alive`; those that do not say what they have are not judged.
+        lock: the job's uv.lock; without one nobody is.
+
+    Raises:
+        ExperimentError: names the machines.
+    """
+    if not lock.exists():
+        return
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    others = [machine["NodeManagerAddress"] for machine in machines if machine["Labels"].get(LABEL, digest) != digest]
+    if others:
+        raise ExperimentError(
+            f"{', '.join(others)}: set up from another uv.lock than this job's. Run `ray up` with this repository's"
+            " cluster file: it installs the lock on all machines"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What workers need of a resource, and what there is."""
+
+    resource: str
+    needed: int
+    there: float
+    free: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.needed} workers need {self.needed} {self.resource}s; this cluster has {self.there:g},"
+            f" {self.free:g} of them free"
+        )
+
+
+def room_for(workers: int, gpus: bool) -> Room:
+    """Compare what so many workers need with what the cluster has now."""
+    resource = "GPU" if gpus else "CPU"
+    return Room(
+        resource=resource,
+        needed=workers,
+        there=ray.cluster_resources().get(resource, 0),
+        free=ray.available_resources().get(resource, 0),
+    )
+
+
+def check_room(asked: str, room: Room) -> None:
+    """Refuse what can never start.
+
+    Args:
+        asked: the value of --workers.
+        room: what the workers need at least.
+
+    Raises:
+        ExperimentError: this machine is the whole cluster, or its autoscaler has nothing to add, and it is too small.
+    """
+    most = sum(node.gpus if room.resource == "GPU" else node.cpus for node in nodes())
+    if most >= room.needed:
+        return
+    if is_local():
+        raise ExperimentError(f"--workers {asked}: {room}; ask for fewer, or run on a cluster")
+    if cluster_config():
+        raise ExperimentError(
+            f"--workers {asked}: {room}, and can have {most:g}: ask for fewer, or raise max_workers or the instance"
+            " type in the cluster's file, and `ray up` again"
+        )
+
+
+def check_tracking(uri: str) -> None:
+    """Refuse a database in a file where workers may run on another machine than this one.
+
+    Raises:
+        ExperimentError: names the remedy.
+    """
+    machines = len(nodes())
+    if machines > 1 and uri.startswith("sqlite:"):
+        raise ExperimentError(
+            f"--tracking-uri {uri} is a file, and this cluster has {machines} machines: start a server"
+            " (platform/cluster/mlflow_server.py start --host 127.0.0.1 node) and name the URI that it prints"
+        )
+
+
+def _seen() -> int:
+    """How many machines Ray knows, also of those that died."""
+    return len({machine["NodeManagerAddress"] for machine in ray.nodes()})
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    return Node(cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))

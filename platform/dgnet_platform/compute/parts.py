@@ -1,0 +1,237 @@
+"""Work done in parts, by this process or by Ray Data's actors: a command that was killed goes on with the missing ones.
+
+Workers make the files of a part, wherever they run. This process alone writes them, so only it needs to see the folder;
+a part appears there at once and whole.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import pickle
+import shutil
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgnet_platform.storage.files import flush, write_whole
+from dgnet_platform.storage.serialize import differences
+from dgnet_platform.threads import map_in_threads
+
+RECORD = "settings.json"
+WRITERS = 8
+"""Threads that write the files of a part: each waits for the disk."""
+
+_log = logging.getLogger(__name__)
+
+
+class PartsError(ValueError):
+    """Parts that cannot be made as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Consecutive rows of a split."""
+
+    name: str
+    split: str
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+
+Files = dict[str, bytes]
+"""Contents of files by name."""
+Work = Callable[..., Callable[[Part], Files]]
+"""A class that, given a `device` and arguments, makes what maps a part to its files."""
+
+
+def parts_of(split: str, rows: int, size: int) -> list[Part]:
+    """A split in parts of `size` rows; the last has what is left."""
+    firsts = range(0, rows, size)
+    return [
+        Part(name=f"{split}-{number:05d}", split=split, first=first, stop=min(first + size, rows))
+        for number, first in enumerate(firsts)
+    ]
+
+
+@contextmanager
+def claimed(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Have a folder for the parts of one job to oneself; its record says with what settings they are made.
+
+    Args:
+        folder: made if need be; one with parts is gone on with.
+        settings: all that decides what the parts hold, as JSON has it.
+
+    Raises:
+        PartsError: it holds something else or parts of other settings, or another process is writing there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PartsError(f"{folder} is a file: name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PartsError(f"{folder} is being written by another run: wait for it, or name another --out") from None
+        _check_record(folder, settings)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def missing(folder: Path, parts: Sequence[Part]) -> list[Part]:
+    """The parts that are not in a folder yet."""
+    return [part for part in parts if not (folder / part.name).exists()]
+
+
+def make_parts(
+    folder: Path,
+    parts: Sequence[Part],
+    work: Work,
+    arguments: Mapping[str, Any],
+    *,
+    workers: int,
+    gpus: bool | None,
+    progress: Callable[[Part], None],
+) -> None:
+    """Make parts and write each to a folder of its name.
+
+    Args:
+        folder: claimed.
+        parts: what to make.
+        work: how; what it raises, this function raises.
+        arguments: can be pickled; each goes to each machine once.
+        workers: Ray's actors, with a CPU each; 0: this process.
+        gpus: whether each has a GPU too; None: if there is one.
+        progress: called with each part when it is written.
+
+    Raises:
+        PartsError: there are fewer CPUs or GPUs than workers, or workers are lost again and again.
+    """
+    if not parts:
+        return
+    made = _on_workers(parts, work, arguments, workers, gpus) if workers else _here(parts, work, arguments, gpus)
+    with closing(made):  # the workers end at once, whatever happens here
+        for part, files in made:
+            _write(folder, part.name, files)
+            progress(part)
+
+
+def _here(
+    parts: Sequence[Part],
+    work: Work,
+    arguments: Mapping[str, Any],
+    gpus: bool | None,
+) -> Generator[tuple[Part, Files]]:
+    on_gpu = torch.cuda.is_available() and gpus is not False
+    make = work(device=torch.device("cuda" if on_gpu else "cpu"), **arguments)
+    for part in parts:
+        yield part, make(part)
+
+
+def _on_workers(
+    parts: Sequence[Part],
+    work: Work,
+    arguments: Mapping[str, Any],
+    workers: int,
+    gpus: bool | None,
+) -> Generator[tuple[Part, Files]]:
+    import ray.data  # takes seconds, and is needed with workers only
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError
+
+    from dgnet_platform.compute import cluster as machines
+
+    machines.connect()
+    gpus = ray.cluster_resources().get("GPU", 0) > 0 if gpus is None else gpus
+    room = machines.room_for(workers, gpus)
+    machines.check_room(str(workers), room)
+    if room.free < room.needed:
+        _log.warning("%s: some wait until there is room", room)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown here
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    made = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map(
+        _Actor,  # pyright: ignore[reportArgumentType]
+        compute=ActorPoolStrategy(size=min(workers, len(parts))),
+        num_cpus=1,
+        num_gpus=1 if gpus else 0,
+        fn_constructor_kwargs={
+            "work": work,
+            "device": torch.device("cuda" if gpus else "cpu"),
+            "arguments": ray.put(dict(arguments)),
+        },
+    )
+    by_name = {part.name: part for part in parts}
+    try:
+        for row in made.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
+            yield by_name[row["name"]], dict(zip(row["files"], row["contents"], strict=True))
+    except RayError as error:
+        raise PartsError(f"the workers failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+class _Actor:
+    """Makes parts in a process of Ray's."""
+
+    def __init__(self, work: Work, device: torch.device, arguments: Any) -> None:
+        import ray
+
+        self._make = work(device=device, **dict(ray.get(arguments)))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        files, refusal = {}, b""
+        try:
+            files = self._make(Part(**row))
+        except Exception as error:  # Ray would add to its message, and print pages
+            error.add_note(traceback.format_exc())
+            refusal = pickle.dumps(error)
+        return {"name": row["name"], "files": list(files), "contents": list(files.values()), "error": refusal}
+
+
+def _check_record(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Compare a folder's record with the settings; write it where there is nothing yet."""
+    record = folder / RECORD
+    if not record.exists():
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise PartsError(f"{folder} holds other things, no {RECORD}: name another folder")
+        write_whole(record, (json.dumps(settings, indent=2) + "\n").encode())
+        return
+    try:
+        before = json.loads(record.read_text())
+    except ValueError as error:
+        raise PartsError(f"{record} is damaged ({error}): remove {folder}, or name another --out") from None
+    if changed := differences(before, dict(settings)):
+        listed = "\n".join(f"  {name}: {was!r} -> {now!r}" for name, (was, now) in changed.items())
+        raise PartsError(
+            f"{folder} was begun with other settings:\n{listed}\n"
+            "Go on with the former ones, name another --out, or remove the folder"
+        )
+
+
+def _write(folder: Path, name: str, files: Files) -> None:
+    """Write a part such that it is there as a whole or not at all, whatever is switched off meanwhile."""
+    partial = folder / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+    partial.mkdir()
+    for _ in map_in_threads(lambda file: _flushed(partial / file[0], file[1]), files.items(), WRITERS):
+        pass
+    flush(partial)
+    partial.rename(folder / name)
+    flush(folder)
+
+
+def _flushed(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    flush(path)

@@ -1,0 +1,251 @@
+"""Sets of drawn people in Market-1501's own folders and file names, so that its reader and protocol apply.
+
+A file's name alone says which shot it shows; `people.json` beside the folders says of which people. So the
+true swap of any two files can be drawn: `load(folder).draw(appearance_of=shot_of(one),
+structure_of=shot_of(other))`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from dgnet_platform.data.people.people import DISTRACTOR, JUNK, People, Shot
+
+VERSION = 1
+"""Of the drawing. Another version draws other pixels for the same seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How many of everything a set holds.
+
+    Raises:
+        ValueError: For counts that no set can have.
+    """
+
+    train_identities: int
+    """Identities 1, 2, ...; those of the test follow them."""
+    test_identities: int
+    cameras: int
+    train: int
+    """Pictures in bounding_box_train."""
+    queries: int
+    """One for each test identity and camera that saw it."""
+    gallery: int
+    """Pictures of test identities in bounding_box_test."""
+    distractors: int
+    """Pictures numbered 0000 in bounding_box_test: strangers and empty scenes."""
+    junk: int
+    """Pictures numbered -1 in bounding_box_test: bad boxes."""
+    hand_drawn: int
+    """Pictures in gt_bbox for each query, the query itself among them."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("train_identities", self.train_identities, 1),
+            ("test_identities", self.test_identities, 1),
+            ("cameras", self.cameras, 2),
+            ("train", self.train, self.cameras * self.train_identities),
+            ("queries", self.queries, 2 * self.test_identities),
+            ("gallery", self.gallery, self.queries),
+            ("distractors", self.distractors, 0),
+            ("junk", self.junk, 0),
+            ("hand_drawn", self.hand_drawn, 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{name} is {value!r}; with the other counts it must be an integer of at least {least}"
+                )
+        if self.cameras > 9 or self.queries > self.cameras * self.test_identities:
+            raise ValueError(
+                f"cameras is {self.cameras} and queries {self.queries}; there can be 9 cameras (file names "
+                f"have one digit) and a query for each of {self.test_identities} test identities and camera"
+            )
+
+
+SIZES = {
+    "tiny": Size(
+        train_identities=12, test_identities=12, cameras=6,
+        train=144, queries=48, gallery=144, distractors=24, junk=24, hand_drawn=2,
+    ),
+    "laptop": Size(
+        train_identities=48, test_identities=24, cameras=6,
+        train=1_152, queries=108, gallery=432, distractors=72, junk=72, hand_drawn=3,
+    ),
+    "market": Size(
+        train_identities=751, test_identities=750, cameras=6,
+        train=12_936, queries=3_368, gallery=13_115, distractors=2_798, junk=3_819, hand_drawn=4,
+    ),
+}  # fmt: skip
+"""`market` has Market-1501's own counts: 12,936 training pictures, 3,368 queries, a gallery of 19,732."""
+
+_PLAN = 100  # a stream of random numbers that no factor of the people uses
+_FILE_NAME = re.compile(r"(-1|\d{4,})_c([1-9])s\d_(\d{6})_\d{2}\.jpg")
+
+
+def file_name(shot: Shot, *, hand_drawn: bool = False) -> str:
+    """Market-1501's name for a picture, such as `0002_c1s1_000451_01.jpg`; hand-drawn boxes end in `_00`."""
+    identity = "-1" if shot.identity == JUNK else f"{shot.identity:04d}"
+    return f"{identity}_c{shot.camera}s1_{shot.frame:06d}_{0 if hand_drawn else 1:02d}.jpg"
+
+
+def shot_of(name: str) -> Shot:
+    """The shot that a file of a drawn set shows, from its name alone.
+
+    Raises:
+        ValueError: If the name is not of that form.
+    """
+    match = _FILE_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no file name of a drawn set, such as 0002_c1s1_000451_01.jpg")
+    return Shot(*(int(field) for field in match.groups()))
+
+
+def plan(size: Size, seed: int) -> dict[str, list[str]]:
+    """Which files each folder of a set holds: a pure function of size and seed.
+
+    Each identity is seen by two or more of the cameras, so that each query has a match under another camera.
+    """
+    rng = np.random.default_rng((seed, _PLAN))
+    folders: dict[str, list[str]] = {
+        "bounding_box_train": [],
+        "bounding_box_test": [],
+        "query": [],
+        "gt_bbox": [],
+    }
+    sightings = round(size.train_identities * size.queries / size.test_identities)
+    seen = _seen_by(rng, 1, size.train_identities, size.cameras, sightings)
+    for (identity, camera), count in zip(seen, _shares(rng, size.train, len(seen)), strict=True):
+        folders["bounding_box_train"] += [file_name(Shot(identity, camera, k)) for k in range(count)]
+
+    seen = _seen_by(rng, 1 + size.train_identities, size.test_identities, size.cameras, size.queries)
+    for (identity, camera), count in zip(seen, _shares(rng, size.gallery, len(seen)), strict=True):
+        drawn = [file_name(Shot(identity, camera, k), hand_drawn=True) for k in range(size.hand_drawn)]
+        folders["query"].append(drawn[0])
+        folders["gt_bbox"] += drawn
+        first = size.hand_drawn
+        folders["bounding_box_test"] += [file_name(Shot(identity, camera, first + k)) for k in range(count)]
+    for identity, count in ((DISTRACTOR, size.distractors), (JUNK, size.junk)):
+        shots = (Shot(identity, 1 + k % size.cameras, k // size.cameras) for k in range(count))
+        folders["bounding_box_test"] += [file_name(shot) for shot in shots]
+    return folders
+
+
+def _seen_by(rng: np.random.Generator, first: int, identities: int, cameras: int, total: int) -> list[tuple[int, int]]:
+    """`total` pairs of identity and camera, from two cameras to all of them for each identity."""
+    counts = np.full(identities, 2)
+    while (missing := total - int(counts.sum())) > 0:
+        free = np.flatnonzero(counts < cameras)
+        counts[rng.permutation(free)[:missing]] += rng.integers(0, 2, min(missing, len(free)))
+    return [
+        (first + i, int(camera))
+        for i, count in enumerate(counts)
+        for camera in np.sort(1 + rng.permutation(cameras)[:count])
+    ]
+
+
+def _shares(rng: np.random.Generator, total: int, parts: int) -> list[int]:
+    """`total` split at random into `parts` of at least one."""
+    return (1 + rng.multinomial(total - parts, rng.dirichlet(np.full(parts, 3.0)))).tolist()
+
+
+def write_market(
+    people: People,
+    folder: Path | str,
+    size: Size | str = "laptop",
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Draws a set in Market-1501's folders: bounding_box_train, bounding_box_test, query and gt_bbox.
+
+    The set is drawn into a hidden folder beside `folder` and renamed at the end, so `folder` is a whole set
+    or is not there. A `people.json` beside the four folders holds seed and size; each file's name holds its
+    shot (`shot_of`).
+
+    Args:
+        people: Who is drawn, and how large.
+        folder: Where to; must not exist. Its parents are made.
+        size: A `Size`, or one of the names in `SIZES`.
+        workers: Processes that draw; 1 draws in this one.
+        progress: Called now and then with the number of pictures written and their total.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: For an unknown size or fewer than one worker.
+        FileExistsError: If `folder` exists.
+    """
+    folder = Path(folder)
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise ValueError(f"size is {size!r}; it must be a Size or one of {', '.join(SIZES)}")
+        size = SIZES[size]
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; drawn people are written to a new folder: remove it or name another")
+    folders = plan(size, people.seed)
+    files = [f"{name}/{file}" for name, content in folders.items() for file in content]
+    chunks = [files[k : k + 64] for k in range(0, len(files), 64)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial_set = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        for name in folders:
+            (partial_set / name).mkdir(parents=True)
+        done = 0
+        for count in _each(partial(_write_files, people, partial_set), chunks, workers):
+            done += count
+            if progress is not None:
+                progress(done, len(files))
+        about = {"drawn_people": VERSION, "seed": people.seed, "height": people.height, "width": people.width}
+        (partial_set / "people.json").write_text(json.dumps(about | {"size": asdict(size)}, indent=2) + "\n")
+        partial_set.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial_set, ignore_errors=True)
+        raise
+    return folder
+
+
+def _each(work: Callable[[list[str]], int], chunks: list[list[str]], workers: int) -> Iterator[int]:
+    if workers == 1:
+        yield from map(work, chunks)
+        return
+    # Spawned, not forked: a fork of a process with threads (Ray, PyTorch) may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, chunks)
+
+
+def _write_files(people: People, folder: Path, files: list[str]) -> int:
+    for file in files:
+        (folder / file).write_bytes(people.jpeg(shot_of(file.rpartition("/")[2])))
+    return len(files)
+
+
+def load(folder: Path | str) -> People:
+    """The people of a set that `write_market` wrote.
+
+    Raises:
+        ValueError: If `people.json` is missing, is not one, or is of another version of the drawing.
+    """
+    path = Path(folder) / "people.json"
+    try:
+        about = json.loads(path.read_text())
+        version, seed, height, width = (about[key] for key in ("drawn_people", "seed", "height", "width"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe drawn people ({error!r}); give a folder of write_market") from error
+    if version != VERSION:
+        raise ValueError(f"{path} is of version {version} of the drawing, this is {VERSION}; draw the set again")
+    return People(seed, height=height, width=width)

@@ -1,0 +1,169 @@
+"""Preparing a data set: from a folder, a .zip or a drawing to a store, with a report."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pyarrow import fs
+
+from dgnet_platform.data.pack import pack
+from dgnet_platform.data.people.people import People
+from dgnet_platform.data.people.people_set import write_market
+from dgnet_platform.data.readers import Dataset, read
+from dgnet_platform.data.records import Problem
+from dgnet_platform.data.source import Source, open_source
+from dgnet_platform.data.store import Store, StoreError, StoreInfo
+from dgnet_platform.storage.files import put_in_place, staging
+from dgnet_platform.storage.remote import RemoteError, check_writable, open_place, put, refusal
+from dgnet_platform.threads import no_progress
+
+DrawnSize = Literal["tiny", "laptop", "market"]
+"""The keys of `people_set.SIZES`, for the command line."""
+LISTED_PROBLEMS = 50
+"""A report names as many files; a data set in which more are bad has one cause for many of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Pack a data set into a store; a source is only ever read."""
+
+    dataset: Dataset
+    """Which data set it is; `people` are drawn, `folder` is your own."""
+    out: str | Path
+    """Folder to be made, the store, or a URI such as s3://bucket/market."""
+    source: Path | None = None
+    """Folder or .zip of the data set as it was downloaded; none for `people`, which are then drawn."""
+    size: DrawnSize | None = None
+    """How many people to draw: `tiny` in seconds, `laptop` by default, `market` as many as Market-1501."""
+    seed: int | None = None
+    """Draws other people; 0 is the default."""
+    skip_bad: bool = False
+    """Leave out the files with something wrong instead of refusing the set."""
+    threads: int = os.cpu_count() or 1
+    """Threads that read and decode; the store does not depend on it."""
+
+    def __post_init__(self) -> None:
+        drawn = self.dataset == "people" and self.source is None
+        if self.source is None and not drawn:
+            raise ValueError(f"--dataset {self.dataset} needs --source, its folder or .zip")
+        if not drawn and (self.size, self.seed) != (None, None):
+            raise ValueError("--size and --seed are for drawing --dataset people: leave them out with --source")
+        if self.threads < 1:
+            raise ValueError(f"--threads {self.threads}: must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What became of a source."""
+
+    config: PrepareConfig
+    info: StoreInfo
+    problems: list[Problem]
+    ignored: int
+    """Files of the source that are no pictures of any split."""
+    outcome: Literal["packed", "already packed", "refused"]
+
+
+def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_progress) -> Prepared:
+    """Read, verify and pack a data set: `config.out` is then the whole store, or what it was before.
+
+    Args:
+        config: What to prepare.
+        progress: Called now and then with the number of pictures done and the number there are.
+
+    Raises:
+        SourceError: The source cannot be used at all.
+        StoreError: `config.out` holds something else, or is being written by another run.
+    """
+    existing = _existing(config)
+    with _source(config, progress) as source, _staging(config.out) as folder:
+        listing = read(config.dataset, source)
+        info, problems = pack(listing, folder, dataset=config.dataset, threads=config.threads, progress=progress)
+        outcome: Literal["packed", "already packed", "refused"] = "packed"
+        if problems and not config.skip_bad:
+            outcome = "refused"
+        elif existing is None:
+            _publish(folder, config.out)
+        elif existing.info.fingerprint == info.fingerprint:
+            existing.verify()
+            outcome = "already packed"
+        else:
+            raise StoreError(
+                f"{config.out} holds other pictures of {config.dataset} (fingerprint "
+                f"{existing.info.fingerprint[:12]}, this source gives {info.fingerprint[:12]}): name another "
+                "--out, or remove it first"
+            )
+    return Prepared(config=config, info=info, problems=problems, ignored=listing.ignored, outcome=outcome)
+
+
+def _existing(config: PrepareConfig) -> Store | None:
+    """The store that is at `config.out` already; raises StoreError when something else is, or nothing can be there."""
+    out, source = config.out, config.source
+    if _is_uri(out):
+        try:
+            filesystem, root = check_writable(str(out))
+        except RemoteError as error:
+            raise StoreError(str(error)) from None
+        if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):
+            return None
+    else:
+        out = Path(out)
+        if source is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise StoreError(f"{out} is inside the source {source}, which is never written to: name another --out")
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return None
+    try:
+        store = Store.open(out)
+    except StoreError as error:
+        raise StoreError(f"{out} exists and is no whole store ({error}): remove it, or name another --out") from None
+    if store.info.dataset != config.dataset:
+        raise StoreError(f"{out} already holds {store.info.dataset}: name another --out, or remove it first")
+    return store
+
+
+def _is_uri(out: str | Path) -> bool:
+    return isinstance(out, str) and "://" in out
+
+
+@contextmanager
+def _staging(out: str | Path) -> Iterator[Path]:
+    """An empty folder to pack into: beside a local store, a temporary one before an upload."""
+    if not _is_uri(out):
+        with staging(Path(out)) as folder:
+            yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="store-") as temporary:
+        yield Path(temporary)
+
+
+def _publish(folder: Path, out: str | Path) -> None:
+    """Make a packed folder the store at `out`. Opening one that is not uploaded to its end is refused."""
+    if not _is_uri(out):
+        put_in_place(folder, Path(out))
+        return
+    filesystem, root = open_place(str(out))
+    try:
+        for file in sorted(folder.iterdir()):
+            put(file, filesystem, f"{root}/{file.name}")
+    except OSError as error:
+        raise StoreError(
+            f"{refusal(str(out), error)}; remove what is there, then run the same command again"
+        ) from error
+
+
+@contextmanager
+def _source(config: PrepareConfig, progress: Callable[[int, int], None]) -> Iterator[Source]:
+    """The source, drawn into a temporary folder where there is none."""
+    if config.source is not None:
+        with open_source(config.source) as source:
+            yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="drawn-people-") as temporary:
+        people, size, folder = People(config.seed or 0), config.size or "laptop", Path(temporary) / "people"
+        write_market(people, folder, size, workers=config.threads, progress=progress)
+        with open_source(folder) as source:
+            yield source

@@ -1,0 +1,48 @@
+"""Data sets: readers of the public ones, drawn people, and the store they are packed into."""
+
+from typing import Literal
+
+from dgnet_platform.data.readers.cuhk03_np import CUHK03_DETECTED, CUHK03_LABELED
+from dgnet_platform.data.readers.duke import DUKE
+from dgnet_platform.data.readers.folder import FOLDER
+from dgnet_platform.data.readers.market import DRAWN_PEOPLE, MARKET
+from dgnet_platform.data.readers.msmt17 import MSMT17
+from dgnet_platform.data.records import Listing, Reader, checked
+from dgnet_platform.data.source import Source, SourceError
+
+Dataset = Literal[
+    "people", "market1501", "dukemtmc-reid", "msmt17", "cuhk03-np-detected", "cuhk03-np-labeled", "folder"
+]
+
+READERS: dict[Dataset, Reader] = {
+    "people": DRAWN_PEOPLE,
+    "market1501": MARKET,
+    "dukemtmc-reid": DUKE,
+    "msmt17": MSMT17,
+    "cuhk03-np-detected": CUHK03_DETECTED,
+    "cuhk03-np-labeled": CUHK03_LABELED,
+    "folder": FOLDER,
+}
+
+
+def read(dataset: Dataset, source: Source) -> Listing:
+    """All records of a source that holds `dataset` at its root or one folder down.
+
+    Raises:
+        SourceError: It holds another data set (the message says which), several copies, or not all of it.
+    """
+    reader = READERS[dataset]
+    levels = [source, *map(source.under, source.top_folders())]
+    found = [level for level in levels if reader.recognises(level)]
+    if len(found) > 1:
+        places = " and ".join(level.where("") for level in found)
+        raise SourceError(f"{reader.title} is there more than once, at {places}: name the folder of one of them")
+    if found:
+        return checked(reader.read(found[0]))
+    looks = [(name, other) for name, other in READERS.items() if any(map(other.recognises, levels))]
+    advice = (
+        f"it looks like {looks[0][1].title}, so pass --dataset {looks[0][0]}"
+        if looks
+        else f"expected {reader.layout}; found {', '.join(source.top_folders()) or 'no folder'} at the top"
+    )
+    raise SourceError(f"{source.path} is not {reader.title}: {advice}")

@@ -1,0 +1,295 @@
+"""Evaluation of trained networks on stores: retrieval figures, ranked lists, swaps.
+
+Whatever can be wrong with stores and checkpoints is found before anything is extracted.
+"""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from dgnet_core.dgnet.networks import AppearanceEncoder
+from dgnet_core.ranking.features import Features, multi_query
+from dgnet_core.ranking.reranking import Reranking
+from dgnet_core.ranking.retrieval import sweep_beta
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.readers import READERS
+from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.extraction import Extraction, Progress, extract_on_workers, extract_splits
+from dgnet_platform.evaluation.pictures import ranked_picture, stored_pictures
+from dgnet_platform.evaluation.results import Evaluation, EvaluationError
+from dgnet_platform.evaluation.swaps import fidelity_rows, people_of, stored_grid
+from dgnet_platform.runs.loading import Trained, TrainedTeacher, digest_of, open_teacher, open_trained
+
+SWEEP = tuple(tenth / 10 for tenth in range(11))
+"""Weights of f_fine in a sweep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate trained networks on one store or several."""
+
+    store: tuple[str, ...]
+    """Folder or URI of a store with query and gallery; several show how the networks transfer."""
+    out: Path
+    """Folder for tables and pictures; earlier results there are replaced when the new ones are complete."""
+    checkpoint: Path | None = None
+    """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
+    teacher: Path | None = None
+    """The authors' teacher (net_last.pth), for the baseline's row; may stand alone."""
+    beta: float = 0.5
+    """Weight of f_fine beside f_prim (paper: 0.5)."""
+    sweep: bool = False
+    """Also try weights of f_fine from 0 to 1, from the same features."""
+    rerank: bool = False
+    """Also re-rank by k-reciprocal neighbours (Zhong et al., 2017)."""
+    queries_shown: int = 8
+    """Queries in the picture of ranked lists, from the worst to the best; 0 for none."""
+    swap_pairs: int = 128
+    """Pairs for swap fidelity on drawn people, of seen and of unseen identities each; 0 for none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run; auto takes a GPU if there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is faster on a GPU."""
+    batch_size: int = 64
+    """Pictures that go through a network at once."""
+    threads: int = os.cpu_count() or 1
+    """Threads that decode, of each worker if there are some; results do not depend on it."""
+    distributed: bool = False
+    """Extract on workers of a Ray cluster, for galleries beyond one machine; a run that was killed goes on."""
+    workers: int = 1
+    """With --distributed: how many, with a CPU each, and a GPU by --device (auto: if the cluster has some)."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None and self.teacher is None:
+            raise ValueError("--checkpoint or --teacher is needed: what should be evaluated?")
+        if not self.store:
+            raise ValueError("--store is needed: evaluate on what?")
+        if not (0 <= self.beta < math.inf):
+            raise ValueError(f"--beta {self.beta}: must be finite and at least 0")
+        for name, least in (("queries_shown", 0), ("swap_pairs", 0), ("batch_size", 1), ("threads", 1), ("workers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+        if self.workers > 1 and not self.distributed:
+            raise ValueError(f"--workers {self.workers} are for --distributed: add it")
+
+    @property
+    def descriptors(self) -> Path:
+        """Folder of a distributed run's descriptors as long as it is not finished."""
+        return self.out.parent / f".{self.out.name}.descriptors"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Model:
+    """One thing that extracts features."""
+
+    name: str
+    network: AppearanceEncoder | Teacher
+    trained_on: str
+
+
+def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
+    """Evaluate what `config` names.
+
+    Raises:
+        CheckpointError, StoreError: a file is missing, damaged or foreign.
+        EvaluationError: a store has no query or gallery, a query has no match, features are not finite, the
+            descriptors of another run are in the way, or workers cannot be had.
+    """
+    device = _device(config)
+    stores = _named([_checked(location, config.distributed, progress) for location in config.store])
+    people = {name: people_of(store) for name, store in stores.items()}
+    models: list[_Model] = []
+    trained: Trained | None = None
+    source, size = "", (256, 128)
+    if config.teacher is not None:
+        baseline = open_teacher(config.teacher, device)
+        models.append(_Model(name="baseline", network=baseline.teacher, trained_on=_origin(baseline, stores)))
+        source, size = f"teacher {config.teacher.name}", (baseline.network.height, baseline.network.width)
+    if config.checkpoint is not None:
+        trained = open_trained(config.checkpoint, device)
+        encoder = trained.state.appearance_encoder
+        models.append(_Model(name="DG-Net", network=encoder, trained_on=_origin(trained, stores)))
+        source, size = trained.source, (trained.network.height, trained.network.width)
+
+    networks = {model.name: model.network for model in models}
+    splits = {
+        name: [split for split in ("query", "gallery", "multi_query") if split in store.info.splits]
+        for name, store in stores.items()
+    }
+    how = Extraction(
+        height=size[0],
+        width=size[1],
+        batch_size=config.batch_size,
+        precision=config.precision,
+        device=device,
+        threads=config.threads,
+    )
+    extract = extract_splits
+    if config.distributed:
+        given = {"teacher": config.teacher, "checkpoint": config.checkpoint}
+        extract = partial(
+            extract_on_workers,
+            folder=config.descriptors,
+            settings={name: path and digest_of(path) for name, path in given.items()},
+            workers=config.workers,
+            gpus={"auto": None, "cpu": False, "cuda": True}[config.device],
+        )
+    retrieval: list[dict[str, object]] = []
+    sweep: list[dict[str, object]] = []
+    swaps: list[dict[str, object]] = []
+    extraction: list[dict[str, object]] = []
+    pictures: dict[str, Image.Image] = {}
+    for name, store in stores.items():
+        report = _prefixed(name, progress)
+        try:
+            features, timing = extract(networks, store, splits[name], how, report)
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
+        extraction.append({"store": name, **timing})
+        for model in models:
+            head = {"model": model.name, "trained_on": model.trained_on, "store": name}
+            drawn = {"drawn": bool(store.info.origin)}
+            rows, swept = _rank(features[model.name], config, model.name)
+            retrieval += [head | row | drawn for row in rows]
+            sweep += [head | row | drawn for row in swept]
+        if config.queries_shown:
+            best = features[models[-1].name]
+            pictures[f"ranked_{_slug(name)}.png"] = ranked_picture(
+                name,
+                best["query"],
+                best["gallery"],
+                partial(stored_pictures, store, "query"),
+                partial(stored_pictures, store, "gallery"),
+                config.beta,
+                config.queries_shown,
+            )
+        if trained is not None:
+            title = f"{name}: swaps of {trained.source}"
+            pictures[f"swaps_{_slug(name)}.png"] = stored_grid(trained, store, people[name], title)
+            if (drawn_people := people[name]) is not None and config.swap_pairs:
+                rows = fidelity_rows(trained, store, drawn_people, config.swap_pairs, partial(report, "swaps"))
+                swaps += [{"store": name} | row for row in rows]
+    return Evaluation(
+        source=source,
+        drawn=any(store.info.origin for store in stores.values()),
+        retrieval=pd.DataFrame(retrieval),
+        sweep=pd.DataFrame(sweep),
+        swaps=pd.DataFrame(swaps),
+        extraction=pd.DataFrame(extraction),
+        pictures=pictures,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Before: what is to be evaluated
+
+
+def _device(config: EvaluateConfig) -> torch.device:
+    """Where networks run in this process; workers have devices of their own."""
+    if config.device == "cuda" and not config.distributed and not torch.cuda.is_available():
+        raise EvaluationError("--device cuda: PyTorch finds no GPU on this machine; use --device cpu")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _checked(location: str, distributed: bool, progress: Progress) -> Store:
+    """A store whose queries can all be answered: on this machine, unless workers on others read it where it is."""
+    store = Store.open(location)
+    for split in ("query", "gallery"):
+        if split not in store.info.splits:
+            raise EvaluationError(f"{location} has no {split}, only {', '.join(store.info.splits)}: name another store")
+    store = store if distributed else kept_here(store, partial(progress, f"{location}: bytes"))
+    query, gallery = store.index("query"), store.index("gallery")
+    seen_by: defaultdict[int, set[int]] = defaultdict(set)
+    for person, camera in zip(gallery["person_id"], gallery["camera_id"], strict=True):
+        seen_by[person].add(camera)
+    lost = query[
+        [not seen_by[person] - {camera} for person, camera in zip(query["person_id"], query["camera_id"], strict=True)]
+    ]
+    if len(lost):
+        first = lost.iloc[0]
+        raise EvaluationError(
+            f"{location}: query {first['file_name']} shows person {first['person_id']}, whom no other camera"
+            f" saw in the gallery ({len(lost):,} such queries): prepare it again without them"
+        )
+    return store
+
+
+def _named(stores: Sequence[Store]) -> dict[str, Store]:
+    """Stores by a name for tables: the data set's, and the folder's where that is not enough."""
+    titles = [_title(store.info.dataset) for store in stores]
+    named: dict[str, Store] = {}
+    for title, store in zip(titles, stores, strict=True):
+        folder = store.location.rstrip("/").rpartition("/")[2]
+        name = title if titles.count(title) == 1 else f"{title} ({folder})"
+        if store.info.dataset == "folder":
+            name = folder
+        named[name if name not in named else f"{title} ({store.location})"] = store
+    return named
+
+
+def _origin(trained: Trained | TrainedTeacher, stores: Mapping[str, Store]) -> str:
+    """What networks were trained on, by the name of the store if it is one of these."""
+    here = [name for name, store in stores.items() if store.info.fingerprint == trained.fingerprint]
+    return here[0] if here else _title(trained.dataset) if trained.dataset else "unknown"
+
+
+def _title(dataset: str) -> str:
+    """A data set's name as its authors write it."""
+    titles = {str(name): reader.title for name, reader in READERS.items()}
+    return titles.get(dataset, dataset)
+
+
+def _prefixed(name: str, progress: Progress) -> Progress:
+    """Progress of one store."""
+    return lambda what, done, total: progress(f"{name}: {what}", done, total)
+
+
+def _slug(name: str) -> str:
+    """A name as part of a file's."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Ranking
+
+
+def _rank(
+    features: dict[str, Features], config: EvaluateConfig, model: str
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows of the results table and of the sweep for one model on one store."""
+    query, gallery = features["query"], features["gallery"]
+    betas = {"f_prim": 0.0, "f_fine": math.inf, "both": config.beta}
+    if not query.fine.shape[1]:
+        betas = {model: 0.0}
+    try:
+        queries = {"single": query}
+        if "multi_query" in features:
+            queries["multi"] = multi_query(query, features["multi_query"])
+        rows = [
+            {
+                "feature": feature,
+                "beta": result.beta if feature == "both" else None,
+                "query": mode,
+                "reranked": reranking is not None,
+                **result.summary(),
+            }
+            for mode, asked in queries.items()
+            for reranking in (None, Reranking())[: 1 + config.rerank]
+            for feature, result in zip(
+                betas, sweep_beta(asked, gallery, list(betas.values()), reranking=reranking), strict=True
+            )
+        ]
+        swept = sweep_beta(query, gallery, SWEEP) if config.sweep and "both" in betas else []
+    except ValueError as error:
+        raise EvaluationError(f"{model}: {error}") from error
+    return rows, [{"feature": "both", "beta": result.beta, **result.summary()} for result in swept]

@@ -1,0 +1,319 @@
+"""A set of generated pictures, as DG-Market is one: the appearance of each picture in the structures of others.
+
+Which structures a picture gets depends on the seed and the picture alone, and each part is a batch, so the set is the
+same however many workers make it and however often they are stopped. (Not so on CPU threads: PyTorch's sums depend on
+how many a process has. Workers have one each.)
+"""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dgnet_core.dgnet.generator import appearance_codes, draw, structure_codes
+from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, StructureEncoder
+from dgnet_core.generation.grids import tile
+from dgnet_core.learning.augment import normalise
+from dgnet_core.learning.batches import stream_seed
+from dgnet_platform.compute.parts import Files, Part, PartsError, claimed, make_parts, missing, parts_of
+from dgnet_platform.data.decode import decode
+from dgnet_platform.data.images import decode_table
+from dgnet_platform.data.readers.folder import COLUMNS, MANIFEST
+from dgnet_platform.data.records import DISTRACTOR, JUNK
+from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.pictures import captioned_grids
+from dgnet_platform.evaluation.swaps import different_people
+from dgnet_platform.runs.loading import digest_of, open_trained
+from dgnet_platform.storage.files import write_whole
+from dgnet_platform.threads import map_in_threads
+
+TABLE, EXAMPLES = "manifest.parquet", "examples.png"
+SHOWN = 6
+"""Appearances, and structures of each, in the picture of examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Make a set of generated pictures: the appearance of each picture in the structures of others."""
+
+    checkpoint: Path
+    """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
+    store: str
+    """Folder or URI of a store."""
+    out: Path
+    """Folder for the pictures; one that is not complete is gone on with."""
+    per_image: int = 10
+    """Structures in which each appearance is drawn; DG-Market has about 10."""
+    split: str = "train"
+    """Where appearances and structures come from."""
+    seed: int = 0
+    """Draws other structures."""
+    batch_size: int = 32
+    """Appearances that go through the networks at once, and make a part of the set."""
+    quality: int = 95
+    """Of the JPEGs, 1 to 100."""
+    workers: int = 0
+    """Workers on a Ray cluster, with a CPU each; 0: this process alone."""
+    gpus: bool = False
+    """Each worker has a GPU too; without workers a GPU is used if there is one."""
+    threads: int = os.cpu_count() or 1
+    """Threads of each worker that decode and encode; the set does not depend on it."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("per_image", 1), ("seed", 0), ("batch_size", 1), ("workers", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality {self.quality}: must be 1 to 100")
+        if self.gpus and not self.workers:
+            raise ValueError("--gpus are for --workers: say how many")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Which pictures a set consists of."""
+
+    people: pd.DataFrame
+    """A row for each picture of the split that shows somebody: person_id, camera_id, file_name."""
+    per_image: int
+    seed: int
+
+    def structures(self, row: int) -> np.ndarray:
+        """Rows (per_image,) of the pictures in whose structure that of `row` is drawn: different ones, never itself."""
+        rng = np.random.default_rng(stream_seed(self.seed, "structures", row))
+        others = rng.choice(len(self.people) - 1, self.per_image, replace=False)
+        return others + (others >= row)
+
+    def file_name(self, row: int, structure: int) -> str:
+        """Name of a generated picture: whose appearance, whose camera, and the rows they are from."""
+        person, camera = self._persons[row], self._cameras[structure]
+        return f"{person:04d}_c{camera}_{row:06d}_{structure:06d}.jpg"
+
+    @cached_property
+    def _persons(self) -> list[int]:
+        return self.people["person_id"].tolist()
+
+    @cached_property
+    def _cameras(self) -> list[int]:
+        return self.people["camera_id"].tolist()
+
+    def manifest(self, parts: Sequence[Part], checkpoint: str) -> pd.DataFrame:
+        """A row for each generated picture.
+
+        The first columns are those of an own data set's manifest.csv, with a path relative to it, the person of the
+        appearance and the camera of the structure, whose background and viewpoint it is. The others say what it was
+        made of.
+        """
+        pairs = [
+            (part.name, row, structure)
+            for part in parts
+            for row in range(part.first, part.stop)
+            for structure in self.structures(row).tolist()
+        ]
+        _, rows, structures = zip(*pairs, strict=True)
+        appearance = self.people.iloc[list(rows)].reset_index(drop=True)
+        structure = self.people.iloc[list(structures)].reset_index(drop=True)
+        return pd.DataFrame(
+            {
+                "path": [f"{name}/{self.file_name(row, other)}" for name, row, other in pairs],
+                "person_id": appearance["person_id"],
+                "camera_id": structure["camera_id"],
+                "split": "train",
+                "appearance": appearance["file_name"],
+                "appearance_camera_id": appearance["camera_id"],
+                "structure": structure["file_name"],
+                "structure_person_id": structure["person_id"],
+                "checkpoint": checkpoint,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What came out."""
+
+    pictures: int
+    made: int
+    """Of these by this run."""
+    people: int
+    source: str
+    """The networks, in words."""
+
+
+def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Generated:
+    """Make the set that `config` asks for, or what is missing of it.
+
+    The folder receives a folder of JPEGs for each part, a picture of examples, manifest.parquet, and at the very end
+    manifest.csv.
+
+    Args:
+        config: what to make.
+        progress: called with the number of pictures that are there and the number there will be.
+
+    Raises:
+        CheckpointError, StoreError: a file is missing, damaged or foreign.
+        PartsError: the split is too small, the folder holds something else, or workers cannot be had.
+    """
+    store = Store.open(config.store)
+    store.count(config.split)
+    trained = open_trained(config.checkpoint)
+    checkpoint = digest_of(config.checkpoint)
+    pictures = shown_people(store, config.split)
+    if len(pictures) <= config.per_image:
+        raise PartsError(
+            f"--per-image {config.per_image}: {config.split} of {config.store} shows people in {len(pictures):,}"
+            f" pictures, so there are structures of at most {max(len(pictures) - 1, 0):,} others"
+        )
+    people = pictures.select(["person_id", "camera_id", "file_name"]).to_pandas()
+    plan = Plan(people=people, per_image=config.per_image, seed=config.seed)
+    parts = parts_of(config.split, len(pictures), config.batch_size)
+    settings = {
+        "checkpoint": checkpoint,
+        "store": store.info.fingerprint,
+        **{name: getattr(config, name) for name in ("split", "per_image", "seed", "batch_size", "quality")},
+    }
+    networks = Networks(
+        appearance_encoder=trained.state.appearance_encoder,
+        structure_encoder=trained.state.structure_encoder,
+        decoder=trained.state.decoder,
+    )
+    arguments = {
+        "networks": networks,
+        "size": (trained.network.height, trained.network.width),
+        "pictures": pictures,
+        "plan": plan,
+        "store": store,
+        "split": config.split,
+        "quality": config.quality,
+        "threads": config.threads,
+    }
+    total = len(pictures) * config.per_image
+    with claimed(config.out, settings):
+        lacking = missing(config.out, parts)
+        made = sum(map(len, lacking)) * config.per_image
+        done = total - made
+        progress(done, total)
+
+        def written(part: Part) -> None:
+            nonlocal done
+            done += len(part) * config.per_image
+            progress(done, total)
+
+        gpus = config.gpus if config.workers else None
+        make_parts(config.out, lacking, Renderer, arguments, workers=config.workers, gpus=gpus, progress=written)
+        if not (config.out / MANIFEST).exists():
+            manifest = plan.manifest(parts, checkpoint)
+            renderer = Renderer(device=torch.device("cpu"), **arguments)
+            title = f"{len(manifest):,} pictures, generated by {trained.source}"
+            picture = examples(config.out, plan, parts, renderer, title)
+            write_whole(config.out / EXAMPLES, _encoded(picture, "PNG"))
+            write_whole(config.out / TABLE, manifest.to_parquet(index=False))
+            write_whole(config.out / MANIFEST, manifest[[*COLUMNS]].to_csv(index=False).encode())
+    return Generated(pictures=total, made=made, people=people["person_id"].nunique(), source=trained.source)
+
+
+def shown_people(store: Store, split: str) -> pa.Table:
+    """The rows of a split, encoded pictures and all, but junk and, outside `train`, distractors: they are nobody's."""
+    nobody = [JUNK] if split == "train" else [JUNK, DISTRACTOR]
+    groups = store.row_groups(split)
+    return pa.concat_tables(group.filter(pa.array(~np.isin(group["person_id"].to_numpy(), nobody))) for group in groups)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Networks:
+    """What draws."""
+
+    appearance_encoder: AppearanceEncoder
+    structure_encoder: StructureEncoder
+    decoder: Decoder
+
+
+class Renderer:
+    """Renders the pictures of parts; batches are decoded ahead and encoded behind."""
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        networks: Networks,
+        size: tuple[int, int],
+        pictures: pa.Table,
+        plan: Plan,
+        store: Store,
+        split: str,
+        quality: int,
+        threads: int,
+    ) -> None:
+        for network in (networks.appearance_encoder, networks.structure_encoder, networks.decoder):
+            network.to(device)
+        self._device = device
+        self._networks = networks
+        self._height, self._width = size
+        self._pictures = pictures
+        self._plan = plan
+        self._store = store
+        self._split = split
+        self._quality = quality
+        self._threads = threads
+
+    def __call__(self, part: Part) -> Files:
+        """JPEGs by file name: `per_image` of each picture of the part."""
+        rows = np.arange(part.first, part.stop)
+        structures = np.stack([self._plan.structures(row) for row in rows.tolist()], axis=1)  # (per_image, B)
+        batches = map_in_threads(self.decode, [rows, *structures], self._threads)
+        appearance = appearance_codes(self._networks, self._images(next(batches)))
+        drawn = (draw(self._networks, structure_codes(self._networks, self._images(b)), appearance) for b in batches)
+        encoded = map_in_threads(self._encode, drawn, self._threads)
+        return {
+            self._plan.file_name(row, structure): jpeg
+            for others, jpegs in zip(structures.tolist(), encoded, strict=True)
+            for row, structure, jpeg in zip(rows.tolist(), others, jpegs, strict=True)
+        }
+
+    def decode(self, rows: np.ndarray) -> Tensor:
+        """Pictures (B, 3, H, W) uint8 of some rows."""
+        chosen = pa.concat_tables(self._pictures.slice(row, 1) for row in rows)  # `take` would copy the whole table
+        return decode_table(chosen, self._store, self._split, height=self._height, width=self._width)
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels.to(self._device), self._height, self._width)
+
+    def _encode(self, pixels: Tensor) -> list[bytes]:
+        """JPEGs of pictures (B, 3, H, W) uint8."""
+        pictures = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return [_encoded(Image.fromarray(picture), "JPEG", quality=self._quality) for picture in pictures]
+
+
+def examples(out: Path, plan: Plan, parts: Sequence[Part], renderer: Renderer, title: str) -> Image.Image:
+    """Some pictures of a set, as they are in its files, beside what they were made of."""
+    rows = different_people(plan.people["person_id"].tolist())[:SHOWN]
+    structures = np.stack([plan.structures(row)[:SHOWN] for row in rows])  # (rows, columns)
+    part_of = {row: part for part in parts for row in range(part.first, part.stop)}
+    jpegs = [
+        (out / part_of[row].name / plan.file_name(row, structure)).read_bytes()
+        for row, others in zip(rows, structures.tolist(), strict=True)
+        for structure in others
+    ]
+    generated = np.stack([decode(jpeg) for jpeg in jpegs])
+    panels = {
+        "appearance": renderer.decode(np.array(rows))[:, None],
+        "structures": renderer.decode(structures.flatten()).unflatten(0, structures.shape),
+        "generated": torch.from_numpy(generated).permute(0, 3, 1, 2).unflatten(0, structures.shape),
+    }
+    grids = [(caption, tile(cells).numpy()) for caption, cells in panels.items()]
+    return captioned_grids(title, grids, cell_height=panels["generated"].shape[-2])
+
+
+def _encoded(picture: Image.Image, kind: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()

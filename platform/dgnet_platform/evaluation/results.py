@@ -1,0 +1,118 @@
+"""Results of an evaluation: on the terminal, and as a folder that is always complete."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from dgnet_platform.storage.files import flush, put_in_place, staging
+
+
+class EvaluationError(ValueError):
+    """What was asked for cannot be evaluated; the message says why and what to do."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Evaluation:
+    """All that came out, store by store."""
+
+    source: str
+    """What was evaluated."""
+    drawn: bool
+    """Whether a store holds drawn people, whose figures stand for no photographs."""
+    retrieval: pd.DataFrame
+    """A row for each store, feature, query mode and ranking; shares in [0, 1]; beta where it has a part."""
+    sweep: pd.DataFrame
+    """The same for each beta of the sweep; empty without one."""
+    swaps: pd.DataFrame
+    """Swap fidelity on drawn people; empty without them."""
+    extraction: pd.DataFrame
+    """Pictures, seconds and, where this process did it, share of them spent waiting for data, of each store."""
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    """Pictures to look at by file name."""
+
+
+FORMAT = 1
+"""Version of results.json."""
+JSON, PARQUET = "results.json", "results.parquet"
+DRAWN = "Drawn people are no photographs: these figures stand for no public data set."
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A folder to write new results to; at the end of the context it takes the place of `out`.
+
+    Raises:
+        EvaluationError: `out` holds something else than earlier results.
+        StoreError: another run is writing there.
+        OSError: it cannot be written to.
+    """
+    former = out.parent / f".{out.name}.former"
+    if former.exists() and not out.exists():  # a run was killed between the two renames
+        former.rename(out)
+    if out.exists() and not out.is_dir():
+        raise EvaluationError(f"--out {out} is a file: name a folder")
+    if out.exists() and any(out.iterdir()) and not _is_results(out):
+        raise EvaluationError(f"--out {out} holds other things than results of an evaluation: name another folder")
+    if out.exists() and not os.access(out.parent, os.W_OK):
+        raise PermissionError(f"--out {out}: results are replaced as a whole, and {out.parent} cannot be written to")
+    with staging(out) as folder:
+        yield folder
+        if out.exists():
+            rmtree(former, ignore_errors=True)
+            out.rename(former)
+        put_in_place(folder, out)
+        rmtree(former, ignore_errors=True)
+
+
+def write(evaluation: Evaluation, folder: Path) -> None:
+    """Tables as results.json and results.parquet, and the pictures, into a folder."""
+    table = pd.concat(
+        [evaluation.retrieval.assign(part="table"), evaluation.sweep.assign(part="sweep over beta")],
+        ignore_index=True,
+    )
+    table.to_parquet(folder / PARQUET, index=False)
+    for name, picture in evaluation.pictures.items():
+        picture.save(folder / name, "PNG")
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "source": evaluation.source,
+        "note": DRAWN if evaluation.drawn else None,
+        "files": sorted([JSON, PARQUET, *evaluation.pictures]),
+        **{
+            name: json.loads(getattr(evaluation, name).to_json(orient="records", double_precision=10))
+            for name in ("retrieval", "sweep", "swaps", "extraction")
+        },
+    }
+    (folder / JSON).write_text(json.dumps(values, indent=2) + "\n")
+    for path in folder.iterdir():
+        flush(path)
+
+
+def read(folder: Path) -> Evaluation:
+    """The evaluation that `write` was given, without its pictures."""
+    values = json.loads((folder / JSON).read_text())
+    return Evaluation(
+        source=values["source"],
+        drawn=values["note"] is not None,
+        retrieval=pd.DataFrame(values["retrieval"]),
+        sweep=pd.DataFrame(values["sweep"]),
+        swaps=pd.DataFrame(values["swaps"]),
+        extraction=pd.DataFrame(values["extraction"]),
+    )
+
+
+def _is_results(out: Path) -> bool:
+    """Whether a folder holds the results of an evaluation and nothing else."""
+    try:
+        values = json.loads((out / JSON).read_text())
+        return values["format"] >= 1 and {path.name for path in out.iterdir()} <= set(values["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,208 @@
+"""Swaps on a store: a grid to look at, and on drawn people how close they come to the true picture.
+
+The true picture of "the appearance of i in the structure of j" can be drawn, because every factor of a
+drawn person is known. Figures on drawn people say how well codes are told apart there; they are never
+figures on photographs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dgnet_core.dgnet.generator import render, swap_grid
+from dgnet_core.generation.fidelity import swap_fidelity
+from dgnet_core.generation.grids import framed_grid
+from dgnet_core.learning.augment import denormalise, normalise
+from dgnet_platform.data.people.people import People, Shot
+from dgnet_platform.data.people.people_set import VERSION, shot_of
+from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.evaluation.pictures import captioned_grids, stored_pictures
+from dgnet_platform.runs.loading import Trained
+
+APPEARANCES, STRUCTURES = 5, 7
+"""Rows and columns of the swap grid."""
+
+
+def people_of(store: Store) -> People | None:
+    """Who is drawn in a store of drawn people; None for photographs.
+
+    Raises:
+        StoreError: they were drawn by another version of the drawing.
+    """
+    origin = store.info.origin
+    if "drawn_people" not in origin:
+        return None
+    if origin["drawn_people"] != VERSION:
+        raise StoreError(
+            f"{store.location} was drawn by version {origin['drawn_people']} of the drawing, this is "
+            f"{VERSION}: prepare it again"
+        )
+    seed, height, width = (int(str(origin[key])) for key in ("seed", "height", "width"))
+    return People(seed, height=height, width=width)
+
+
+def fidelity_rows(
+    trained: Trained, store: Store, people: People, pairs: int, progress: Callable[[int, int], None]
+) -> list[dict[str, object]]:
+    """Rows of a table: L1, PSNR and SSIM of G(a_i, s_j) against the true picture, averaged.
+
+    For comparison also those of x_j as it is, which a generator that does nothing would reach.
+
+    Pairs are two persons of the training split ("seen", if the networks were trained on this very store; those
+    held out for validation are left out) or two persons of query and gallery ("unseen"). They are the same in
+    every call.
+    """
+    trained_here = trained.fingerprint == store.info.fingerprint
+    groups = {
+        "seen" if trained_here else "train split, not trained on": ("train",),
+        "unseen": ("query", "gallery"),
+    }
+    groups = {name: [s for s in splits if s in store.info.splits] for name, splits in groups.items()}
+    groups = {name: splits for name, splits in groups.items() if splits}
+    rows: list[dict[str, object]] = []
+    for number, (name, splits) in enumerate(groups.items()):
+        shots = [shot_of(file) for split in splits for file in store.index(split)["file_name"]]
+        if name == "seen":
+            trained_on = set(store.info.classes[: trained.state.appearance_encoder.prim.classifier.out_features])
+            shots = [shot for shot in shots if shot.identity in trained_on]
+        chosen = choose_pairs(shots, pairs)
+        scores = fidelity(trained, people, chosen) if chosen else {}
+        for picture, values in scores.items():
+            rows.append({"identities": name, "picture": picture, "pairs": len(chosen), **values})
+        progress((number + 1) * pairs, len(groups) * pairs)
+    return rows
+
+
+def fidelity(
+    trained: Trained, people: People, pairs: Sequence[tuple[Shot, Shot]], *, batch_size: int = 32
+) -> dict[str, dict[str, float]]:
+    """Mean L1, PSNR and SSIM of G(a_i, s_j), and of x_j as it is, against the true picture of each pair (i, j)."""
+    scores: dict[str, list[Tensor]] = {"G(a_i, s_j)": [], "x_j as it is": []}
+    for first in range(0, len(pairs), batch_size):
+        batch = pairs[first : first + batch_size]
+        appearance = _drawn(people, [(i, i) for i, _ in batch], trained)
+        structure = _drawn(people, [(j, j) for _, j in batch], trained)
+        true = denormalise(_drawn(people, batch, trained))
+        for picture, images in zip(scores, (render(trained.state, appearance, structure), structure), strict=True):
+            parts = swap_fidelity(denormalise(images).cpu(), true)
+            scores[picture].append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
+    means = {picture: torch.cat(parts, dim=1).double().mean(dim=1).tolist() for picture, parts in scores.items()}
+    return {picture: dict(zip(("L1", "PSNR", "SSIM"), values, strict=True)) for picture, values in means.items()}
+
+
+def reconstruction(
+    trained: Trained, pictures: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], *, batch_size: int = 32
+) -> dict[str, float]:
+    """Mean L1, PSNR and SSIM of G(a_i, s_j) against x_j, for i and j of the same person (paper, Eq. 2).
+
+    Args:
+        trained: the networks.
+        pictures: (3, h, w), uint8.
+        pairs: places i and j of two pictures of a person each, see `same_person_pairs`.
+        batch_size: images drawn at once.
+    """
+    scores: list[Tensor] = []
+    for first in range(0, len(pairs), batch_size):
+        appearance, structure = (
+            torch.cat([_normalised(pictures[place], trained) for place in side])
+            for side in zip(*pairs[first : first + batch_size], strict=True)
+        )
+        generated = denormalise(render(trained.state, appearance, structure)).cpu()
+        parts = swap_fidelity(generated, denormalise(structure))
+        scores.append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
+    return dict(zip(("L1", "PSNR", "SSIM"), torch.cat(scores, dim=1).double().mean(dim=1).tolist(), strict=True))
+
+
+def stored_grid(trained: Trained, store: Store, people: People | None, title: str) -> Image.Image:
+    """Swaps among queries of different persons; for drawn people beside the true ones."""
+    index = store.index("query")
+    rows = different_people(index["person_id"].tolist())
+    pictures = stored_pictures(store, "query", rows)
+    names = index["file_name"].tolist()
+    return grid_picture(trained, pictures, [names[row] for row in rows], people, title)
+
+
+def different_people(person_ids: Sequence[int]) -> list[int]:
+    """Rows of pictures of different persons, enough for a grid, spread over all there are."""
+    first = list({person: row for row, person in reversed(list(enumerate(person_ids)))}.values())[::-1]
+    places = np.linspace(0, len(first) - 1, min(len(first), APPEARANCES + STRUCTURES)).round().astype(int)
+    return [first[place] for place in np.unique(places)]
+
+
+def grid_picture(
+    trained: Trained, pictures: Sequence[np.ndarray], file_names: Sequence[str], people: People | None, title: str
+) -> Image.Image:
+    """Swaps among pictures (3, h, w) uint8 of different persons; for drawn people beside the true ones.
+
+    Args:
+        trained: the networks.
+        pictures: every other one gives an appearance, the rest a structure.
+        file_names: theirs; drawn people are drawn again from them.
+        people: who is drawn in them; None for photographs.
+        title: above the picture.
+    """
+    places = range(len(pictures))
+    appearance_places = [*places[::2]][:APPEARANCES]
+    structure_places = [place for place in places if place not in appearance_places] or [*places]
+    appearance, structure = (
+        torch.cat([_normalised(pictures[place], trained) for place in part])
+        for part in (appearance_places, structure_places)
+    )
+    grids = [
+        (
+            "rendered: each row an appearance, each column a structure",
+            swap_grid(trained.state, appearance, structure),
+        )
+    ]
+    if people is not None:
+        i, j = ([shot_of(file_names[place]) for place in part] for part in (appearance_places, structure_places))
+        true = denormalise(_drawn(people, [(one, other) for one in i for other in j], trained))
+        cells = true.unflatten(0, (len(i), len(j)))
+        grids.append(("drawn: the true pictures", framed_grid(cells, denormalise(structure), denormalise(appearance))))
+    return captioned_grids(
+        title, [(caption, grid.numpy()) for caption, grid in grids], cell_height=trained.network.height
+    )
+
+
+def choose_pairs(shots: Sequence[Shot], pairs: int) -> list[tuple[Shot, Shot]]:
+    """Pairs of shots of two different persons, the same in every call; none of distractors and junk."""
+    shots = [shot for shot in shots if shot.identity > 0]
+    if len({shot.identity for shot in shots}) < 2:
+        return []
+    rng = np.random.default_rng(0)
+    chosen: list[tuple[Shot, Shot]] = []
+    while len(chosen) < pairs:
+        i, j = (shots[k] for k in rng.integers(0, len(shots), 2))
+        if i.identity != j.identity:
+            chosen.append((i, j))
+    return chosen
+
+
+def same_person_pairs(person_ids: Sequence[int], pairs: int) -> list[tuple[int, int]]:
+    """Places of two different pictures of one person each, at most so many, the same in every call."""
+    places: dict[int, list[int]] = {}
+    for place, person in enumerate(person_ids):
+        if person > 0:  # neither distractors nor junk
+            places.setdefault(person, []).append(place)
+    several = [own for own in places.values() if len(own) > 1]
+    rng = np.random.default_rng(0)
+    chosen: list[tuple[int, int]] = []
+    while several and len(chosen) < pairs:
+        i, j = rng.choice(several[len(chosen) % len(several)], 2, replace=False).tolist()
+        chosen.append((i, j))
+    return chosen
+
+
+def _drawn(people: People, pairs: Sequence[tuple[Shot, Shot]], trained: Trained) -> Tensor:
+    """Normalised pictures (N, 3, H, W) of the appearance of the first in the structure of the second."""
+    pictures = [people.draw(appearance_of=i, structure_of=j).transpose(2, 0, 1) for i, j in pairs]
+    return normalise(torch.from_numpy(np.stack(pictures)), trained.network.height, trained.network.width)
+
+
+def _normalised(picture: np.ndarray, trained: Trained) -> Tensor:
+    """A stored picture (3, h, w) as a normalised image (1, 3, H, W)."""
+    pixels = torch.from_numpy(picture.copy())[None]
+    return normalise(pixels, trained.network.height, trained.network.width)

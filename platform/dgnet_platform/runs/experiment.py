@@ -1,0 +1,174 @@
+"""An experiment: one tree of settings that is printed, stored with its run, and rebuilt from there.
+
+What decides the result (the model, the data, the teacher) gives the run its name; where and how fast it is computed
+does not. So the same command finds its run again, and goes on with it.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.teacher.config import TeacherConfig
+from dgnet_platform.runs.checkpoint import ModelConfig, kind_of
+from dgnet_platform.storage.serialize import to_dict
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a name of a run or search, if there is one, that is no name of a folder."""
+    if name and not _NAME.fullmatch(name):
+        raise ValueError(f"name {name!r}: letters, digits, dots, dashes and underscores only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What a training run has besides its model: data, machines, storage and tracking."""
+
+    data: str = ""
+    """The store to train on: folder or URI, made by jobs/prepare_data.py; none: people are drawn."""
+    hold_out: bool = True
+    """Keep the last 100 of 751 training identities out of training, in proportion, and validate on them; otherwise
+    train on all of them, and follow the run on query and gallery."""
+    name: str = ""
+    """Name of the run; none: made of the data set and a hash of all that decides the result."""
+    storage: str = field(default_factory=lambda: os.environ.get("DGNET_STORAGE", "runs"))
+    """Folder of all runs, which all machines must see; none: the environment's DGNET_STORAGE, or runs."""
+    archive: str = ""
+    """Where copies of what is in the storage folder go, such as s3://bucket/runs, and come from when it is lost."""
+    tracking_uri: str = ""
+    """MLflow's store or server, such as http://127.0.0.1:5000; none: the environment's DGNET_TRACKING_URI, or mlflow.db
+    in the storage folder."""
+    workers: str = "0"
+    """Ray Train workers, each with its share of the batch; 0: train in this process, without a cluster; A:B lets Ray
+    go on with as few as A when nodes are lost, and with up to B when there are more."""
+    gpus: bool = False
+    """Give each worker a GPU."""
+    threads: int = 0
+    """CPU threads of a worker; 0: its share of this machine's."""
+    max_failures: int = 3
+    """How often a run starts again from its newest checkpoint after a worker or a node was lost."""
+    log_every: int = 10
+    """Iterations between fetching metrics from the device and averaging them over workers; each one is kept."""
+    evaluate_every: int = 1_000
+    """Iterations between retrieval figures and pictures."""
+    evaluate_also: tuple[int, ...] = ()
+    """Further iterations at which the run is evaluated, and saved too."""
+    checkpoint_every: int = 1_000
+    """Iterations between checkpoints."""
+    keep: int = 2
+    """How many of the newest checkpoints stay; the best by validation mAP stays too."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for name, least in (
+            ("threads", 0), ("max_failures", 0), ("log_every", 1), ("evaluate_every", 1), ("checkpoint_every", 1),
+            ("keep", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}: must be {least} or more")
+        if min(self.evaluate_also, default=1) < 1:
+            raise ValueError(f"evaluate_also {self.evaluate_also}: iterations, 1 or more")
+        fewest, most = self.fewest_workers, self.most_workers
+        if self.gpus and not most:
+            raise ValueError(
+                "gpus: needs workers, at least 1; workers 0 trains in this process, on its GPU if there is one"
+            )
+        if fewest > most:
+            raise ValueError(f"workers {self.workers!r}: the first number must not be larger than the second")
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the run can do with."""
+        return self._workers()[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run takes when it can have them; 0: none, this process trains."""
+        return self._workers()[1]
+
+    def _workers(self) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", self.workers)
+        if match is None or (match[2] and match[1] == "0"):
+            raise ValueError(f"workers {self.workers!r}: a number such as 4, or fewest and most such as 1:4")
+        return int(match[1]), int(match[2] or match[1])
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        return self.fewest_workers != self.most_workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherExperiment(Experiment):
+    """Training of the re-id baseline, DG-Net's teacher."""
+
+    model: TeacherConfig
+    """The baseline and its recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DGNetExperiment(Experiment):
+    """Training of DG-Net."""
+
+    model: DGNetConfig
+    """DG-Net and its recipe."""
+    teacher: str = "auto"
+    """A teacher's checkpoint, the authors' net_last.pth, an MLflow run as run:ID, or auto: the one that `baseline`
+    describes, trained on the same data once and found again later."""
+    baseline: TeacherConfig
+    """What `teacher auto` trains."""
+
+
+AnyExperiment = TeacherExperiment | DGNetExperiment
+EXPERIMENTS: dict[str, type[TeacherExperiment] | type[DGNetExperiment]] = {
+    "teacher": TeacherExperiment,
+    "dgnet": DGNetExperiment,
+}
+"""Classes of experiments by the kind of model they train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """All that decides the result of a run; equal identities are the same run."""
+
+    kind: str
+    """Of model: a key of EXPERIMENTS."""
+    dataset: str
+    fingerprint: str
+    """Of the store."""
+    hold_out: bool
+    model: ModelConfig
+    teacher: str | None = None
+    """Digest of the teacher's tensors; None: the run has no teacher."""
+    origin: str | None = None
+    """Digest and iteration of the checkpoint from which the run was forked; None: it starts from scratch."""
+
+    def values(self) -> dict[str, Any]:
+        """As a dictionary that JSON can hold."""
+        return to_dict(self)
+
+    @property
+    def name(self) -> str:
+        """The name of the run that nobody named."""
+        digest = hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()
+        return f"{self.dataset}-{self.kind}-{digest[:8]}"
+
+
+def identity_of(
+    experiment: AnyExperiment, *, dataset: str, fingerprint: str, teacher: str | None, origin: str | None
+) -> Identity:
+    """The identity of an experiment on a store; digests as in `Identity`."""
+    return Identity(
+        kind=kind_of(experiment.model),
+        dataset=dataset,
+        fingerprint=fingerprint,
+        hold_out=experiment.hold_out,
+        model=experiment.model,
+        teacher=teacher,
+        origin=origin,
+    )

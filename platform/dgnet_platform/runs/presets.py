@@ -1,0 +1,67 @@
+"""Whole experiments to start from: `paper` on any data set, `laptop` in minutes on two CPU cores."""
+
+from dataclasses import replace
+from typing import Literal
+
+from dgnet_core.dgnet import config as presets
+from dgnet_core.teacher.config import laptop_teacher, paper_teacher
+from dgnet_platform.data.prepare import DrawnSize
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment
+
+Preset = Literal["laptop", "paper"]
+
+
+def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int | None = None) -> DGNetExperiment:
+    """DG-Net's experiment.
+
+    Args:
+        preset: where the settings come from.
+        classes: training identities.
+        images: their pictures.
+        iterations: length of the run, with which warm-up, ramps and milestones scale; None: the preset's.
+    """
+    if iterations is not None and iterations < 1:
+        raise ExperimentError(f"--iterations {iterations}: must be 1 or more")
+    if preset == "laptop":
+        model, baseline = presets.laptop(classes, iterations=800), laptop_teacher(classes, images)
+    else:
+        model, baseline = presets.paper(classes), paper_teacher(classes, images)
+    model = model.rescaled(iterations) if iterations else model
+    if preset == "laptop":
+        every = max(1, model.iterations // 5)
+        return DGNetExperiment(
+            model=model, baseline=baseline, log_every=1, evaluate_every=every, checkpoint_every=max(1, every // 2)
+        )
+    return DGNetExperiment(
+        model=model, baseline=baseline, hold_out=False, evaluate_every=5_000, checkpoint_every=2_500, keep=2
+    )
+
+
+def teacher_experiment(preset: Preset, classes: int, images: int, iterations: int | None = None) -> TeacherExperiment:
+    """The teacher's experiment; arguments as for `dgnet_experiment`."""
+    around = dgnet_experiment(preset, classes, images, iterations)
+    model = around.baseline.rescaled(iterations) if iterations else around.baseline
+    return teacher_of(replace(around, baseline=model))
+
+
+def teacher_of(experiment: DGNetExperiment) -> TeacherExperiment:
+    """The experiment that trains the teacher of a DG-Net experiment, on the same data and machines."""
+    shared = {
+        name: getattr(experiment, name)
+        for name in (
+            "data", "hold_out", "storage", "archive", "tracking_uri", "workers", "gpus", "threads", "max_failures",
+            "log_every",
+        )
+    }  # fmt: skip
+    every = max(1, experiment.baseline.iterations // 4)
+    return TeacherExperiment(model=experiment.baseline, evaluate_every=every, checkpoint_every=every, keep=1, **shared)
+
+
+DRAWN: dict[Preset, DrawnSize] = {"laptop": "laptop", "paper": "market"}
+"""How many people are drawn where no data is named."""
+
+
+TRIALS: dict[Preset, int] = {"laptop": 8, "paper": 64}
+ITERATIONS: dict[Preset, int | None] = {"laptop": 400, "paper": None}
+"""Length of a trial where none is given; None: the preset's."""

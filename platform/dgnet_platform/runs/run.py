@@ -1,0 +1,150 @@
+"""A run: its folder, and the record in it that says what it is. Whoever has the folder can go on with the run."""
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.runs.experiment import EXPERIMENTS, AnyExperiment
+from dgnet_platform.storage.files import write_whole
+from dgnet_platform.storage.serialize import from_dict, to_dict
+
+RECORD = "run.json"
+STOP = "stop"
+"""A file of this name in a run's folder asks it to save a checkpoint and stop."""
+RESULTS = "results"
+"""Folder of the final evaluation."""
+STARTS = "starts.jsonl"
+"""File in a run's folder with a line for each time that its workers started: from which iteration, on which hosts."""
+FORMAT = 1
+"""Version of the record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run is. Its folder also holds checkpoints, journal, pictures and results."""
+
+    folder: Path
+    """Absolute: workers' working directories are elsewhere."""
+    experiment: AnyExperiment
+    identity: dict[str, Any]
+    """Values of the run's `Identity`."""
+    teacher: str | None = None
+    """Path of the teacher that labels generated images."""
+    origin: str | None = None
+    """Path of the checkpoint that the run was forked from."""
+    tracking_uri: str
+    mlflow_experiment: str
+    """Id of MLflow's experiment."""
+    mlflow_run: str
+    """Id of MLflow's run."""
+    role: Literal["run", "trial", "prefix"] = "run"
+    """trial: of a search; prefix: what trials have in common. Only a run is evaluated on query and gallery."""
+    until: int | None = None
+    """Iteration at which it ends before its configuration's last one, without being evaluated there; None: it does
+    not."""
+    stop_file: str | None = None
+    """Path of another file that asks it to stop, as STOP does."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.name
+
+    def save(self) -> None:
+        """Write the record, whole or not at all; raises OSError."""
+        values = {
+            "format": FORMAT,
+            "kind": self.identity["kind"],
+            "experiment": to_dict(self.experiment),
+            "identity": self.identity,
+            "teacher": self.teacher,
+            "origin": self.origin,
+            "tracking_uri": self.tracking_uri,
+            "mlflow_experiment": self.mlflow_experiment,
+            "mlflow_run": self.mlflow_run,
+            "role": self.role,
+            "until": self.until,
+            "stop_file": self.stop_file,
+        }
+        write_whole(self.folder / RECORD, (json.dumps(values, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The run in a folder.
+
+        Raises:
+            FileNotFoundError: there is none, or this machine does not see it.
+            ExperimentError: its record is damaged or of another version.
+        """
+        path = folder / RECORD
+        try:
+            values = json.loads(path.read_text())
+            if values.pop("format") != FORMAT:
+                raise ExperimentError(f"{path} is of another version: use the version that wrote it")
+            experiment = from_dict(EXPERIMENTS[values.pop("kind")], values.pop("experiment"))
+            values.pop("judging", None)  # records of before had it; the search hands its judge in
+            return cls(folder=folder, experiment=experiment, **values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, ExperimentError):
+                raise
+            raise ExperimentError(f"{path} is damaged or of another version ({error}): name another run") from None
+
+    @classmethod
+    def find(cls, folder: Path) -> Self | None:
+        """The run in a folder, or None where there is none."""
+        return cls.read(folder) if (folder / RECORD).exists() else None
+
+    def note_start(self, iteration: int, hosts: list[str]) -> None:
+        """Keep that the run goes on after `iteration`, and on which host each rank is."""
+        start = {"time": time.time_ns() // 1_000_000, "iteration": iteration, "hosts": hosts}
+        path = self.folder / STARTS
+        before = path.read_text() if path.exists() else ""
+        with path.open("a") as file:
+            file.write("\n" * bool(before and not before.endswith("\n")))  # a crash left half a line
+            file.write(json.dumps(start) + "\n")
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """What `note_start` kept, the latest last."""
+        found: list[dict[str, Any]] = []
+        with suppress(FileNotFoundError):
+            for line in (self.folder / STARTS).read_text().splitlines():
+                with suppress(ValueError):  # half a line, which a crash left
+                    found.append(json.loads(line))
+        return found
+
+    def ask_to_stop(self) -> None:
+        """Have the run save a checkpoint and stop at its next iterations, wherever it runs."""
+        (self.folder / STOP).touch()
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for it."""
+        files = [str(self.folder / STOP), *([self.stop_file] if self.stop_file else [])]
+        return any(map(os.path.exists, files))  # once an iteration: Path.exists is twice as slow
+
+    def forget_stop(self) -> None:
+        """Nobody asked any more: the run starts."""
+        (self.folder / STOP).unlink(missing_ok=True)
+
+
+def folder_of(storage: str, name: str) -> Path:
+    """Absolute folder of a run by its name."""
+    return Path(storage).expanduser().resolve() / name
+
+
+Ending = Literal["finished", "stopped", "stopped early", "diverged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the loop ended."""
+
+    ending: Ending
+    iteration: int
+    reason: str = ""

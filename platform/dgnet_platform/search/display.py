@@ -1,0 +1,108 @@
+"""What a person sees of a search under way: one live table on a terminal, a line for each change elsewhere."""
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dgnet_platform.search.leaderboard import FAILED, FINISHED, STOPPED, TrialRow
+from dgnet_platform.search.results import Results
+
+EVERY = 1.0
+"""Seconds between looks at the journals."""
+_STYLES = {FINISHED: "green", STOPPED: "blue", FAILED: "red"}
+_WORDS = {
+    "starts": "starts",
+    "waits": "waits for a prefix",
+    "prefix": "trains its prefix",
+    "trains": "trains",
+    "over": "is over",
+}
+
+
+class SearchDisplay:
+    """Follows the trials' journals from a thread of its own, as long as its context lasts."""
+
+    def __init__(self, results: Results, console: Console):
+        self._results, self._console = results, console
+        self._rows: list[TrialRow] = []
+        self._told: dict[int, str] = {}
+        self._notice = ""
+        self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=2, transient=True)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="search display", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._rows = self._results.rows()
+        self._told = {row.number: row.state for row in self._rows}  # what was before needs no line
+        if self._console.is_terminal:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._over.set()
+        self._thread.join()
+        self._update()
+        self._live.stop()
+
+    def say(self, notice: str) -> None:
+        """Show what is going on beside the trials."""
+        self._notice = notice
+        if not self._console.is_terminal:
+            self._console.print(notice, markup=False, soft_wrap=True)
+
+    def _follow(self) -> None:
+        while not self._over.wait(EVERY):
+            self._update()
+
+    def _update(self) -> None:
+        self._rows = self._results.rows()
+        if self._console.is_terminal:
+            return
+        for row in self._rows:
+            if row.state != self._told.get(row.number) and row.state not in ("starts", "over"):
+                self._told[row.number] = row.state
+                line = f"trial {row.number} {_WORDS.get(row.state, row.state)}: {_values(row)}{_result(row)}"
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _panel(self) -> RenderableType:
+        plan, rows = self._results.plan, self._rows
+        done = sum(row.state in (FINISHED, STOPPED) for row in rows)
+        table = Table(title=f"{plan.name}: {done} of {self._results.study.target} trials", title_justify="left",
+                      box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
+        names = list(plan.space.searched)
+        for column in ("trial", *(name.replace("_", " ") for name in names), "iteration", "mAP"):
+            table.add_column(column, justify="right")
+        table.add_column("state", overflow="fold")
+        last = plan.base.model.iterations
+        room = max(5, self._console.height - 8)
+        active = [row for row in rows if row.state not in _STYLES]
+        recent = [row for row in rows if row.state in _STYLES][-max(1, room - len(active)) :]
+        for row in sorted([*active[:room], *recent], key=lambda row: row.number):
+            figure = "-" if row.score is None else f"{100 * row.score:.1f}"
+            values = [_value(row.values.get(name)) for name in names]
+            state = f"{_WORDS.get(row.state, row.state)}{f': {row.reason}' if row.reason else ''}"
+            progress = f"{row.iterations:,}/{last:,}"
+            table.add_row(str(row.number), *values, progress, figure, state, style=_STYLES.get(row.state))
+        return Group(table, Text(self._notice, style="yellow")) if self._notice else table
+
+
+def _values(row: TrialRow) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in row.values.items())
+
+
+def _value(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _result(row: TrialRow) -> str:
+    if row.state not in _STYLES:
+        return ""
+    figure = "" if row.score is None else f", mAP {100 * row.score:.1f} at iteration {row.iterations:,}"
+    return f"{figure}{f' ({row.reason})' if row.reason else ''}"

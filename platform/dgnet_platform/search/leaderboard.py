@@ -1,0 +1,161 @@
+"""A search's trials in order: rows, front and table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+_ORDER = {FINISHED: 0, STOPPED: 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial of a search, as the report needs it."""
+
+    number: int
+    """Its number in the study."""
+    name: str
+    """Its run's."""
+    state: str
+    """"finished", "stopped" (at a rung), "failed", "saved" (to be gone on with), or what it is doing now."""
+    reason: str = ""
+    """Why it was stopped or failed."""
+    values: Mapping[str, object] = field(default_factory=dict)
+    """Its parameters by name."""
+    objective: float | None = None
+    """mAP at its best beta in [0, 1], of its last iteration; None: none was reported."""
+    second: float | None = None
+    """The second objective, an SSIM; None: there is none, or it was not reported."""
+    best_beta: float | None = None
+    """Weight of f_fine that the objective was reached with."""
+    iterations: int = 0
+    """How far it got."""
+    shared_iterations: int = 0
+    """How many of them it took from a prefix."""
+    by_beta: Mapping[float, float] = field(default_factory=dict)
+    """mAP by weight of f_fine."""
+
+    @property
+    def score(self) -> float | None:
+        """The objective, if it is a number."""
+        return self.objective if self.objective is not None and math.isfinite(self.objective) else None
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The leaderboard
+
+
+def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Finished trials, then those stopped early, then all others; within each the best first."""
+
+    def place(row: TrialRow) -> tuple[int, float, int]:
+        score = row.score
+        return _ORDER.get(row.state, 2), math.inf if score is None else -score, row.number
+
+    return sorted(rows, key=place)
+
+
+def front(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The best compromises of two objectives, by falling mAP: finished trials that no other one beats in both."""
+    best, found = -math.inf, []
+    finished = [row for row in rows if row.state == FINISHED and row.score is not None and row.second is not None]
+    for row in sorted(finished, key=lambda row: (row.score, row.second, -row.number), reverse=True):
+        assert row.second is not None
+        if row.second > best:
+            best = row.second
+            found.append(row)
+    return found
+
+
+def leaderboard(rows: Sequence[TrialRow]) -> pd.DataFrame:
+    """A line a trial, in the order of `ranked`, with a column for each parameter."""
+    names = parameter_names(rows)
+    compromises = {row.number for row in front(rows)}
+    seconds = ["SSIM", "front"] if any(row.second is not None for row in rows) else []
+    lines = [
+        {
+            "trial": row.number,
+            "name": row.name,
+            "state": row.state,
+            "mAP": row.score,
+            "SSIM": row.second,
+            "front": row.number in compromises,
+            "beta": row.best_beta,
+            **{name: row.values.get(name) for name in names},
+            "iterations": row.iterations,
+            "shared_iterations": row.shared_iterations,
+            "reason": row.reason,
+        }
+        for row in ranked(rows)
+    ]
+    columns = ["trial", "name", "state", "mAP", *seconds, "beta", *names, "iterations", "shared_iterations", "reason"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def leaderboard_table(rows: Sequence[TrialRow], most: int | None = None) -> Group:
+    """The leaderboard on the terminal: parameters that vary have columns, the others and what failed stand below.
+
+    Args:
+        rows: the trials.
+        most: how many lines are shown; None: all.
+    """
+    names = varying(rows)
+    compromises = {row.number for row in front(rows)}
+    seconds = ["SSIM"] if any(row.second is not None for row in rows) else []
+    table = Table(title="Leaderboard, mAP in %", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("trial", "mAP", *seconds, "beta", *names, "trained to"):
+        heading = column.replace("_", " ")
+        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+    table.add_column("state", no_wrap=True)
+    shown = ranked(rows)
+    for row in shown[:most]:
+        figures = ["-" if row.score is None else f"{100 * row.score:.2f}", as_text(row.best_beta)]
+        if seconds:
+            figures.insert(1, as_text(row.second) + "*" * (row.number in compromises))
+        values = [as_text(row.values.get(name)) for name in names]
+        style = "dim" if row.state == FAILED else None
+        table.add_row(str(row.number), *figures, *values, as_short(row.iterations), row.state, style=style)
+    notes = [f"and {len(shown) - most} more"] if most is not None and len(shown) > most else []
+    if compromises:
+        notes.append("* no other trial is better in both: a settings file each, front-<trial>.yaml")
+    if constant := {name: rows[0].values.get(name) for name in parameter_names(rows) if name not in names}:
+        notes.append("all: " + ", ".join(f"{name} {as_text(value)}" for name, value in constant.items()))
+    notes += [f"trial {row.number} failed: {row.reason or 'no reason known'}" for row in rows if row.state == FAILED]
+    return Group(table, *map(Text, notes))
+
+
+def parameter_names(rows: Sequence[TrialRow]) -> list[str]:
+    """Parameters of any trial, in the order in which they appear."""
+    return list(dict.fromkeys(name for row in rows for name in row.values))
+
+
+def varying(rows: Sequence[TrialRow]) -> list[str]:
+    """Parameters of all trials that do not have one value only."""
+    return [
+        name
+        for name in parameter_names(rows)
+        if all(name in row.values for row in rows) and len({as_text(row.values[name]) for row in rows}) > 1
+    ]
+
+
+def is_numeric(rows: Sequence[TrialRow], name: str) -> bool:
+    """Whether all trials have a number for a parameter."""
+    return all(isinstance(row.values.get(name), int | float) for row in rows)
+
+
+def as_short(value: float) -> str:
+    """A number with three digits."""
+    return f"{value / 1000:,.3g}K" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def as_text(value: object) -> str:
+    """A parameter's value as the table shows it."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

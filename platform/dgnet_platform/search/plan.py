@@ -1,0 +1,166 @@
+"""What a search comes down to before anything of it runs: its options, checked, its name and its identity."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_platform.data.store import Store
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.evaluation.swaps import people_of
+from dgnet_platform.runs.experiment import DGNetExperiment
+from dgnet_platform.runs.loading import digest_of
+from dgnet_platform.runs.presets import Preset
+from dgnet_platform.runs.run import folder_of
+from dgnet_platform.runs.tracking_uri import default_uri
+from dgnet_platform.search.space import Space, Value
+from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.storage.serialize import to_dict
+
+METRIC = "val/best/mAP"
+"""What trials are compared by: mAP on the held-out identities, with the weight of f_fine that is best for it."""
+SECOND: dict[str, str] = {"swap": "val/swap/SSIM", "reconstruction": "val/reconstruction/SSIM"}
+"""Metrics of second objectives."""
+BETA, METRIC_BY_BETA = "val/best/beta", "val/mAP_by_beta"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How trials are run and compared."""
+
+    stopping: Stopping = field(default_factory=Stopping)
+    """When trials are stopped early."""
+    second: Literal["none", "swap", "reconstruction"] = "none"
+    """A second objective beside mAP: the SSIM of swaps with the true pictures (drawn people only), or of held-out
+    pictures that are drawn from another one of the same person. The best compromises are then the result, and trials
+    run to their ends (--stopping.kind none)."""
+    seed: int = 0
+    """Of what is tried."""
+    sharing: bool = True
+    """Train what trials have in common before their warm-up once. It changes no result, only how long they take."""
+    workers_per_trial: int = 0
+    """Ray Train workers of a trial, each with its share of the batch; 0 or 1: its own process trains, which saves half
+    a minute a trial."""
+    gpus_per_trial: float = 0.0
+    """GPUs of a trial, over all its workers."""
+    concurrent: int = 0
+    """Trials at once; 0: as many as fit, on CPUs alone one a machine."""
+    retries: int = 2
+    """How often a trial starts again from its newest checkpoint when its process dies."""
+    prefix_gib: float = 50.0
+    """GiB that shared prefixes may take in the storage folder; those longest unused go first."""
+    warm_start: tuple[str, ...] = ()
+    """Earlier studies as PATH:STUDY, whose best trials are tried after the first one."""
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "workers_per_trial", "gpus_per_trial", "concurrent", "retries", "prefix_gib"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more")
+        if self.second != "none" and self.stopping.kind != "none":
+            raise ValueError(
+                f"second {self.second}: early stopping would judge trials by mAP alone: pass --stopping.kind none too"
+            )
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Metrics that trials are compared by, the larger the better."""
+        return METRIC, *([SECOND[self.second]] if self.second != "none" else [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What a search comes down to; nothing is changed by making one."""
+
+    name: str
+    folder: Path
+    base: DGNetExperiment
+    """What all trials have in common; its model is the first trial's."""
+    space: Space
+    config: SearchConfig
+    store: Store
+    preset: Preset
+    """Where the base's settings come from."""
+    teacher: Path | None
+    teacher_digest: str | None
+    identity: Mapping[str, Any]
+    """All that decides its results."""
+    distances: tuple[int, ...]
+    """Of the rungs from each trial's own ramp end."""
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's store or server."""
+        return self.base.tracking_uri or default_uri(self.base.storage)
+
+    def trial_folder(self, number: int) -> Path:
+        """Of a trial's run."""
+        return folder_of(self.base.storage, f"{self.name}-{number:03d}")
+
+    def model(self, values: Mapping[str, Value]) -> DGNetConfig:
+        """What a trial trains with values of the space."""
+        return self.space.apply(self.base.model, values)
+
+
+def plan_search(
+    base: DGNetExperiment,
+    space: Space,
+    config: SearchConfig,
+    *,
+    name: str = "",
+    preset: Preset = "laptop",
+    teacher: Path | None,
+) -> SearchPlan:
+    """Find out what a search comes down to.
+
+    Args:
+        base: what all trials have in common, on a store that exists.
+        space: what is searched.
+        config: how.
+        name: of the search; none: made of the data set and a hash of all that decides the results.
+        preset: where the base's settings come from.
+        teacher: the teacher's checkpoint.
+
+    Raises:
+        ExperimentError, SpaceError, StoreError, CheckpointError: it cannot be run as asked.
+    """
+    if not base.hold_out:
+        raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
+    store = Store.open(base.data)
+    if config.second == "swap" and people_of(store) is None:
+        raise ExperimentError(
+            f"--second swap: the true swaps of the pictures in {store.location} are not known, only those of drawn"
+            " people: use --second reconstruction"
+        )
+    space.check(base.model, config.stopping)
+    digest = digest_of(teacher) if teacher else None
+    identity = {
+        "dataset": store.info.dataset,
+        "fingerprint": store.info.fingerprint,
+        "teacher": digest,
+        "model": to_dict(base.model),
+        "space": space.values(),
+        "stopping": to_dict(config.stopping),
+        "objectives": list(config.objectives),
+        "seed": config.seed,
+        "ranks": max(1, config.workers_per_trial),
+    }
+    if config.warm_start:
+        identity["warm_start"] = list(config.warm_start)
+    hashed = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    name = name or f"{store.info.dataset}-search-{hashed}"
+    return SearchPlan(
+        name=name,
+        folder=folder_of(base.storage, name),
+        base=base,
+        space=space,
+        config=config,
+        store=store,
+        preset=preset,
+        teacher=teacher,
+        teacher_digest=digest,
+        identity=identity,
+        distances=space.distances(base.model, config.stopping),
+    )

@@ -1,0 +1,349 @@
+"""Prefixes: what trials have in common before their warm-up, trained once and kept for all that start from it.
+
+Before its warm-up starts, a run depends on few of its settings. `<storage>/prefixes/<key>/` is for one choice of those,
+`<fork>/` in it a run that ended at that iteration: complete from its first iteration on, with its own journal, pictures
+and MLflow run, and never changed again. It starts from the nearest earlier checkpoint of its key; left unfinished and
+overtaken by another one, it goes on from there. A trial takes journal and checkpoint over into its own folder as links,
+so it can go on when the prefix is removed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from dgnet_platform.data.store import Store
+from dgnet_platform.errors import TrackingError
+from dgnet_platform.runs import checkpoint, journal
+from dgnet_platform.runs.archive import archive_of
+from dgnet_platform.runs.checkpoint import CheckpointError, checkpoints, iteration_of
+from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
+from dgnet_platform.runs.journal import JOURNAL
+from dgnet_platform.runs.loading import digest_of
+from dgnet_platform.runs.provenance import training_digest
+from dgnet_platform.runs.run import Outcome, Run
+from dgnet_platform.runs.tracking_uri import is_gone
+from dgnet_platform.search.sharing import prefix_of
+from dgnet_platform.storage.files import lock
+from dgnet_platform.storage.remote import RemoteError
+from dgnet_platform.storage.serialize import flat, to_dict
+from dgnet_platform.tracking import client as tracking
+from dgnet_platform.tracking.shipping import ship
+
+FOLDER = "prefixes"
+LOCK = ".lock"
+KEEP_ALL = 1_000_000
+"""Checkpoints of a prefix that are kept: others may start from any of them."""
+
+_log = logging.getLogger(__name__)
+
+Say = Callable[[Literal["waits", "trains"], Path, int], None]
+"""Told that another trial's prefix is waited for (its key's folder, 0), or which one is trained now (its folder), from
+which iteration on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A prefix that is there."""
+
+    run: Run
+    checkpoint: Path
+    """At the fork."""
+
+
+class PrefixError(RuntimeError):
+    """A prefix that did not come about: how it ended, and the folder with its journal, if it has begun."""
+
+    def __init__(self, outcome: Outcome, folder: Path | None = None):
+        super().__init__(outcome.reason or outcome.ending)
+        self.outcome, self.folder = outcome, folder
+
+
+@contextmanager
+def ensure_prefix(
+    experiment: DGNetExperiment,
+    fork: int,
+    *,
+    teacher: Path | None,
+    tracking_uri: str,
+    mlflow_experiment: str,
+    stop_file: Path,
+    fit: Callable[[Run], Outcome],
+    say: Say,
+) -> Iterator[Prefix]:
+    """Find the prefix of a trial, or train it; nobody removes it within the context.
+
+    Args:
+        experiment: the trial's.
+        fork: iteration up to which it is the same as others'.
+        teacher: the trial's.
+        tracking_uri: MLflow's.
+        mlflow_experiment: id of the experiment there.
+        stop_file: asks a prefix under way to stop.
+        fit: trains a run.
+        say: is told what takes time.
+
+    Raises:
+        PrefixError: it was stopped, or diverged.
+        TrackingError: MLflow was away for too long.
+    """
+    store = Store.open(experiment.data)
+    key = key_of(experiment, store.info.fingerprint, teacher)
+    folder = Path(experiment.storage) / FOLDER / key / f"{fork:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent, stop_file, lambda: say("waits", folder.parent, 0)):
+        path = folder / f"checkpoint_{fork:08d}"
+        if not _whole(path):
+            _bring_back(experiment, folder, fork)
+        run = Run.find(folder)
+        if run is not None and _whole(path) and (folder / JOURNAL).exists():
+            os.utime(folder)
+            yield Prefix(run=run, checkpoint=path)
+            return
+        origin = _nearest(folder, fork)
+        if origin is not None and origin.parent != folder:
+            adopt(origin, folder)
+        if run is None:
+            run = _new_stage(
+                experiment, fork, folder, store, teacher, tracking_uri, mlflow_experiment, stop_file, origin
+            )
+        places = {name: getattr(experiment, name) for name in ("data", "storage", "archive")}
+        gone = is_gone(run.tracking_uri)
+        run = replace(
+            run,
+            experiment=replace(run.experiment, **places),
+            teacher=str(teacher) if run.teacher else None,
+            tracking_uri=tracking_uri if gone else tracking.uri_of(run.mlflow_run, tracking_uri, run.tracking_uri),
+            stop_file=str(stop_file),
+        )
+        run.save()
+        run.forget_stop()
+        say("trains", folder, iteration_of(origin.name) if origin is not None else 0)
+        try:
+            outcome = fit(run)
+        except BaseException as error:
+            _close(run, "FAILED", str(error))
+            raise
+        endings: dict[str, tracking.Status] = {"finished": "FINISHED", "stopped": "KILLED"}
+        _close(run, endings.get(outcome.ending, "FAILED"), outcome.reason or outcome.ending)
+        if outcome.ending != "finished":
+            raise PrefixError(outcome, folder)
+        yield Prefix(run=run, checkpoint=path)
+
+
+def _bring_back(experiment: DGNetExperiment, folder: Path, fork: int) -> None:
+    """Bring a key's latest checkpoint that is not later than `fork` from the archive, if later than those here."""
+    archive = archive_of(experiment)
+    if archive is None:
+        return
+    try:
+        found, here = archive.nearest(folder.parent, fork), _nearest(folder, fork)
+        if found is not None and (here is None or here.name < found.name):
+            archive.fetch(found.parent, until=fork)
+    except RemoteError as error:
+        _log.warning("Prefixes in the archive are not used: %s", error)
+
+
+def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None) -> str:
+    """Names all that decides an experiment's state and curves before its warm-up.
+
+    Args:
+        experiment: the trial's.
+        fingerprint: of its store.
+        teacher: of its trunk, if it has one.
+    """
+    model = experiment.model
+    values = {
+        "model": to_dict(prefix_of(model)),
+        "data": fingerprint,
+        "hold_out": experiment.hold_out,
+        "teacher": digest_of(teacher) if model.trunk_from_teacher and teacher is not None else None,
+        "evaluate_every": experiment.evaluate_every,
+        "ranks": max(1, experiment.most_workers),
+        "code": [training_digest(), checkpoint.FORMAT],
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def catch_up(run: Run) -> None:
+    """Tell MLflow what it missed of a prefix that was finished while it was away."""
+    if (run.folder / f"checkpoint_{run.until:08d}").exists() and ship(run, lambda: True, patience=0):
+        _close(run, "FINISHED", "")
+
+
+def adopt(path: Path, folder: Path) -> None:
+    """Make a run's folder that of a run that came to a checkpoint: its journal, pictures and checkpoint are linked.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    source, iteration = path.parent, iteration_of(path.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in journal.read(source):
+        for file in entry.pictures.values() if entry.iteration <= iteration else ():
+            if (source / file).exists():
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                _link(source / file, folder / file)
+    journal.copy(source / JOURNAL, folder / JOURNAL, iteration)
+    partial = folder / f".{path.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for file in path.iterdir():
+        _link(file, partial / file.name)
+    partial.rename(folder / path.name)  # last: a run with a checkpoint has all that came before it
+
+
+def collect(storage: Path, limit: int) -> list[Path]:
+    """Remove prefixes, the one longest unused first, until those that are left take no more than `limit` bytes.
+
+    Those of a key that somebody trains or waits for stay. Trials that started from a prefix have what they need.
+
+    Returns:
+        What was removed.
+    """
+    stages = sorted((storage / FOLDER).glob("*/[0-9]*/"), key=lambda folder: folder.stat().st_mtime)
+    sizes = {stage: _bytes(stage) for stage in stages}
+    total, removed = sum(sizes.values()), []
+    for stage in stages:
+        if total <= limit:
+            break
+        with (stage.parent / LOCK).open("w") as file:
+            try:
+                lock(file, wait=False)
+            except BlockingIOError:
+                continue
+            gone = stage.with_name(f".{stage.name}.gone")  # at once: half a prefix would be taken for whole
+            shutil.rmtree(gone, ignore_errors=True)
+            stage.rename(gone)
+            shutil.rmtree(gone)
+        total -= sizes[stage]
+        removed.append(stage)
+    return removed
+
+
+def _new_stage(
+    experiment: DGNetExperiment,
+    fork: int,
+    folder: Path,
+    store: Store,
+    teacher: Path | None,
+    tracking_uri: str,
+    mlflow_experiment: str,
+    stop_file: Path,
+    origin: Path | None,
+) -> Run:
+    """The run that trains up to `fork`, and an MLflow run for it."""
+    model = prefix_of(experiment.model)
+    teacher = teacher if model.needs_teacher else None
+    experiment = replace(experiment, model=model, name=folder.name, keep=KEEP_ALL, evaluate_also=())
+    try:
+        mlflow_run = tracking.patiently(
+            lambda: tracking.open_run(
+                tracking.client(tracking_uri),
+                mlflow_experiment,
+                name=f"prefix-{folder.parent.name[:8]}-{fork}",
+                folder=folder,
+                params=flat(to_dict(experiment)) | {"fork": fork},
+                tags={"dgnet.kind": "prefix", "dgnet.origin": str(origin or "")},
+                store=store,
+            ),
+            tracking_uri,
+            stop_asked=stop_file.exists,
+        )
+    except TrackingError:
+        if stop_file.exists():
+            raise PrefixError(Outcome(ending="stopped", iteration=0)) from None
+        raise
+    identity = identity_of(
+        experiment,
+        dataset=store.info.dataset,
+        fingerprint=store.info.fingerprint,
+        teacher=digest_of(teacher) if teacher else None,
+        origin=None,
+    )
+    return Run(
+        folder=folder,
+        experiment=experiment,
+        identity=identity.values(),
+        teacher=str(teacher) if teacher else None,
+        origin=str(origin) if origin else None,
+        tracking_uri=tracking_uri,
+        mlflow_experiment=mlflow_experiment,
+        mlflow_run=mlflow_run,
+        role="prefix",
+        until=fork,
+    )
+
+
+def _nearest(folder: Path, fork: int) -> Path | None:
+    """A prefix's own newest whole checkpoint, or the latest one of its key that is later, but not later than `fork`."""
+    own = checkpoint.newest(folder)  # sets damaged ones aside
+    start = iteration_of(own.name) if own is not None else 0
+    later = [path for stage in folder.parent.glob("*/") for path in checkpoints(stage)]
+    later = [path for path in later if start < iteration_of(path.name) <= fork]
+    return next(filter(_whole, sorted(later, key=lambda path: path.name, reverse=True)), own)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        checkpoint.verify(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _close(run: Run, status: tracking.Status, reason: str) -> None:
+    """Tell MLflow how a prefix ended, if it listens."""
+    try:
+        tracking.close_run(tracking.client(run.tracking_uri), run.mlflow_run, status, reason[:500])
+    except tracking.AWAY:
+        return
+
+
+@contextmanager
+def _locked(key: Path, stop_file: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Only one trial at a time trains a key's prefixes, on whichever machine.
+
+    Raises:
+        PrefixError: asked to stop while another one trains.
+    """
+    told = False
+    with (key / LOCK).open("w") as file:
+        while True:
+            try:
+                lock(file, wait=False)
+                break
+            except BlockingIOError:
+                if stop_file.exists():
+                    raise PrefixError(Outcome(ending="stopped", iteration=0)) from None
+                if not told:
+                    wait()
+                told = True
+                time.sleep(0.5)
+        yield
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a file that nobody changes, or a copy where there can be none."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _bytes(folder: Path) -> int:
+    """Of what is in a folder; somebody may write there meanwhile."""
+    size = 0
+    for above, _, files in os.walk(folder):
+        for file in files:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(above, file), follow_symlinks=False).st_size  # noqa: PTH116, PTH118
+    return size

@@ -1,0 +1,163 @@
+"""What came out of a search so far, read from its study and its trials' folders, and where it is published."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from optuna.trial import FrozenTrial, TrialState
+
+from dgnet_platform.runs import journal
+from dgnet_platform.runs.presets import dgnet_experiment
+from dgnet_platform.search.figures import figures
+from dgnet_platform.search.leaderboard import FAILED, FINISHED, STOPPED, TrialRow, front, leaderboard, ranked
+from dgnet_platform.search.plan import BETA, METRIC, METRIC_BY_BETA, SECOND, SearchPlan
+from dgnet_platform.search.space import PARAMETERS
+from dgnet_platform.search.study import Study
+from dgnet_platform.search.trial import TrialProgress
+from dgnet_platform.storage.serialize import differences, to_dict
+from dgnet_platform.tracking import client as tracking
+
+_STATES = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}
+_log = logging.getLogger(__name__)
+
+
+class Results:
+    """A search's trials as the report needs them, also while they run."""
+
+    def __init__(self, plan: SearchPlan, study: Study):
+        self.plan, self.study = plan, study
+        self._seen: dict[int, _Seen] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether no trial is left to run."""
+        return not self.study.missing and not self.study.running
+
+    def rows(self) -> list[TrialRow]:
+        """All trials, by their numbers."""
+        return [self._row(trial) for trial in self.study.trials]
+
+    def _row(self, trial: FrozenTrial) -> TrialRow:
+        plan, number = self.plan, trial.number
+        folder = plan.trial_folder(number)
+        progress = TrialProgress.read(folder)
+        seen = self._seen.setdefault(number, _Seen(folder))
+        seen.update()
+        base, given = plan.base.model, self.study.values(number)
+        marker = f"{METRIC_BY_BETA}/"
+        return TrialRow(
+            number=number,
+            name=folder.name,
+            state=_STATES.get(trial.state, "saved" if progress.ending == "stopped" else progress.phase),
+            reason=trial.user_attrs.get("reason", progress.reason),
+            values={name: given.get(name, PARAMETERS[name].read(base)) for name in plan.space.searched},
+            objective=trial.values[0] if trial.state == TrialState.COMPLETE else seen.figures.get(METRIC),
+            second=seen.figures.get(SECOND.get(plan.config.second, "")),
+            best_beta=seen.figures.get(BETA),
+            iterations=max(seen.iteration, progress.iteration if progress.over else 0),
+            shared_iterations=progress.fork,
+            by_beta={float(k.removeprefix(marker)): v for k, v in seen.figures.items() if k.startswith(marker)},
+        )
+
+    def costs(self) -> dict[str, int]:
+        """Iterations that were trained, and how many it would have been without prefixes, and without stopping."""
+        rows = self.rows()
+        progress = [TrialProgress.read(self.plan.trial_folder(row.number)) for row in rows]
+        own = sum(max(0, row.iterations - p.fork) for row, p in zip(rows, progress, strict=True))
+        whole = self.plan.base.model.iterations
+        return {
+            "spent": own + sum(p.trained for p in progress),
+            "without_sharing": sum(row.iterations for row in rows),
+            "without_stopping": sum(whole if row.state == STOPPED else row.iterations for row in rows),
+        }
+
+    def best(self) -> int | None:
+        """The number of the best finished trial."""
+        finished = [row for row in ranked(self.rows()) if row.state == FINISHED and row.score is not None]
+        return finished[0].number if finished else None
+
+    def publish(self, connected: MlflowClient, mlflow_run: str) -> Path | None:
+        """Write leaderboard, pictures and the best settings into the search's folder and to its MLflow run, and end it.
+
+        Returns:
+            The file of the best trial's settings, which `jobs/train_market.py --config` takes; None: there is none.
+
+        Raises:
+            OSError: the folder cannot be written. That MLflow is away is no error: the same command tells it later.
+        """
+        folder, rows, number = self.plan.folder, self.rows(), self.best()
+        files = [folder / "leaderboard.csv"]
+        leaderboard(rows).to_csv(files[0], index=False)
+        if number is not None:
+            files.append(folder / "best.yaml")
+            files[1].write_text(self._settings_yaml(number))
+        for old in folder.glob("front-*.yaml"):
+            old.unlink()
+        for row in front(rows):
+            files.append(folder / f"front-{row.number:03d}.yaml")
+            files[-1].write_text(self._settings_yaml(row.number))
+        pictures = figures(self.study.study, rows)
+        for name, picture in pictures.items():
+            (folder / "figures").mkdir(exist_ok=True)
+            picture.save(folder / "figures" / f"{name}.png")
+        moment = int(time.time() * 1000)
+        metrics = {f"search/iterations_{name}": float(value) for name, value in self.costs().items()}
+        metrics |= {f"search/trials_{s}": float(sum(r.state == s for r in rows)) for s in (FINISHED, STOPPED, FAILED)}
+        best = next((row for row in rows if row.number == number), None)
+        if best is not None and best.score is not None:
+            metrics |= {"search/best_mAP": best.score, "search/best_beta": best.best_beta or 0.0}
+        try:
+            for file in files:
+                connected.log_artifact(mlflow_run, str(file))
+            for name, picture in pictures.items():
+                connected.log_image(mlflow_run, picture, artifact_file=f"figures/{name}.png")
+            connected.log_batch(
+                mlflow_run, metrics=[Metric(name, value, moment, len(rows)) for name, value in metrics.items()]
+            )
+            if best is not None:
+                connected.set_tag(mlflow_run, "dgnet.best_trial", best.name)
+            status, reason = ("FINISHED", "") if self.complete else ("KILLED", "stopped")
+            tracking.close_run(connected, mlflow_run, status, reason)
+        except tracking.AWAY as error:
+            _log.warning("MLflow was not told of the search's results: %s", error)
+        return files[1] if number is not None else None
+
+    def _settings_yaml(self, number: int) -> str:
+        """What differs in a trial from the preset, whose name stands above."""
+        plan = self.plan
+        preset = dgnet_experiment(plan.preset, plan.base.model.num_classes, plan.store.count("train"))
+        before = {"model": to_dict(preset.model), "baseline": to_dict(preset.baseline)}
+        after = {"model": to_dict(plan.model(self.study.values(number))), "baseline": to_dict(plan.base.baseline)}
+        changed: dict[str, Any] = {}
+        for path, (_, value) in differences(before, after).items():
+            section = changed
+            *above, name = path.split(".")
+            for part in above:
+                section = section.setdefault(part, {})
+            section[name] = value
+        head = f"# trial {number} of search {plan.name}; for jobs/train_market.py --preset {plan.preset} --config\n"
+        return head + (yaml.safe_dump(changed, sort_keys=False) if changed else "{}\n")
+
+
+class _Seen:
+    """What a trial's journal has said so far."""
+
+    def __init__(self, folder: Path):
+        self._tail = journal.Tail(folder)
+        self.figures: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def iteration(self) -> int:
+        return self._tail.iteration
+
+    def update(self) -> None:
+        with self._lock:
+            for entry in self._tail.read():
+                found = {name: value for name, value in entry.metrics.items() if name.startswith("val/")}
+                self.figures = found or self.figures

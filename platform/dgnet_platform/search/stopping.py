@@ -1,0 +1,245 @@
+"""Rungs and verdicts: which trials stop early."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.dgnet.schedule import ramp_end
+from dgnet_platform.storage.files import lock
+
+Kind = Literal["halving", "median", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """When trials are judged, and which ones go on."""
+
+    kind: Kind = "halving"
+    """halving: the best 1/eta of those that have come so far, of these at the next rung the best 1/eta, and so on;
+    median: those not below the median of those that have come so far; none: all."""
+    rungs: int = 4
+    """How often a trial is judged."""
+    eta: int = 3
+    """One trial of so many goes on at a rung; and a rung stands so many times further from the ramp's end than the one
+    before."""
+    first: float = 0.02
+    """Where the first rung stands: a share of what is left of the run after the latest ramp end of all trials."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"Stopping.kind = {self.kind!r}: choose one of {', '.join(get_args(Kind))}")
+        if self.rungs < 1:
+            raise ValueError(f"Stopping.rungs = {self.rungs}: at least 1; kind = 'none' never stops a trial early")
+        if self.eta < 2:
+            raise ValueError(f"Stopping.eta = {self.eta}: at least 2, for 1 / eta of the trials go on at a rung")
+        if not self.first > 0:
+            raise ValueError(f"Stopping.first = {self.first}: a share > 0, no rung stands before the ramp's end")
+        last = self.first * self.eta ** (self.rungs - 1)
+        if not last < 1:
+            raise ValueError(
+                f"Stopping.first = {self.first}: with {self.rungs} rungs and eta = {self.eta} the last rung would stand"
+                f" at {last:g} of what is left after the ramp, beyond the end: use less than"
+                f" {1 / self.eta ** (self.rungs - 1):.4g}, or fewer rungs"
+            )
+
+
+def distances(remaining: int, stopping: Stopping) -> tuple[int, ...]:
+    """How many iterations after its ramp's end every trial is judged; none for kind "none".
+
+    Args:
+        remaining: iterations that are left of the run after the latest ramp end of all trials (`Space.remaining`), so
+            that each of them has all rungs.
+        stopping: how many rungs, and where.
+
+    Raises:
+        ValueError: the run is too short for so many rungs.
+    """
+    if stopping.kind == "none":
+        return ()
+    found = tuple(math.ceil(stopping.first * remaining * stopping.eta**rung) for rung in range(stopping.rungs))
+    if remaining < 2 or len(set(found)) < len(found) or found[-1] >= remaining:
+        raise ValueError(
+            f"{max(0, remaining)} iterations are left after the latest ramp end: too few for {stopping.rungs} rungs"
+            f" from a share of {stopping.first} on; use longer runs, earlier warm-up starts, shorter ramps, a larger"
+            " first or fewer rungs"
+        )
+    return found
+
+
+def rungs_of(config: DGNetConfig, distances: Sequence[int]) -> tuple[int, ...]:
+    """Iterations done when a trial is judged: strictly after its own ramp end, and before its end.
+
+    Args:
+        config: the trial.
+        distances: from the ramp's end, rising.
+
+    Raises:
+        ValueError: a rung would stand before the warm-up is over, or not before the run's end.
+    """
+    end = ramp_end(config)
+    for distance in distances:
+        if distance < 1:
+            raise ValueError(f"a rung at distance {distance}: it must stand after the ramp's end, iteration {end:,}")
+        if end + distance >= config.iterations:
+            raise ValueError(
+                f"a rung at iteration {end + distance:,}, {distance:,} after the ramp's end: it must stand before the"
+                f" run's end, iteration {config.iterations:,}; use an earlier warm-up start or longer runs"
+            )
+    return tuple(end + distance for distance in distances)
+
+
+def keeps(value: float, others: Sequence[float], stopping: Stopping, most: int | None = None) -> bool:
+    """Whether a trial goes on from a rung, by what is known when it gets there.
+
+    Halving is asynchronous: nobody waits at a rung, a trial goes on if it is among the best of those that have reached
+    it so far, itself included. So the first always goes on, and equal ones do together.
+
+    Args:
+        value: the trial's, larger is better; NaN never goes on.
+        others: those of the trials that came to the rung before.
+        stopping: which rule.
+        most: how many are the best, for halving; None: ceil(n / eta) of the n at this rung.
+    """
+    if stopping.kind == "none":
+        return True
+    if math.isnan(value):
+        return False
+    known = [other for other in others if not math.isnan(other)]
+    if stopping.kind == "median":
+        return not known or value >= statistics.median(known)
+    most = math.ceil((len(others) + 1) / stopping.eta) if most is None else most
+    return sum(other > value for other in known) < most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was decided about a trial at a rung; a line of the book."""
+
+    trial: int
+    """Its number."""
+    rung: int
+    """The rung's name, the same for all trials: its place or its distance from the ramp's end."""
+    value: float
+    """What it was judged by, larger is better."""
+    goes_on: bool
+    """Whether it was kept."""
+
+
+def goes_on(trial: int, rung: int, value: float, known: Sequence[Verdict], stopping: Stopping) -> bool:
+    """Whether a trial goes on from a rung, by all verdicts of the search before.
+
+    Of n trials so far, halving wants ceil(n / eta^k) to get past the k-th rung (Li et al., ASHA). Early arrivals get
+    past it too easily; at the next rung they would make up the n of which a share goes on. So the number is taken from
+    n itself: a trial that is among the best n / eta^k of all always goes on, and others seldom do.
+
+    Args:
+        trial: its number.
+        rung: the rung's place or distance, the same for all trials.
+        value: the trial's at this rung, larger is better.
+        known: the verdicts before, in any order.
+        stopping: which rule.
+    """
+    others = [verdict.value for verdict in known if verdict.rung == rung]
+    place = 1 + len({verdict.rung for verdict in known if verdict.trial == trial})
+    trials = len({trial, *(verdict.trial for verdict in known)})
+    return keeps(value, others, stopping, most=math.ceil(trials / stopping.eta**place))
+
+
+class Book:
+    """The verdicts of a search: a file of JSON lines that all its trials share, from any process.
+
+    It is locked while a verdict is found and written, and each verdict is on the disk before it is returned. Half a
+    line, left by a process that was killed, counts for nothing.
+    """
+
+    def __init__(self, path: Path):
+        """Keep the book at `path`; the file is made with the first verdict, its folder must exist."""
+        self.path = path
+
+    def judge(self, trial: int, rung: int, value: float, stopping: Stopping) -> bool:
+        """Whether a trial goes on. Asked again for the same trial and rung, the first verdict stands.
+
+        Args:
+            trial: its number.
+            rung: the rung's place or distance, the same for all trials.
+            value: the trial's at this rung, larger is better.
+            stopping: which rule.
+
+        Raises:
+            OSError: the book cannot be read or written.
+        """
+        with self.path.open("a+b") as file:
+            lock(file)
+            known = _verdicts(file)
+            for verdict in known:
+                if (verdict.trial, verdict.rung) == (trial, rung):
+                    return verdict.goes_on
+            verdict = Verdict(
+                trial=trial, rung=rung, value=float(value), goes_on=goes_on(trial, rung, value, known, stopping)
+            )
+            file.truncate(_whole(file))
+            file.write(json.dumps(asdict(verdict)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            return verdict.goes_on
+
+    def verdicts(self) -> list[Verdict]:
+        """All verdicts so far, in the order in which they were given."""
+        try:
+            with self.path.open("r+b") as file:
+                lock(file)
+                return _verdicts(file)
+        except FileNotFoundError:
+            return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungJudge:
+    """Compares a trial with the others at its rungs; what the training loop is handed as its judge."""
+
+    book: Path
+    """The file with all trials' figures and the verdicts on them."""
+    trial: int
+    """Its number."""
+    rungs: tuple[int, ...]
+    """Its iterations at which it is judged, in order."""
+    rule: Stopping
+    """Which trials continue."""
+    metric: str
+    """What it is judged by."""
+
+    def __call__(self, iteration: int, metrics: Mapping[str, float]) -> str:
+        """Why the trial has to stop at an iteration, or nothing."""
+        if iteration not in self.rungs:
+            return ""
+        rung, value = self.rungs.index(iteration), metrics[self.metric]
+        if Book(self.book).judge(self.trial, rung, value, self.rule):
+            return ""
+        return f"{self.metric} {value:.4f} at iteration {iteration}, rung {rung + 1} of {len(self.rungs)}"
+
+
+def _verdicts(file: BinaryIO) -> list[Verdict]:
+    file.seek(0)
+    lines = file.read().split(b"\n")[:-1]  # what follows the last line break is half a line, or nothing
+    return [verdict for line in lines if (verdict := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> Verdict | None:
+    """The verdict of a line, or None for a line that a crash left damaged."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+        return Verdict(**values)
+    except (ValueError, TypeError):
+        return None
+
+
+def _whole(file: BinaryIO) -> int:
+    """Bytes of the file up to and with its last line break."""
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1

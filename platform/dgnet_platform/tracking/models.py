@@ -1,0 +1,108 @@
+"""What MLflow is given of a finished run: its results, and its network as a model that others can load and serve."""
+
+import io
+import logging
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from PIL import Image
+
+import dgnet_core
+import dgnet_platform
+from dgnet_core.ranking.features import BETA
+from dgnet_core.teacher.state import TeacherState
+from dgnet_platform.evaluation.results import read
+from dgnet_platform.runs.checkpoint import load_networks
+from dgnet_platform.runs.run import RESULTS, Run
+from dgnet_platform.tracking import serving
+
+MODEL_TAG = "dgnet.model"
+"""Tag of a run with the id of its published model."""
+_NEEDED = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "mlflow")
+
+
+def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str | None) -> str:
+    """Log results and model of a finished run; what is there already is left alone.
+
+    Args:
+        connected: to the run's MLflow.
+        run: finished and evaluated.
+        checkpoint: its last one.
+        register: name in the model registry; None: not registered.
+
+    Returns:
+        The model's URI.
+    """
+    tags = connected.get_run(run.mlflow_run).data.tags
+    if MODEL_TAG in tags:
+        uri = f"models:/{tags[MODEL_TAG]}"
+    else:
+        results = run.folder / RESULTS
+        connected.log_batch(run.mlflow_run, metrics=_figures(results, run.experiment.model.iterations))
+        connected.log_artifacts(run.mlflow_run, str(results), RESULTS)
+        model_id = _log_model(run, checkpoint)
+        connected.set_tag(run.mlflow_run, MODEL_TAG, model_id)
+        uri = f"models:/{model_id}"
+    if register is not None:
+        _register(connected, register, uri, run.mlflow_run)
+    return uri
+
+
+def _figures(results: Path, iteration: int) -> list[Metric]:
+    """Final figures as metrics; the time is that of the results, so that sending them twice changes nothing."""
+    evaluation, moment = read(results), int((results / "results.json").stat().st_mtime * 1000)
+    found: dict[str, float] = {}
+    for row in evaluation.retrieval.to_dict("records"):
+        feature = str(row["feature"]).removeprefix("f_")
+        suffix = "" if row["query"] == "single" else "_multi_query"
+        for figure in ("rank1", "rank5", "rank10", "mAP", "mINP"):
+            found[f"final/{feature}{suffix}/{figure}"] = float(row[figure])
+    for row in evaluation.swaps.to_dict("records"):
+        if row["picture"] == "G(a_i, s_j)":
+            who = "unseen" if row["identities"] == "unseen" else "seen"
+            found |= {f"final/swap_{who}/{figure}": float(row[figure]) for figure in ("L1", "PSNR", "SSIM")}
+    return [Metric(name, value, moment, iteration) for name, value in found.items()]
+
+
+def _log_model(run: Run, checkpoint: Path) -> str:
+    """Log the network of a checkpoint as a pyfunc model; returns its id."""
+    state, meta = load_networks(checkpoint)
+    network = state.teacher if isinstance(state, TeacherState) else state.appearance_encoder
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # environments without pip are fine
+    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run.mlflow_run), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*type hint.*")
+        signature = serving.export(network, meta.config, Path(temporary), BETA)
+        info = mlflow.pyfunc.log_model(
+            name="descriptors",
+            python_model=str(Path(serving.__file__)),
+            artifacts={"network": temporary},
+            code_paths=[str(Path(package.__file__).parent) for package in (dgnet_core, dgnet_platform)],  # pyright: ignore[reportArgumentType]
+            signature=signature,
+            input_example=pd.DataFrame({serving.COLUMN: [_example()]}),
+            pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],
+            step=meta.iteration,
+            metadata={"dataset": meta.dataset, "iteration": meta.iteration, "code": meta.code},
+        )
+    assert info.model_id is not None
+    return info.model_id
+
+
+def _example() -> bytes:
+    """A picture of nobody."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 128), (128, 128, 128)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def _register(connected: MlflowClient, name: str, uri: str, run_id: str) -> None:
+    """Make a model the newest version of a registered one, unless it is a version already."""
+    if not connected.search_registered_models(f"name = '{name}'"):
+        connected.create_registered_model(name)
+    if all(version.source != uri for version in connected.search_model_versions(f"name = '{name}'")):
+        connected.create_model_version(name, uri, run_id, model_id=uri.removeprefix("models:/"))

@@ -1,0 +1,149 @@
+"""What a person sees of a run under way: one live panel on a terminal, a line now and then elsewhere."""
+
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_platform.runs.journal import Entry, Tail
+from dgnet_platform.runs.run import Run
+
+EVERY = 15.0
+"""Seconds between lines where there is no terminal."""
+_SHOWN = {
+    "L_img1": "image",
+    "L_s_id": "identity",
+    "L_adv": "adversarial",
+    "L_prim": "prim",
+    "L_fine": "fine",
+    "L_id": "identity",
+}
+"""Loss terms that are shown, by what they are called there."""
+
+
+class Display:
+    """Follows a run's journal from a thread of its own, as long as its context lasts."""
+
+    def __init__(self, run: Run, console: Console):
+        model = run.experiment.model
+        self._run, self._console = run, console
+        self._tail = Tail(run.folder)
+        self._iterations = model.iterations
+        self._loss = model.loss if isinstance(model, DGNetConfig) else None
+        self._factor = model.watch.factor if isinstance(model, DGNetConfig) else float("inf")
+        self._last: Entry | None = None
+        self._before: Entry | None = None
+        self._figures: dict[str, float] = {}
+        self._notice = "starting"
+        self._warned = False
+        self._told = time.monotonic()
+        columns = TextColumn(run.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bar = Progress(*columns, console=console)
+        self._task = self._bar.add_task("", total=self._iterations)
+        self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=2, transient=True)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="display", daemon=True)
+
+    def __enter__(self) -> Self:
+        for entry in self._tail.read():  # what the run did before
+            self._take(entry)
+        self._before = self._last
+        self._bar.reset(self._task, total=self._iterations, completed=self._last.iteration if self._last else 0)
+        if self._console.is_terminal:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._over.set()
+        self._thread.join()
+        self._update()
+        self._live.stop()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether nothing has happened since it was started."""
+        return self._last is self._before
+
+    def say(self, notice: str) -> None:
+        """Show what is going on beside training."""
+        if notice == self._notice:
+            return
+        self._notice = notice
+        if not self._console.is_terminal:
+            self._console.print(f"{self._run.name}: {notice}", markup=False, soft_wrap=True)
+
+    def _follow(self) -> None:
+        while not self._over.wait(0.5):
+            self._update()
+
+    def _update(self) -> None:
+        """Read what is new and show it."""
+        evaluated = False
+        entries = list(self._tail.read())
+        for entry in entries:
+            evaluated |= self._take(entry)
+        if self._last is not None:
+            self._bar.update(self._task, completed=self._last.iteration)
+        if entries and entries[-1].iteration >= self._iterations and not self._over.is_set():
+            self.say("evaluating on query and gallery")
+        told = self._console.is_terminal or not entries
+        if not told and (evaluated or time.monotonic() - self._told > EVERY):
+            self._told = time.monotonic()
+            line = f"{self._run.name}: {entries[-1].iteration:,} of {self._iterations:,}, {self._line()}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _take(self, entry: Entry) -> bool:
+        """Remember an entry; returns whether the run was evaluated."""
+        self._last, self._notice = entry, ""
+        surge = entry.metrics.get("health/identity_surge", 0)
+        if surge > self._factor and not self._warned:
+            self._warned = True
+            self._console.print(
+                f"iteration {entry.iteration:,}: the identity loss on real images is {surge:.1f} times its usual level;"
+                " if it stays there the run is lost: lower loss.prim or loss.alpha, or start the warm-up later",
+                style="yellow",
+                soft_wrap=True,
+            )
+        found = {name: value for name, value in entry.metrics.items() if name.startswith(("val/", "test/"))}
+        self._figures = found or self._figures
+        return bool(found)
+
+    def _phase(self) -> str:
+        if self._loss is None or self._last is None:
+            return ""
+        done, warmup = self._last.iteration, self._loss.teacher_warmup
+        if done <= warmup.start:
+            return f"before warm-up (until {warmup.start:,})"
+        return "ramp" if done < warmup.end(self._loss.prim) else "full weights"
+
+    def _line(self) -> str:
+        """Losses, speed and figures in a few words."""
+        if self._last is None:
+            return self._notice
+        metrics = self._last.metrics
+        parts = [self._phase()] if self._phase() else []
+        parts += [
+            f"{title} {metrics[f'loss/{name}']:.3f}" for name, title in _SHOWN.items() if f"loss/{name}" in metrics
+        ]
+        parts.append(f"{metrics.get('speed/images_per_second', 0):.0f} images/s")
+        return ", ".join([*parts, *self._evaluated()])
+
+    def _evaluated(self) -> list[str]:
+        maps = {name.split("/")[1]: 100 * value for name, value in self._figures.items() if name.endswith("/mAP")}
+        figures = [f"{feature} {value:.1f}" for feature, value in maps.items()]
+        swap = [f"swap SSIM {value:.3f}" for name, value in self._figures.items() if name.endswith("swap/SSIM")]
+        where = "validation" if any(name.startswith("val/") for name in self._figures) else "test"
+        return [f"{where} mAP: {' '.join(figures)}", *swap] if figures else []
+
+    def _panel(self) -> RenderableType:
+        lines: list[RenderableType] = [self._bar, Text(f"  {self._line()}", style="dim")]
+        if self._notice and self._last is not None:
+            lines.append(Text(f"  {self._notice}", style="yellow"))
+        return Group(*lines)

@@ -1,0 +1,185 @@
+"""The training loop on each rank: step, evaluate, save, report."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+import ray.train
+import ray.util
+import torch
+from torch import Tensor
+
+from dgnet_core.learning.health import raise_fault
+from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.journal import Journal, read
+from dgnet_platform.runs.run import Outcome, Run
+from dgnet_platform.training.collectives import agree, average, check_same, ranks
+from dgnet_platform.training.learner import Learner, advance
+from dgnet_platform.training.validation import Validator, save_pictures
+
+Judge = Callable[[int, Mapping[str, float]], str]
+"""Asked on rank 0 with an iteration and its figures: why the run has to stop there, or nothing."""
+
+
+def run_loop(
+    run: Run,
+    learner: Learner,
+    validator: Validator,
+    *,
+    report: Callable[[dict[str, Any]], None],
+    judge: Judge | None = None,
+) -> Outcome:
+    """Train up to the configured iteration.
+
+    Args:
+        run: where checkpoints, journal and pictures go.
+        learner: this rank's part.
+        validator: called on rank 0.
+        report: called on every rank with the newest figures whenever the run was evaluated or saved.
+        judge: asked at the iterations of `evaluate_also`, once they are evaluated; again when the run goes on there.
+
+    Returns:
+        How it ended. "diverged": a loss or gradient was not finite, and starting again would only repeat it.
+    """
+    experiment, state = run.experiment, learner.state
+    last = learner.config.iterations if run.until is None else run.until
+    journal = Journal(run.folder, state.iteration) if ranks()[0] == 0 else None
+    window, warned = _Window(learner), False
+    try:
+        if verdict := _verdict(run, judge, state.iteration, None):
+            return Outcome(ending="stopped early", iteration=state.iteration, reason=verdict)
+        while state.iteration < last:
+            fault = ""
+            try:
+                window.add(advance(learner))
+            except FloatingPointError as error:
+                fault = str(error)
+            t = state.iteration
+            also = t in experiment.evaluate_also
+            evaluates = also or t % experiment.evaluate_every == 0 or (t == last and run.until is None)
+            saves = also or t % experiment.checkpoint_every == 0 or t == last
+            if not (fault or evaluates or saves or t % experiment.log_every == 0):
+                continue
+            lines, (stop, leaving) = window.fetch(_asked_to_stop(run), _node_is_leaving())
+            saves |= leaving and not warned  # Ray starts the run again elsewhere, once the node is gone
+            warned |= leaving
+            fault = fault or _fault(learner)
+            pictures: dict[str, str] = {}
+            if evaluates and journal is not None and not fault:
+                validation = validator(state)
+                lines[-1] |= validation.metrics
+                pictures = save_pictures(validation.pictures, run.folder, t)
+            if journal is not None:
+                for number, line in enumerate(lines, t - len(lines) + 1):
+                    journal.write(number, line, pictures if number == t else None)
+            if fault:
+                return Outcome(ending="diverged", iteration=t, reason=fault)
+            verdict = _verdict(run, judge, t, lines[-1])
+            if saves or stop:
+                check_same(state)
+                if journal is not None:
+                    journal.sync()
+                    _save(run, learner, validator, lines[-1])
+            if evaluates or saves or stop:
+                report({"iteration": t, **lines[-1]})
+            if verdict:
+                return Outcome(ending="stopped early", iteration=t, reason=verdict)
+            if stop and t < last:
+                return Outcome(ending="stopped", iteration=t)
+        return Outcome(ending="finished", iteration=state.iteration)
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def _verdict(run: Run, judge: Judge | None, iteration: int, metrics: Mapping[str, float] | None) -> str:
+    """Why the run has to stop at an iteration, or nothing: the same on every rank.
+
+    Without metrics those of the journal are taken: the run goes on where it was perhaps told to stop.
+    """
+    if iteration not in run.experiment.evaluate_also:
+        return ""
+    reason = ""
+    if judge is not None and ranks()[0] == 0:
+        if metrics is None:
+            metrics = next((entry.metrics for entry in read(run.folder) if entry.iteration == iteration), None)
+        reason = judge(iteration, metrics) if metrics is not None else ""
+    return agree(reason)
+
+
+def _fault(learner: Learner) -> str:
+    """What was not finite in the iterations so far, or nothing; on a GPU this is known when metrics are fetched."""
+    try:
+        raise_fault(learner.state)
+    except FloatingPointError as error:
+        return str(error)
+    return ""
+
+
+def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, float]) -> None:
+    """Write a checkpoint and remove those that are no longer kept."""
+    checkpoint.save(
+        learner.state,
+        learner.config,
+        run.folder,
+        dataset=run.identity["dataset"],
+        fingerprint=run.identity["fingerprint"],
+        world_size=ranks()[1],
+        metrics=metrics,
+    )
+    best = validator.objective if run.experiment.hold_out else None
+    checkpoint.prune(run.folder, keep_last=run.experiment.keep, keep_best=best)
+
+
+def _asked_to_stop(run: Run) -> bool:
+    """Whether somebody asked this run to stop."""
+    return run.stop_asked
+
+
+def _node_is_leaving() -> bool:
+    """Whether a node of this run is about to be taken away; every rank has to ask."""
+    return ray.train.get_preemption_info() is not None
+
+
+class _Window:
+    """Metrics of the iterations since the last fetch. They stay on the device: fetching each would stall it."""
+
+    def __init__(self, learner: Learner):
+        self._learner = learner
+        self._steps: list[dict[str, Tensor]] = []
+        self._since = time.perf_counter()
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Keep the metrics of the iteration that is just done."""
+        self._steps.append(metrics)
+
+    def fetch(self, *flags: bool) -> tuple[list[dict[str, float]], list[bool]]:
+        """Means over ranks of what was added since, a dictionary an iteration, and which flags any rank has raised.
+
+        Every rank calls this at the same iteration.
+        """
+        learner, steps = self._learner, self._steps
+        values = [value for step in steps for value in step.values()]
+        dtype = values[0].dtype if values else torch.float32
+        raised = [learner.state.fault.new_full((), float(flag), dtype=dtype) for flag in flags]
+        means = torch.stack([*values, *raised])
+        average([means], learner.share)
+        numbers = means.tolist()
+        now = time.perf_counter()
+        speed = learner.images_a_step * len(steps) / (now - self._since)
+        self._steps, self._since = [], now
+        lines: list[dict[str, float]] = []
+        remaining = iter(numbers)
+        first = learner.state.iteration - len(steps)
+        for iteration, step in enumerate(steps, first):
+            line = {_title(name): next(remaining) for name in step}
+            lines.append({**line, **learner.settings(iteration), "speed/images_per_second": speed})
+        return lines, [mean > 0 for mean in numbers[len(values) :]]
+
+
+def _title(name: str) -> str:
+    """A step's metric as it is tracked: grouped by a prefix."""
+    if name.startswith("grad_"):
+        return f"gradient/{name.removeprefix('grad_')}"
+    return f"loss/{name}" if name[:2] in ("L_", "D_") else f"health/{name}"

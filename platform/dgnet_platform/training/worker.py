@@ -1,0 +1,128 @@
+"""What Ray Train starts on each rank: build, restore, run the loop, evaluate."""
+
+import logging
+import socket
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.util
+import torch
+from ray.train.torch import get_device
+
+from dgnet_core.learning.memory import keep_freed_memory
+from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.held_out import validation_split
+from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.store import Store
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.evaluation.evaluate import EvaluateConfig, evaluate
+from dgnet_platform.evaluation.results import JSON, replacing, write
+from dgnet_platform.evaluation.swaps import people_of
+from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment
+from dgnet_platform.runs.loading import open_teacher
+from dgnet_platform.runs.run import RESULTS, Run
+from dgnet_platform.tracking.shipping import Shipper
+from dgnet_platform.training.collectives import agree, gather, ranks
+from dgnet_platform.training.learner import DGNetLearner, Learner, TeacherLearner
+from dgnet_platform.training.loop import run_loop
+from dgnet_platform.training.validation import Validator
+
+_log = logging.getLogger(__name__)
+
+
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Train the run in `config["folder"]` until it is finished, asked to stop, no longer finite, or judged too bad.
+
+    Ray Train calls this on each rank.
+
+    Returns:
+        The `Outcome` as a dictionary.
+    """
+    folder = Path(config["folder"])
+    try:
+        run = Run.read(folder)
+    except FileNotFoundError:
+        node = socket.gethostname()
+        raise ExperimentError(
+            f"node {node} does not see {folder}: --storage must be a folder that all machines share, such as NFS"
+        ) from None
+    keep_freed_memory()
+    experiment = run.experiment
+    if experiment.threads:
+        torch.set_num_threads(experiment.threads)
+    rank, _ = ranks()
+    device = get_device()
+    learner, validator = prepare(run, device)
+    _restore(run, learner)
+    hosts = gather(_host())
+    if rank == 0:
+        run.note_start(learner.state.iteration, hosts)
+    shipper = Shipper.start(folder) if rank == 0 else None
+    try:
+        outcome = run_loop(run, learner, validator, report=ray.train.report, judge=config.get("judge"))
+        if outcome.ending == "finished" and rank == 0 and run.role == "run":
+            _evaluate(run, learner, device)
+    finally:
+        if shipper is not None:
+            shipper.finish(keep=run.role != "run")
+    return asdict(outcome)
+
+
+def prepare(run: Run, device: torch.device) -> tuple[Learner, Validator]:
+    """What a run trains, before its first iteration, and how it is validated.
+
+    Raises:
+        ValueError, StoreError, CheckpointError, ImageMemoryError: the data or the teacher cannot be used.
+    """
+    experiment = run.experiment
+    network = experiment.model.network
+    store = kept_here(Store.open(experiment.data))
+    load = partial(ImageSet.load, store, height=network.height, width=network.width)
+    rank, _ = ranks()
+    images = load("train")
+    if experiment.hold_out:
+        split = validation_split(images)
+        images, query, gallery, prefix = split.train, split.query, split.gallery, "val"
+    else:
+        query, gallery, prefix = (*map(load, ("query", "gallery")), "test") if rank == 0 else (images, images, "test")
+    validator = Validator(config=experiment.model, prefix=prefix, query=query, gallery=gallery, people=people_of(store))
+    if isinstance(experiment, TeacherExperiment):
+        return TeacherLearner(experiment.model, images, device), validator
+    teacher = open_teacher(Path(run.teacher), device).teacher if run.teacher is not None else None
+    return DGNetLearner(experiment.model, images, device, teacher), validator
+
+
+def _restore(run: Run, learner: Learner) -> None:
+    """Go on from the run's newest whole checkpoint, or from the one it was forked from."""
+    found = agree(str(checkpoint.newest(run.folder) or "") if ranks()[0] == 0 else None) or run.origin
+    if found:
+        checkpoint.load(Path(found), learner.state)
+        _log.warning("goes on from %s", found)
+
+
+def _host() -> str:
+    """This machine's name, and its address where it is one of a cluster's."""
+    name = socket.gethostname()
+    return f"{name} ({ray.util.get_node_ip_address()})" if ray.is_initialized() else name
+
+
+def _evaluate(run: Run, learner: Learner, device: torch.device) -> None:
+    """Evaluate the finished run on query and gallery of its store, into its results folder; nothing if that is done."""
+    out = run.folder / RESULTS
+    if (out / JSON).exists():
+        return
+    path = run.folder / f"checkpoint_{learner.state.iteration:08d}"
+    config = EvaluateConfig(
+        store=(run.experiment.data,),
+        out=out,
+        checkpoint=path if isinstance(run.experiment, DGNetExperiment) else None,
+        teacher=path if isinstance(run.experiment, TeacherExperiment) else Path(run.teacher) if run.teacher else None,
+        device="cpu" if device.type == "cpu" else "cuda",
+    )
+    with replacing(out) as folder:
+        write(evaluate(config, lambda *_: None), folder)
