@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """How fast is the training step? Images/s, ms, memory and the share of the device's matmul peak, side by side.
 
     python jobs/bench_step.py                                  # paper size, every variant that runs here

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from dgnet_platform.data.records import count_people
+from dgnet_platform.errors import UserError
 from dgnet_platform.storage.remote import RemoteError, open_place, remedy_for
 from dgnet_platform.threads import map_in_threads
 
@@ -39,7 +40,7 @@ SCHEMA = pa.schema(
 INDEX_COLUMNS = [name for name in SCHEMA.names if name != "image"]
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A store that is not whole, not ours or not as packed; the message names the file and the remedy."""
 
 

@@ -1,0 +1,479 @@
+"""Storage on S3: stores and their cache on the node, the archive of runs and prefixes, MLflow's artifacts."""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from pyarrow import fs
+
+from dgnet_core.teacher.config import TeacherConfig
+from dgnet_core.teacher.state import TeacherState
+from dgnet_platform.data import cache
+from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.runs import archive, checkpoint
+from dgnet_platform.runs.archive import Archive, follow
+from dgnet_platform.runs.checkpoint import META, TENSORS, checkpoints
+from dgnet_platform.runs.run import Run
+from dgnet_platform.storage import remote
+from dgnet_platform.storage.remote import RemoteError, check_writable, open_place
+from dgnet_platform.training import driver as training
+from dgnet_platform.training.driver import train
+from jobs.train_market import main as train_market
+from tests.helpers.runs import NETWORK, QUIET, job, lines, same, tensors, tiny_experiment
+from tests.search.test_prefixes import prefixes  # noqa: F401 - a fixture
+from tests.training.test_driver import answers, by_command_line, history, stop, wait_for
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other
+
+
+def names(uri: str) -> list[str]:
+    """All files at a URI."""
+    filesystem, root = open_place(uri)
+    found = filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    return sorted(file.path.removeprefix(f"{root}/") for file in found if file.type == fs.FileType.File)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Stores
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    """The folder of this node's cache, empty."""
+    monkeypatch.setenv("DGNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_used", {})
+    return tmp_path / "cache" / "stores"
+
+
+def upload(store: Path, uri: str) -> Store:
+    filesystem, root = open_place(uri)
+    for file in store.iterdir():
+        remote.put(file, filesystem, f"{root}/{file.name}")
+    return Store.open(uri)
+
+
+def rows(store: Store) -> list[dict]:
+    return [row for table in store.row_groups("query") for row in table.to_pylist()]
+
+
+def test_a_data_set_is_packed_to_s3(s3, people_store):
+    config = PrepareConfig(dataset="people", size="tiny", out=f"{s3}/packed", threads=1)
+    assert prepare(config).outcome == "packed"
+    assert Store.open(f"{s3}/packed").info == Store.open(people_store).info
+    assert names(f"{s3}/packed") == sorted(file.name for file in people_store.iterdir())
+    assert prepare(config).outcome == "already packed"
+    with pytest.raises(StoreError, match=r"s3://bucket/packed holds other pictures of people"):
+        prepare(replace(config, seed=1))
+    filesystem, root = open_place(f"{s3}/packed")
+    filesystem.delete_file(f"{root}/train.parquet")  # as after an upload that was killed
+    with pytest.raises(StoreError, match=r"train.parquet is missing"):
+        Store.open(f"{s3}/packed")
+    with pytest.raises(StoreError, match=r"is no whole store .*remove it"):
+        prepare(config)
+
+
+def test_a_store_is_downloaded_once(s3, people_store, node):
+    store, told = upload(people_store, f"{s3}/once"), []
+    kept = kept_here(store, lambda done, total: told.append((done, total)))
+    size = sum(file.stat().st_size for file in people_store.iterdir())
+    assert told[-1] == (size, size)
+    assert isinstance(kept.filesystem, fs.LocalFileSystem)
+    assert rows(kept) == rows(store) == rows(Store.open(people_store))
+    assert (kept.location, kept.info) == (store.location, store.info)
+    again = kept_here(Store.open(f"{s3}/once"), lambda *_: pytest.fail("it was downloaded again"))
+    assert again.root == kept.root
+    local = Store.open(people_store)
+    assert kept_here(local) is local
+
+
+def test_one_process_downloads_while_others_wait(s3, people_store, node):
+    upload(people_store, f"{s3}/shared")
+    code = (
+        "import sys; from dgnet_platform.data.store import Store; from dgnet_platform.data.cache import *;"
+        "told = []; kept_here(Store.open(sys.argv[1]), lambda *_: told.append(1)); print(len(told))"
+    )
+    command = [sys.executable, "-c", code, f"{s3}/shared"]
+    found = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    told = [int(process.communicate()[0]) for process in found]
+    assert sorted(told) == [0, 0, len(list(people_store.iterdir()))]
+
+
+def test_stores_longest_unused_make_room_but_never_one_in_use(s3, people_store, node, monkeypatch):
+    size = sum(file.stat().st_size for file in people_store.iterdir())
+    monkeypatch.setenv("DGNET_CACHE_GIB", str(2.5 * size / 2**30))
+    first, second = (Path(kept_here(upload(people_store, f"{s3}/{name}")).root) for name in ("a", "b"))
+    os.utime(first, (1, 1))
+    third = Path(kept_here(upload(people_store, f"{s3}/c")).root)
+    assert first.exists()
+    assert second.exists()  # all are in use: the limit has to wait
+    os.utime(second, (2, 2))
+    for folder in (first, second):
+        cache._used.pop(folder).close()
+    Path(kept_here(upload(people_store, f"{s3}/d")).root)
+    assert not first.exists()
+    assert not second.exists()
+    assert third.exists()
+    monkeypatch.setenv("DGNET_CACHE_GIB", "much")
+    with pytest.raises(StoreError, match="DGNET_CACHE_GIB is 'much'"):
+        kept_here(upload(people_store, f"{s3}/e"))
+
+
+def test_a_store_that_does_not_fit_is_refused(s3, people_store, node, monkeypatch):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
+    with pytest.raises(StoreError, match=r"GiB free, the store takes .*DGNET_CACHE"):
+        kept_here(upload(people_store, f"{s3}/large"))
+    assert not [path for path in node.iterdir() if path.is_dir()]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Refusals, within seconds
+
+
+@pytest.fixture
+def silent():
+    """The address of a server that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(20)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("location", "environment", "words"),
+    [
+        ("s3://none-such/runs", {}, "s3://none-such/runs cannot be used .*there is no such bucket: make it"),
+        ("s3://bucket/runs", {"AWS_ACCESS_KEY_ID": "reader"}, "s3://bucket/runs .*permission is missing"),
+        ("s3://bucket/runs", {"AWS_ACCESS_KEY_ID": "nobody"}, "credentials are not known there.*AWS_ACCESS_KEY_ID"),
+        ("s3://bucket/runs", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "credentials are wrong"),
+        ("s3://bucket/runs", {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "there are no credentials"),
+        ("s3://bucket/runs", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "AWS_ENDPOINT_URL, http://127.0.0.1:9, does"),
+        ("s3://bucket/runs", {"AWS_ENDPOINT_URL": "silent"}, "does not answer: check the address and the network"),
+        ("s3://", {}, "s3:// names no bucket"),
+        ("s4://bucket/runs", {}, "s4://bucket/runs is no place pyarrow can read"),
+        ("s3://key:hidden@bucket/runs", {}, "holds credentials, which would be shown"),
+        ("/proc/runs", {}, "/proc/runs cannot be used"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_named_with_the_remedy(s3, silent, location, environment, words, monkeypatch):
+    for name, value in environment.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, silent if value == "silent" else value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nowhere")
+    begin = time.monotonic()
+    with pytest.raises(RemoteError, match=words) as raised:
+        check_writable(location)
+    assert time.monotonic() - begin < 20
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("s3://bucket/nothing", "s3://bucket/nothing holds no store .*run jobs/prepare_data.py --out s3://bucket/noth"),
+        ("s3://none-such/store", "s3://none-such/store cannot be read .*there is no such bucket"),
+        ("s4://bucket/store", "s4://bucket/store is no place pyarrow can read"),
+    ],
+)
+def test_a_store_that_is_not_there_is_named_with_the_remedy(s3, location, words):
+    with pytest.raises(StoreError, match=words):
+        Store.open(location)
+
+
+def test_an_archive_that_cannot_be_written_is_refused_before_anything_is_begun(s3, people_store, tmp_path, capsys):
+    experiment = tiny_experiment(people_store, tmp_path / "runs", archive="s3://none-such/runs")
+    assert train_market(by_command_line(experiment, tmp_path / "experiment.yaml")) == 2
+    assert "there is no such bucket" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The archive of a folder
+
+
+@pytest.fixture(params=["s3", "file"])
+def storage(request, tmp_path, s3):
+    """A storage folder with a run, and its archive."""
+    uri = f"{s3}/{tmp_path.name}" if request.param == "s3" else (tmp_path / "archive").as_uri()
+    storage = Storage(tmp_path / "runs", Archive(uri, tmp_path / "runs"))
+    storage.folder.mkdir(parents=True)
+    (storage.folder / "run.json").write_text("{}")
+    (storage.folder / "shipping.log").write_text("nothing to keep")
+    (storage.folder / ".hidden").write_text("nor this")
+    return storage
+
+
+class Storage:
+    """A storage folder with a run that saves, and its archive."""
+
+    def __init__(self, root: Path, archive: Archive):
+        self.root, self.archive, self.folder = root, archive, root / "run"
+
+    def save(self, *iterations: int) -> None:
+        """Go on to some iterations: journal, a picture and a checkpoint of each."""
+        config = TeacherConfig(num_classes=2, batch_size=2, network=NETWORK)
+        state = TeacherState.build(config, pretrained=False)
+        for iteration in iterations:
+            state.iteration = iteration
+            (self.folder / "metrics.jsonl").write_text("\n" * iteration)
+            picture = self.folder / "pictures" / "swaps" / f"{iteration:08d}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_bytes(bytes(iteration))
+            checkpoint.save(state, config, self.folder)
+
+    @property
+    def journal(self) -> int:
+        """Lines of the journal."""
+        return len((self.folder / "metrics.jsonl").read_text())
+
+    def content(self) -> dict[str, bytes]:
+        """All files of the run that are worth keeping."""
+        files = [file for file in self.folder.rglob("*") if file.is_file() and file.name[0] != "."]
+        return {str(file.relative_to(self.folder)): file.read_bytes() for file in files if file.suffix != ".log"}
+
+    @property
+    def archived(self) -> list[str]:
+        return names(f"{self.archive.location}/run")
+
+
+def test_a_lost_folder_comes_back_as_it_was(storage, monkeypatch):
+    storage.save(2, 4)
+    storage.archive.push(storage.folder)
+    before = storage.content()
+    assert storage.archived == sorted(before)
+    shutil.rmtree(storage.folder)
+    assert storage.archive.fetch(storage.folder)
+    assert storage.content() == before
+    assert not storage.archive.fetch(storage.folder)
+    monkeypatch.setattr(archive, "put", lambda *_: pytest.fail("it is there already"))
+    storage.archive.push(storage.folder)
+
+
+def test_removed_checkpoints_are_removed_there(storage):
+    storage.save(2, 4)
+    storage.archive.push(storage.folder)
+    storage.save(6)
+    checkpoint.prune(storage.folder, keep_last=1)
+    storage.archive.push(storage.folder, prune=False)
+    assert sum(name.endswith(META) for name in storage.archived) == 3
+    storage.archive.push(storage.folder)
+    assert sorted(storage.content()) == storage.archived
+    shutil.rmtree(checkpoints(storage.folder)[0])  # a disk that lost some of it removes nothing there
+    storage.archive.push(storage.folder)
+    assert storage.archive.fetch(storage.folder)
+    assert checkpoints(storage.folder)[0].name == "checkpoint_00000006"
+
+
+def test_a_checkpoint_that_is_half_there_is_not_taken(storage, monkeypatch):
+    storage.save(2)
+    storage.archive.push(storage.folder)
+    storage.save(4)
+    put = archive.put
+
+    def dies(source, *rest):
+        if source.name == META:
+            raise OSError("killed")
+        put(source, *rest)
+
+    monkeypatch.setattr(archive, "put", dies)
+    with pytest.raises(RemoteError, match="killed"):
+        storage.archive.push(storage.folder)
+    monkeypatch.undo()
+    assert f"checkpoint_00000004/{TENSORS}" in storage.archived
+    shutil.rmtree(storage.folder)
+    storage.archive.fetch(storage.folder)
+    assert [path.name for path in checkpoints(storage.folder)] == ["checkpoint_00000002"]
+    assert storage.journal == 4
+    storage.save(4)
+    storage.archive.push(storage.folder)
+    assert storage.archived == sorted(storage.content())
+
+
+def test_a_damaged_checkpoint_is_not_taken(storage, caplog):
+    storage.save(2, 4)
+    storage.archive.push(storage.folder)
+    filesystem, root = open_place(f"{storage.archive.location}/run/checkpoint_00000004/{TENSORS}")
+    with filesystem.open_input_stream(root) as stream:
+        content = bytearray(stream.read())
+    content[1000] ^= 1
+    with filesystem.open_output_stream(root) as stream:
+        stream.write(content)
+    shutil.rmtree(storage.folder)
+    assert storage.archive.fetch(storage.folder)
+    assert [path.name for path in checkpoints(storage.folder)] == ["checkpoint_00000002"]
+    assert "checkpoint_00000004 in the archive" in caplog.text
+    assert not storage.archive.fetch(storage.folder)
+
+
+def test_what_is_here_and_newer_stays(storage):
+    storage.save(2)
+    storage.archive.push(storage.folder)
+    storage.save(4)
+    (storage.folder / "run.json").write_text('{"newer": true}')
+    before = storage.content()
+    assert not storage.archive.fetch(storage.folder)
+    assert storage.content() == before
+    storage.archive.push(storage.folder)
+    checkpoint.prune(storage.folder, keep_last=1)
+    assert not storage.archive.fetch(storage.folder)  # what was removed here does not come back
+
+
+def test_a_journal_comes_with_a_newer_checkpoint(storage):
+    storage.save(2, 4)
+    storage.archive.push(storage.folder)
+    shutil.rmtree(storage.folder / "checkpoint_00000004")
+    (storage.folder / "metrics.jsonl").write_text("\n" * 3)
+    assert storage.archive.fetch(storage.folder)
+    assert storage.journal == 4
+
+
+def test_an_archive_that_is_away_is_told_once_and_gets_all_later(storage, monkeypatch, caplog):
+    storage.save(2)
+    push, calls = Archive.push, []
+
+    def away_at_first(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) < 4:
+            raise RemoteError("away")
+        push(self, *arguments, **options)
+
+    monkeypatch.setattr(Archive, "push", away_at_first)
+    monkeypatch.setattr(archive, "RETRY", 0.01)
+    monkeypatch.setattr(archive, "POLL", 0.01)
+    over = threading.Event()
+    threading.Timer(0.5, over.set).start()
+    with caplog.at_level(logging.WARNING):
+        assert follow(storage.archive, storage.folder, over.is_set)
+    assert caplog.text.count("trying again") == 1
+    assert storage.archived == sorted(storage.content())
+    calls.clear()
+    monkeypatch.setattr(Archive, "push", lambda *_, **__: away_at_first(storage.archive) or calls.clear())
+    assert not follow(storage.archive, storage.folder, lambda: True, patience=0.05)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Prefixes
+
+
+def test_a_prefix_in_the_archive_is_not_trained_again(s3, prefixes, tmp_path):  # noqa: F811
+    kept = Archive(f"{s3}/prefixes", tmp_path)
+    whole = prefixes(4, checkpoint_every=1)
+    kept.push(whole.run.folder, prune=False)
+
+    def elsewhere(name: str) -> dict[str, Any]:
+        return {"storage": str(tmp_path / name), "archive": f"{s3}/prefixes", "checkpoint_every": 1}
+
+    found = prefixes(4, **elsewhere("other"))
+    assert found.checkpoint.is_relative_to(tmp_path / "other")
+    assert same(tensors(found.run, 4), tensors(whole.run, 4))
+    assert [path.name for path in checkpoints(found.run.folder)] == ["checkpoint_00000004"]
+    prefixes(3, **elsewhere("third"))
+    longer = prefixes(6, **elsewhere("third"))
+    assert [line["iteration"] for line in lines(longer.run.folder)] == [1, 2, 3, 4, 5, 6]
+    assert prefixes.trained == [(0, 4), (3, 3), (4, 6)]  # 4 was not there yet
+    shutil.rmtree(tmp_path / "third")
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_its_machine_is_lost(s3, people_store, tmp_path, node, monkeypatch):
+    monkeypatch.setattr(training, "publish", lambda *_: "models:/none")  # it takes as long as all the rest
+    upload(people_store, f"{s3}/market")
+    last, storage = 24, tmp_path / "runs"
+    experiment = tiny_experiment(people_store, tmp_path / "whole", name="whole", evaluate_every=last // 2)
+    teacher = TeacherState.build(experiment.baseline, pretrained=False)
+    path = checkpoint.save(teacher, experiment.baseline, tmp_path / "teacher")
+    experiment = replace(experiment, model=replace(experiment.model, iterations=last), teacher=str(path))
+    whole = train(experiment, console=QUIET).run
+    experiment = replace(
+        experiment, data=f"{s3}/market", storage=str(storage), archive=f"{s3}/runs", name="lost", checkpoint_every=6,
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )  # fmt: skip
+    options = by_command_line(experiment, tmp_path / "experiment.yaml")
+    environment = {"DGNET_CACHE": str(node.parent)}
+    process = job("train_market.py", *options, **environment)
+    driver = psutil.Process(process.pid)
+    wait_for(lambda: (storage / "lost" / "checkpoint_00000006").exists() or process.poll() is not None)
+    driver.suspend()  # while what it saved is shipped
+    wait_for(lambda: any(name.endswith(META) for name in names(f"{s3}/runs")))
+    machine = [driver, *driver.children(recursive=True)]
+    for each in machine:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.communicate()
+    psutil.wait_procs(machine, timeout=10)
+    assert not (storage / "lost" / f"checkpoint_{last:08d}").exists(), "it was killed too late to tell"
+    shutil.rmtree(storage)
+    [kept] = [path for path in node.iterdir() if path.is_dir()]
+    downloaded = {file: file.stat().st_mtime_ns for file in kept.iterdir()}
+
+    process = job("train_market.py", *options, **environment)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "Brought run lost back from s3://bucket/runs" in output
+    run = Run.read(storage / "lost")
+    assert same(tensors(run, last), tensors(whole, last))
+    assert [line["iteration"] for line in lines(run.folder)] == list(range(1, last + 1))
+    assert {line["iteration"] for line in lines(run.folder) if "pictures" in line} == {last // 2, last}
+    client = MlflowClient(run.tracking_uri)
+    [tracked] = client.search_runs([run.mlflow_experiment])
+    assert tracked.info.run_id == run.mlflow_run
+    assert history(client, run, "iteration") == [(t, float(t)) for t in range(1, last + 1)]
+    assert {file: file.stat().st_mtime_ns for file in kept.iterdir()} == downloaded
+    local = [str(file.relative_to(run.folder)) for file in archive._files(run.folder)]
+    local += [f"{path.name}/{name}" for path in checkpoints(run.folder) for name in (META, TENSORS)]
+    assert names(f"{s3}/runs/lost") == sorted(local)
+
+    # Finished, and lost with MLflow's database: nothing is trained, and all curves are sent anew.
+    shutil.rmtree(storage)
+    (tmp_path / "mlflow.db").unlink()
+    again = train(replace(experiment, data=str(people_store)), console=QUIET)
+    assert again.outcome.ending == "finished"
+    assert history(MlflowClient(again.run.tracking_uri), again.run, "iteration") == [
+        (t, float(t)) for t in range(1, last + 1)
+    ]
+
+
+@pytest.mark.slow
+def test_mlflow_keeps_artifacts_on_s3_for_clients_that_know_only_http(s3, tmp_path, free_port, monkeypatch):
+    uri = f"http://127.0.0.1:{free_port}"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(free_port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{s3}/mlflow",
+    ]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    with (tmp_path / "log").open("wb") as log:
+        server = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: answers(uri))
+        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)  # only the server may need them
+        client = MlflowClient(uri)
+        run = client.create_run(client.create_experiment("artifacts")).info.run_id
+        (tmp_path / "picture.bin").write_bytes(os.urandom(6 * 2**20))
+        client.log_artifact(run, str(tmp_path / "picture.bin"))
+        found = Path(client.download_artifacts(run, "picture.bin", str(tmp_path)))
+        assert found.read_bytes() == (tmp_path / "picture.bin").read_bytes()
+        monkeypatch.undo()
+        assert [name for name in names(f"{s3}/mlflow") if name.endswith(f"{run}/artifacts/picture.bin")]
+    finally:
+        stop(server)

@@ -1,0 +1,173 @@
+"""Experiments: stored and rebuilt, named after what decides their result, with clear errors."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.runs import provenance as version
+from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment, identity_of
+from dgnet_platform.runs.presets import dgnet_experiment, teacher_experiment, teacher_of
+from dgnet_platform.runs.run import RECORD, STARTS, Run
+from dgnet_platform.storage import files as disk
+from dgnet_platform.storage.serialize import differences, flat, from_dict, to_dict
+from tests.helpers.runs import tiny_experiment, tiny_teacher
+
+HERE = Path("store")
+
+
+def identity(experiment, **overrides):
+    known = {"dataset": "people", "fingerprint": "f", "teacher": "t", "origin": None}
+    return identity_of(experiment, **(known | overrides))
+
+
+@pytest.mark.parametrize("preset", ["laptop", "paper"])
+def test_presets_survive_the_way_through_plain_values(preset):
+    for experiment in (dgnet_experiment(preset, 651, 11_000), teacher_experiment(preset, 651, 11_000)):
+        assert from_dict(type(experiment), to_dict(experiment)) == experiment
+
+
+def test_paper_is_the_papers_run():
+    paper = dgnet_experiment("paper", 751, 12_936)
+    assert (paper.model.iterations, paper.model.batch_size, paper.model.network.height) == (100_000, 8, 256)
+    assert paper.model.loss.teacher_warmup.start == 30_000
+    assert not paper.hold_out
+    assert paper.baseline.iterations == round(60 * 12_936 / 32)
+
+
+def test_iterations_scale_the_schedule():
+    half = dgnet_experiment("paper", 751, 12_936, iterations=50_000)
+    assert half.model.loss.teacher_warmup.start == 15_000
+    assert half.model.optim.milestones[0] == 30_000
+
+
+def test_a_name_follows_from_what_decides_the_result():
+    experiment = tiny_experiment(HERE, Path("runs"))
+    name = identity(experiment).name
+    assert name.startswith("people-dgnet-")
+    for elsewhere in ({"storage": "other"}, {"workers": "4"}, {"tracking_uri": "http://x"}, {"checkpoint_every": 1}):
+        assert identity(replace(experiment, **elsewhere)).name == name
+    changed = [
+        identity(replace(experiment, model=replace(experiment.model, seed=1))),
+        identity(replace(experiment, hold_out=False)),
+        identity(experiment, fingerprint="g"),
+        identity(experiment, teacher="u"),
+        identity(experiment, origin="checkpoint"),
+        identity(tiny_teacher(HERE, Path("runs"))),
+    ]
+    assert len({name, *(other.name for other in changed)}) == 1 + len(changed)
+
+
+def test_a_teacher_shares_data_and_machines():
+    experiment = tiny_experiment(HERE, Path("runs"), workers="2", max_failures=1)
+    teacher = teacher_of(experiment)
+    assert isinstance(teacher, TeacherExperiment)
+    assert teacher.model == experiment.baseline
+    assert (teacher.data, teacher.workers, teacher.max_failures) == (experiment.data, "2", 1)
+
+
+@pytest.mark.parametrize(("workers", "fewest", "most"), [("0", 0, 0), ("4", 4, 4), ("1:4", 1, 4)])
+def test_workers(workers, fewest, most):
+    experiment = tiny_experiment(HERE, Path("runs"), workers=workers)
+    assert (experiment.fewest_workers, experiment.most_workers) == (fewest, most)
+    assert experiment.elastic == (fewest != most)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [
+        ("workers", "four", "workers 'four'"),
+        ("workers", "4:1", "4:1"),
+        ("workers", "0:2", "0:2"),
+        ("name", "../x", "letters"),
+        ("keep", 0, "keep 0"),
+        ("log_every", 0, "log_every"),
+        ("evaluate_every", 0, "evaluate_every"),
+        ("gpus", True, "gpus"),
+    ],
+)
+def test_bad_settings_are_named(field, value, word):
+    with pytest.raises(ValueError, match=word):
+        tiny_experiment(HERE, Path("runs"), **{field: value})
+
+
+def test_differences_and_flat_speak_in_paths():
+    before = {"model": {"seed": 0, "loss": {"prim": 2.0}}, "hold_out": True}
+    after = {"model": {"seed": 0, "loss": {"prim": 1.0}}, "hold_out": True, "origin": "c"}
+    assert differences(before, after) == {"model.loss.prim": (2.0, 1.0), "origin": (None, "c")}
+    assert differences(before, before) == {}
+    assert flat(before) == {"model.seed": 0, "model.loss.prim": 2.0, "hold_out": True}
+
+
+def test_a_run_is_rebuilt_from_its_record(tmp_path):
+    experiment = tiny_experiment(HERE, tmp_path)
+    run = Run(
+        folder=tmp_path,
+        experiment=experiment,
+        identity=identity(experiment).values(),
+        teacher="t",
+        tracking_uri="sqlite:////x",
+        mlflow_experiment="1",
+        mlflow_run="2",
+    )
+    run.save()
+    assert Run.read(tmp_path) == run
+    assert isinstance(Run.read(tmp_path).experiment, DGNetExperiment)
+    run.ask_to_stop()
+    assert run.stop_asked
+    run.forget_stop()
+    assert not run.stop_asked
+
+
+def test_half_a_line_of_the_starts_counts_for_nothing(tmp_path):
+    experiment = tiny_experiment(HERE, tmp_path)
+    run = Run(
+        folder=tmp_path, experiment=experiment, identity=identity(experiment).values(), tracking_uri="",
+        mlflow_experiment="", mlflow_run="",
+    )  # fmt: skip
+    assert run.starts == []
+    run.note_start(0, ["a"])
+    with (tmp_path / STARTS).open("a") as file:
+        file.write('{"time": 1, "iter')
+    run.note_start(7, ["b"])
+    assert [(start["iteration"], start["hosts"]) for start in run.starts] == [(0, ["a"]), (7, ["b"])]
+
+
+def test_a_lock_keeps_others_out_whoever_they_are(tmp_path):
+    with (tmp_path / "lock").open("w") as file:
+        disk.lock(file)
+        with (tmp_path / "lock").open("w") as other, pytest.raises(BlockingIOError):
+            disk.lock(other, wait=False)
+        posix = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        command = [sys.executable, "-c", posix, tmp_path / "lock"]  # as an NFS server does for its clients
+        assert b"BlockingIOError" in subprocess.run(command, capture_output=True, check=False).stderr
+    with (tmp_path / "lock").open("w") as file:
+        disk.lock(file, wait=False)
+
+
+def test_the_code_that_trains_has_a_digest_of_its_own(tmp_path):
+    before = version.training_digest()
+    assert re.fullmatch("[0-9a-f]{64}", before)
+    source = tmp_path / "core" / "step.py"
+    source.parent.mkdir()
+    source.write_text("loss = 1")
+    digests = {version._digest_of(tmp_path / "core")}
+    source.write_text("loss = 2")
+    digests.add(version._digest_of(tmp_path / "core"))
+    source.rename(source.with_name("other.py"))
+    digests.add(version._digest_of(tmp_path / "core"))
+    assert len(digests) == 3
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    assert Run.find(tmp_path) is None
+    (tmp_path / RECORD).write_text('{"format": 1, "kind": "dgnet"')
+    with pytest.raises(ExperimentError, match=RECORD):
+        Run.find(tmp_path)
+    (tmp_path / RECORD).write_text('{"format": 99}')
+    with pytest.raises(ExperimentError, match="another version"):
+        Run.read(tmp_path)

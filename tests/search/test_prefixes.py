@@ -1,0 +1,187 @@
+"""Shared prefixes: trained once, reused, waited for, removed - and equal to a run of its own in every bit."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.runs.checkpoint import checkpoints
+from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
+from dgnet_platform.runs.loading import TrainedTeacher
+from dgnet_platform.runs.run import Outcome, Run
+from dgnet_platform.search import prefixes as prefix
+from dgnet_platform.search.prefixes import Prefix, PrefixError, adopt, collect, ensure_prefix, key_of
+from dgnet_platform.storage import files as disk
+from dgnet_platform.training import worker
+from dgnet_platform.training.loop import run_loop
+from dgnet_platform.training.worker import prepare
+from tests.helpers.runs import lines, same, tensors, tiny_experiment
+
+
+@pytest.fixture
+def prefixes(people_store, tmp_path, one_thread, monkeypatch):
+    """Ensures the prefix of a trial up to a fork, and trains runs, in this process and without MLflow."""
+    experiment = tiny_experiment(people_store, tmp_path, evaluate_every=3, checkpoint_every=100)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        teacher = Teacher(experiment.model.network, experiment.model.num_classes)
+    file = tmp_path / "teacher.pth"
+    file.write_bytes(b"teacher")
+    trained = TrainedTeacher(teacher=teacher, network=experiment.model.network)
+    monkeypatch.setattr(worker, "open_teacher", lambda *_: trained)
+    monkeypatch.setattr(prefix.tracking, "connect", lambda *_: (None, "1"))
+    monkeypatch.setattr(prefix.tracking, "open_run", lambda *_, **__: "run")
+    monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
+    monkeypatch.setattr(prefix.tracking, "close_run", lambda *_: None)
+    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
+    return Prefixes(experiment, file, tmp_path / "stop")
+
+
+class Prefixes:
+    """Ensures prefixes of a trial, and trains runs, in this process and without MLflow."""
+
+    def __init__(self, experiment: DGNetExperiment, teacher: Path, stop_file: Path):
+        self.experiment, self.teacher, self._stop_file = experiment, teacher, stop_file
+        self.said: list[str] = []
+        self.trained: list[tuple[int, int]] = []
+
+    def fit(self, run: Run) -> Outcome:
+        learner, validator = prepare(run, torch.device("cpu"))
+        worker._restore(run, learner)
+        return run_loop(run, learner, validator, report=lambda _: None)
+
+    def __call__(self, fork: int, fit: Callable[[Run], Outcome] | None = None, **overrides) -> Prefix:
+        found = ensure_prefix(
+            replace(self.experiment, **overrides),
+            fork,
+            teacher=self.teacher,
+            tracking_uri="",
+            mlflow_experiment="1",
+            stop_file=self._stop_file,
+            fit=fit or self.fit,
+            say=self._say,
+        )
+        with found as there:
+            return there
+
+    def _say(self, what: str, folder: Path, start: int) -> None:
+        self.said.append(what)
+        if what == "trains":
+            self.trained.append((start, int(folder.name)))
+
+
+def trial_run(ensure, folder: Path) -> Run:
+    folder.mkdir(exist_ok=True)
+    identity = identity_of(ensure.experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
+    return Run(
+        folder=folder, experiment=ensure.experiment, identity=identity.values(), teacher=str(ensure.teacher),
+        tracking_uri="", mlflow_experiment="", mlflow_run="",
+    )  # fmt: skip
+
+
+def test_a_prefix_is_trained_once_extended_and_the_same_as_a_run_of_its_own(prefixes, tmp_path):
+    prefixes(2)
+    four = prefixes(4)
+    prefixes(4)
+    prefixes(3)
+    assert prefixes.trained == [(0, 2), (2, 4), (2, 3)]  # what 4 has in between was not kept
+
+    whole, forked = trial_run(prefixes, tmp_path / "whole"), trial_run(prefixes, tmp_path / "forked")
+    assert prefixes.fit(whole).ending == "finished"
+    adopt(four.checkpoint, forked.folder)
+    assert [line["iteration"] for line in lines(forked.folder)] == [1, 2, 3, 4]
+    prefixes_gone = collect(tmp_path, 0)
+    assert len(prefixes_gone) == 3  # the trial has what it needs
+    assert prefixes.fit(forked).ending == "finished"
+    assert same(tensors(whole, 12), tensors(forked, 12))
+    for one, other in zip(lines(whole.folder), lines(forked.folder), strict=True):
+        assert one.get("pictures") == other.get("pictures")
+        for name, value in one["metrics"].items():
+            assert name.startswith("speed/") or other["metrics"][name] == value, name
+    for line in lines(forked.folder):
+        assert all((forked.folder / file).exists() for file in line.get("pictures", {}).values())
+
+
+def test_a_damaged_prefix_is_trained_again(prefixes):
+    path = prefixes(2).checkpoint / "tensors.pt"
+    path.write_bytes(path.read_bytes()[:-10])
+    prefixes(2)
+    prefixes(2)
+    assert prefixes.trained == [(0, 2), (0, 2)]
+
+
+def test_a_prefix_left_unfinished_goes_on_from_one_that_overtook_it(prefixes, tmp_path):
+    def stopped_at(iteration: int) -> Callable[[Run], Outcome]:
+        return lambda run: replace(prefixes.fit(replace(run, until=iteration)), ending="stopped")
+
+    each = {"checkpoint_every": 1}
+    with pytest.raises(PrefixError):
+        prefixes(4, fit=stopped_at(1), **each)
+    prefixes(6, **each)
+    four = prefixes(4, **each)
+    damaged = four.checkpoint / "tensors.pt"
+    content = damaged.read_bytes()
+    damaged.unlink()  # the other one has the same file
+    damaged.write_bytes(content[:-10])
+    assert same(tensors(prefixes(4, **each).run, 4), tensors(prefixes(6, **each).run, 4))
+    assert prefixes.trained == [(0, 4), (1, 6), (4, 4), (4, 4)]
+    assert [line["iteration"] for line in lines(four.run.folder)] == [1, 2, 3, 4]
+
+
+def test_what_decides_a_prefix_names_it(prefixes, people_store):
+    experiment = prefixes.experiment
+
+    def key(fingerprint="f", **overrides):
+        return key_of(replace(experiment, **overrides), fingerprint, prefixes.teacher)
+
+    model = experiment.model
+    later = replace(model, loss=replace(model.loss, alpha=0.9, prim=1.0), iterations=50)
+    assert key() == key(model=later) == key(name="other", keep=9, checkpoint_every=2, threads=4)
+    others = [
+        key("g"),
+        key(workers="2"),
+        key(evaluate_every=5),
+        key(model=replace(model, seed=1)),
+        key(model=replace(model, loss=replace(model.loss, generated_identity=0.1))),
+    ]
+    assert len({key(), *others}) == 6
+
+
+def test_a_prefix_that_another_one_trains_is_waited_for(prefixes, tmp_path):
+    key = prefixes(2).run.folder.parent
+    with (key / prefix.LOCK).open("w") as file:
+        disk.lock(file)
+        assert collect(tmp_path, 0) == []  # it is in use
+        threading.Timer(1.2, (tmp_path / "stop").touch).start()
+        with pytest.raises(PrefixError) as raised:
+            prefixes(2)
+        assert raised.value.outcome.ending == "stopped"
+    assert prefixes.said[-1] == "waits"
+
+
+def test_prefixes_longest_unused_are_removed_first(prefixes, tmp_path):
+    stages = [prefixes(fork).run.folder for fork in (1, 2, 3)]
+    for age, stage in zip((10, 30, 20), stages, strict=True):
+        os.utime(stage, (stage.stat().st_mtime - age,) * 2)
+    size = sum(path.stat().st_size for stage in stages for path in stage.rglob("*") if path.is_file())
+    assert collect(tmp_path, size) == []
+    assert collect(tmp_path, size - 1) == [stages[1]]
+    assert collect(tmp_path, 1) == [stages[2], stages[0]]
+
+
+def test_a_prefix_that_diverges_says_so(prefixes):
+    lost = lambda run: Outcome(ending="diverged", iteration=1, reason="L_img1 is not finite")  # noqa: E731
+    with pytest.raises(PrefixError, match="not finite"):
+        prefixes(2, fit=lost)
+    prefixes(2)
+    assert prefixes.trained == [(0, 2), (0, 2)]
+
+
+def test_checkpoints_of_a_prefix_are_all_kept(prefixes):
+    stage = prefixes(4, checkpoint_every=1).run.folder
+    assert [int(path.name[-8:]) for path in checkpoints(stage)] == [1, 2, 3, 4]

@@ -1,0 +1,336 @@
+"""The search without Ray: what Tune is fed with, where trials run, what MLflow is told, and what is refused."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import requests
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from ray.tune.search import Searcher
+
+from dgnet_platform.cli import tune as tuning
+from dgnet_platform.cli.options import Base, base_experiment
+from dgnet_platform.compute.placement import Node, Placement, place
+from dgnet_platform.errors import ExperimentError, TrackingError
+from dgnet_platform.runs.journal import Journal
+from dgnet_platform.runs.run import Run
+from dgnet_platform.search import driver as search_module
+from dgnet_platform.search.driver import Feed, Search
+from dgnet_platform.search.plan import METRIC, SearchConfig, plan_search
+from dgnet_platform.search.results import Results
+from dgnet_platform.search.space import Space
+from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.search.study import FILE
+from dgnet_platform.search.trial import TrialProgress
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.tracking import client as tracking
+from dgnet_platform.training import plan as training_plan
+from dgnet_platform.training.driver import TrainingError
+from jobs import train_market
+from jobs.tune_market import main
+from tests.helpers.runs import CLASSES, tiny_experiment
+from tests.search.test_study import opened
+
+# ----------------------------------------------------------------------------------------------------------------
+# What Tune is fed with
+
+
+class Fake:
+    """A search whose trials end as somebody says."""
+
+    def __init__(self, folder: Path):
+        self.study = opened(folder)
+        self.stop_asked = False
+        self.broken: Exception | None = None
+        self.fails = {1}
+
+    def prepare(self, number: int) -> Path:
+        if self.broken:
+            raise self.broken
+        return Path(f"/runs/{number}")
+
+    def judge(self, number: int) -> None:
+        return None
+
+    def conclude(self, number: int) -> None:
+        fails = number in self.fails
+        self.study.note(number, reason="no room" if fails else "")
+        self.study.tell(number, "fail" if fails else "complete", values=None if fails else [0.5])
+
+    def ask_to_stop(self) -> None:
+        self.stop_asked = True
+
+
+def test_trials_left_over_come_first_and_failed_ones_are_replaced(tmp_path):
+    fake = Fake(tmp_path)
+    fake.study.aim(3)
+    fake.study.ask()
+    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    assert feed.suggest("a") == {"folder": "/runs/0", "judge": None}
+    assert feed.suggest("b") == {"folder": "/runs/1", "judge": None}
+    assert feed.suggest("c") == {"folder": "/runs/2", "judge": None}
+    assert feed.suggest("d") is None  # nothing now, but one may fail
+    feed.on_trial_complete("b", error=True)
+    assert feed.suggest("e") == {"folder": "/runs/3", "judge": None}
+    for trial in "ace":
+        feed.on_trial_complete(trial)
+    assert feed.suggest("f") == Searcher.FINISHED
+
+
+def test_a_search_in_which_all_fails_stops_and_begins_again(tmp_path):
+    fake = Fake(tmp_path)
+    fake.fails = {0, 1, 2}
+    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    for trial in "abc":
+        assert feed.error is None
+        assert feed.suggest(trial) != Searcher.FINISHED
+        feed.on_trial_complete(trial, error=True)
+    assert isinstance(feed.error, TrainingError)
+    assert re.search("first 3 trials failed, .* because: no room", str(feed.error))
+    assert feed.suggest("d") == Searcher.FINISHED
+
+    fake = Fake(tmp_path)
+    assert fake.study.missing == 8
+    assert fake.study.values(fake.study.ask()) == fake.study.values(0)
+
+
+def test_no_more_trials_start_once_somebody_asked_to_stop(tmp_path):
+    fake = Fake(tmp_path)
+    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    assert feed.suggest("a") == {"folder": "/runs/0", "judge": None}
+    fake.stop_asked = True
+    assert feed.suggest("b") == Searcher.FINISHED
+    assert fake.study.running == [0]
+
+
+def test_what_goes_wrong_between_trials_ends_the_search(tmp_path):
+    fake = Fake(tmp_path)
+    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    fake.broken = ExperimentError("no room")
+    assert feed.suggest("a") == Searcher.FINISHED
+    assert feed.error is fake.broken
+    assert fake.stop_asked
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Placement
+
+TWO, GPUS = Node(cpus=2), Node(cpus=16, gpus=8)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "gpus", "concurrent", "expected"),
+    [
+        ([TWO], 0, 0, 0, (1, 2, 0, 0)),  # one trial takes the machine
+        ([TWO], 1, 0, 2, (2, 1, 0, 0)),
+        ([TWO], 0, 0, 8, (2, 1, 0, 0)),  # no more than there are CPUs
+        ([TWO], 2, 0, 0, (1, 1, 0, 2)),
+        ([TWO], 2, 0, 8, (1, 1, 0, 2)),  # eight trials of two workers: one after the other
+        ([TWO, TWO], 0, 0, 0, (2, 2, 0, 0)),
+        ([TWO, TWO], 3, 0, 0, (1, 1, 0, 3)),  # workers of a trial on two machines
+        ([GPUS], 0, 1, 0, (8, 2, 1, 0)),
+        ([GPUS], 0, 1, 3, (3, 2, 1, 0)),
+        ([GPUS], 2, 2, 0, (4, 1, 1, 2)),
+        ([GPUS], 2, 1, 0, (8, 1, 0.5, 2)),
+        ([TWO, GPUS], 0, 0.5, 0, (16, 1, 0.5, 0)),
+        ([GPUS, GPUS], 4, 4, 0, (4, 1, 1, 4)),
+    ],
+)
+def test_as_many_trials_run_as_fit(nodes, workers, gpus, concurrent, expected):
+    placed = place(nodes, workers=workers, gpus=gpus, concurrent=concurrent)
+    assert (placed.concurrent, placed.cpus, placed.gpus, placed.workers) == expected
+    if not placed.workers:  # they all fit at once
+        assert placed.concurrent * placed.cpus <= sum(node.cpus for node in nodes)
+
+
+@pytest.mark.parametrize(("nodes", "workers", "gpus"), [([TWO], 3, 0), ([TWO], 0, 1), ([GPUS], 0, 9), ([], 0, 0)])
+def test_a_trial_that_never_fits_is_refused(nodes, workers, gpus):
+    with pytest.raises(ExperimentError, match=r"never fits this cluster.*--workers-per-trial"):
+        place(nodes, workers=workers, gpus=gpus, concurrent=0)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+@pytest.fixture
+def options(people_store, tmp_path):
+    """Options of a tiny search."""
+    base = tiny_experiment(people_store, tmp_path)
+    file = tmp_path / "base.yaml"
+    file.write_text(yaml.safe_dump(to_dict(replace(base, model=replace(base.model, iterations=24)))))
+    return [
+        "--data", str(people_store), "--config", str(file), "--storage", str(tmp_path / "storage"),
+        "--stopping.rungs", "2", "--stopping.eta", "2", "--stopping.first", "0.3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "alpha={low: 1, high: 0.1}"], "alpha: low = 1 is above high = 0.1"),
+        (["--set", "alpha={choices: []}"], "alpha: choices are empty"),
+        (["--set", "alpha={choices: [[1]]}"], "numbers or texts are needed"),
+        (["--name", "../up"], "name '../up': letters"),
+        (["--iterations", "0"], "--iterations 0: must be 1 or more"),
+        (["--seconds-before", "1"], "give both or none"),
+        (["--set", "alpah=1"], "did you mean 'alpha'?"),
+        (["--set", "alpha"], "--set alpha: a value"),
+        (["--set", "warmup_start=30"], "runs end after 24 iterations"),
+        (["--set", "warmup_start=19"], "19"),
+        (["--set", "ramp=19"], "ramp"),
+        (["--space", "/nowhere.yaml"], "--space /nowhere.yaml"),
+        (["--data", "/nowhere"], "/nowhere holds no store"),
+        (["--teacher", "/nowhere.pth"], "/nowhere.pth"),
+        (["--storage", "/proc/nowhere", "--teacher", "none.pth"], "none.pth"),
+        (["--stopping.first", "0"], "first"),
+        (["--trials", "no"], "trials 'no'"),
+        (["--trials", "0"], "trials '0'"),
+        (["--concurrent", "-1"], "concurrent -1"),
+        (["--second", "swap"], "pass --stopping.kind none too"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(options, more, words, capsys, tmp_path):
+    try:
+        status = main([*options, *more])
+    except SystemExit as error:
+        status = error.code
+    output = capsys.readouterr()
+    assert status == 2
+    assert words in " ".join((output.out + output.err).split())
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_full_disk_is_noticed_before_trials_start(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tuning, "place_trials", lambda _: Placement(concurrent=2, cpus=1, gpus=0, workers=0))
+    monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    file = Path(options[options.index("--config") + 1])
+    settings = yaml.safe_load(file.read_text())
+    settings["model"]["recipe"]["soft_label"] = "uniform"
+    settings["model"]["trunk_from_teacher"] = False
+    file.write_text(yaml.safe_dump(settings))
+    assert main(options) == 2
+    assert "0.0 GiB free, 8 checkpoints take" in " ".join(capsys.readouterr().out.split())
+    [folder] = (tmp_path / "storage").glob("*/")
+    assert not (folder / FILE).exists()
+
+    def goes_on(*_):
+        raise ExperimentError("it goes on")
+
+    monkeypatch.setattr(tuning, "Search", goes_on)
+    (folder / FILE).touch()  # one that was begun has made room for itself, or is only looked at
+    assert main(options) == 2
+    assert "it goes on" in capsys.readouterr().out
+
+
+def test_the_plan_of_a_search_changes_nothing(options, capsys, tmp_path):
+    assert main([*options, "--trials", "6", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    for words in ("Search space", "Shared prefixes", "with shared prefixes", "would be trained first"):
+        assert words in output
+    assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize("job", [main, train_market.main], ids=["tune", "train"])
+def test_the_store_may_be_named_in_the_file(job, people_store, tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"data: {people_store}\nteacher: {tmp_path}/none.pth\n")
+    options = ["--config", str(file), "--storage", str(tmp_path / "storage"), "--dry-run"]
+    status = job(options)
+    output = capsys.readouterr().out
+    assert status == 2
+    assert f"data: {people_store}" in output
+    assert f"num_classes: {CLASSES}\n" in output
+    assert f"{tmp_path}/none.pth" in output
+    file.write_text("[1]")
+    assert job(options) == 2
+    assert "settings with their values are needed" in capsys.readouterr().out
+
+
+def test_mlflow_is_told_later_of_a_trial_that_ended_while_it_was_away(people_store, tmp_path, monkeypatch):
+    base = tiny_experiment(people_store, tmp_path)
+    space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
+    config = SearchConfig(stopping=Stopping(kind="none"))
+    plan = plan_search(base, space, config, teacher=None)
+    plan.folder.mkdir()
+    search = Search(plan, Placement(concurrent=1, cpus=1, gpus=0, workers=0))
+    search.study.aim(1)
+    folder = search.prepare(search.study.ask())
+    journal = Journal(folder, 0)
+    for iteration in range(1, 13):
+        journal.write(iteration, {"loss/total": 1.0, METRIC: iteration / 12})
+    journal.close()
+    TrialProgress(ending="finished", iteration=12, phase="over").save(folder)
+
+    def known() -> tuple[str, float | None, float | None]:
+        run = search.connected.get_run(Run.read(folder).mlflow_run)
+        return run.info.status, run.data.metrics.get("iteration"), run.data.metrics.get("objective")
+
+    monkeypatch.setattr(search_module, "ship", lambda *_, **__: False)
+    search.conclude(0)
+    assert search.study.trial(0).values == [1.0]
+    assert known() == ("RUNNING", None, None)
+    monkeypatch.undo()
+    search.settle()
+    assert known() == ("FINISHED", 12, 1.0)
+
+
+def test_an_earlier_study_to_start_from_makes_another_search(people_store, tmp_path):
+    base = tiny_experiment(people_store, tmp_path)
+    space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
+    config = SearchConfig(stopping=Stopping(kind="none"))
+    cold, warm = (
+        plan_search(base, space, replace(config, warm_start=earlier), teacher=None)
+        for earlier in ((), ("study.jsonl:other",))
+    )
+    assert cold.name != warm.name
+
+
+def test_the_best_settings_have_all_that_differs_from_the_preset(people_store, tmp_path):
+    base = tiny_experiment(people_store, tmp_path)
+    base = replace(base, baseline=replace(base.baseline, label_smoothing=0.25))
+    space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
+    plan = plan_search(base, space, SearchConfig(stopping=Stopping(kind="none")), teacher=None)
+    plan.folder.mkdir()
+    study = opened(plan.folder, identity=plan.identity, space=space, base=base.model)
+    study.ask()
+    file = tmp_path / "best.yaml"
+    file.write_text(Results(plan, study)._settings_yaml(0))
+    again = base_experiment(Base(config=file, data=str(people_store)))
+    assert to_dict(again.baseline) == to_dict(base.baseline)
+    assert to_dict(again.model) == to_dict(plan.model(study.values(0)))
+
+
+def test_mlflow_may_be_away_for_a_while(monkeypatch):
+    monkeypatch.setattr(tracking, "RETRY", 0)
+    answers = iter([requests.ConnectionError("refused"), OSError("reset"), "here"])
+
+    def ask() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert tracking.patiently(ask, "http://server", stop_asked=lambda: False) == "here"
+    answers = iter([requests.ConnectionError("refused")])
+    with pytest.raises(TrackingError, match="http://server was away for too long"):
+        tracking.patiently(ask, "http://server", stop_asked=lambda: True)
+    answers = iter([MlflowException("no such run", RESOURCE_DOES_NOT_EXIST)])
+    with pytest.raises(MlflowException, match="no such run"):
+        tracking.patiently(ask, "http://server", stop_asked=lambda: False)
+
+
+def test_a_trial_whose_folder_is_gone_is_noticed(tmp_path):
+    study = opened(tmp_path)
+    study.note(study.ask(), folder="/lost/search-000")
+    search = Search.__new__(Search)
+    search.study, search.archive = study, None
+    search.plan = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+        name="search", trial_folder=lambda number: tmp_path / "lost" / f"search-{number:03d}"
+    )
+    with pytest.raises(ExperimentError, match=r"trial 0 of search .*search-000, which is gone"):
+        search._check_folders()

@@ -1,0 +1,494 @@
+"""Training from the driver: tracked in MLflow, resumed after kills, refused when it cannot work."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from rich.console import Console
+
+from dgnet_core.ranking.extraction import extract
+from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.errors import ExperimentError, TrackingError
+from dgnet_platform.evaluation.results import read
+from dgnet_platform.runs.checkpoint import CheckpointError, load_networks
+from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import usable
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.tracking import client as tracking
+from dgnet_platform.tracking.shipping import ship
+from dgnet_platform.training import plan as training_plan
+from dgnet_platform.training.display import Display
+from dgnet_platform.training.driver import TrainingError, train
+from dgnet_platform.training.plan import make_plan, named_teacher
+from tests.helpers.runs import CLASSES, QUIET, job, lines, same, tensors, tiny_experiment
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other
+
+
+@pytest.fixture(scope="module")
+def finished(people_store, tmp_path_factory):
+    """A run that went from nothing to the registry."""
+    storage = tmp_path_factory.mktemp("finished")
+    return train(tiny_experiment(people_store, storage), console=QUIET, register="tiny")
+
+
+@pytest.fixture(scope="module")
+def client(finished):
+    return MlflowClient(finished.run.tracking_uri)
+
+
+def history(client: MlflowClient, run: Run, name: str) -> list[tuple[int, float]]:
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.mlflow_run, name)]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What a finished run leaves
+
+
+def test_the_run_is_tracked(finished, client):
+    run = client.get_run(finished.run.mlflow_run)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == finished.run.name
+    assert run.data.params["model.loss.teacher_warmup.start"] == "4"
+    tags = run.data.tags
+    assert tags["dgnet.workers"] == "0"
+    assert tags["dgnet.images_a_rank"] == "8"
+    assert len(tags["dgnet.data_fingerprint"]) == 64
+    assert {"dgnet.code", "dgnet.dirty", "dgnet.hosts", "dgnet.device", "dgnet.teacher"} <= tags.keys()
+    [data] = run.inputs.dataset_inputs
+    assert data.dataset.name == "people"
+    assert tags["dgnet.data_fingerprint"].startswith(data.dataset.digest)
+
+
+def test_every_iteration_is_there_once(finished, client):
+    for line in lines(finished.run.folder):
+        assert line["metrics"].items() >= {"weight/prim": line["metrics"]["weight/prim"]}.items()
+    assert history(client, finished.run, "iteration") == [(t, float(t)) for t in range(1, 13)]
+    journal = [(line["iteration"], line["metrics"]["loss/L_img1"]) for line in lines(finished.run.folder)]
+    assert history(client, finished.run, "loss/L_img1") == journal
+    assert [step for step, _ in history(client, finished.run, "val/both/mAP")] == [6, 12]
+    assert {"final/both/mAP", "final/prim/rank1", "final/baseline/mAP", "final/swap_unseen/SSIM"} <= client.get_run(
+        finished.run.mlflow_run
+    ).data.metrics.keys()
+
+
+def test_pictures_have_a_step(finished, client):
+    images = [artifact.path for artifact in client.list_artifacts(finished.run.mlflow_run, "images")]
+    for name in ("swaps", "ranked"):
+        steps = {int(path.split("step+")[1].split("+")[0]) for path in images if path.startswith(f"images/{name}")}
+        assert steps == {6, 12}
+
+
+def test_checkpoints_are_models(finished, client):
+    found = client.search_logged_models(
+        [finished.run.mlflow_experiment], f"source_run_id = '{finished.run.mlflow_run}'"
+    )
+    models = {model.name: model for model in found if model.name.startswith("checkpoint")}
+    assert models.keys() == {path.name for path in finished.run.folder.glob("checkpoint_*")}
+    last = models["checkpoint_00000012"]
+    assert last.params["iteration"] == "12"
+    assert {metric.key: metric.step for metric in last.metrics}["val/both/mAP"] == 12
+    assert Path(last.tags["dgnet.path"]).is_dir()
+
+
+def test_the_results_compare_baseline_and_features(finished, client):
+    table = read(finished.results).retrieval
+    assert list(table[table["query"] == "single"]["feature"]) == ["baseline", "f_prim", "f_fine", "both"]
+    assert set(read(finished.results).swaps["identities"]) == {"seen", "unseen"}
+    names = {artifact.path for artifact in client.list_artifacts(finished.run.mlflow_run, "results")}
+    assert {"results/results.json", "results/results.parquet"} <= names
+
+
+def test_the_model_gives_evaluations_descriptors_in_a_fresh_process(finished, client, people_store, tmp_path):
+    table = Store.open(people_store)
+    rows = next(iter(table.row_groups("query")))["image"].to_pylist()[:5]
+    pd.DataFrame({"image": rows}).to_pickle(tmp_path / "pictures.pkl")
+    code = """
+import sys, mlflow, numpy, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+numpy.save("descriptors.npy", model.predict(pandas.read_pickle("pictures.pkl")))
+"""
+    # -S without site-packages' .pth files would lose the libraries too: hide only this repository.
+    hide = "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' in p or 'lib/python' in p]\n"
+    check = "\nimport dgnet_core; assert 'code' in dgnet_core.__file__, dgnet_core.__file__"
+    command = [sys.executable, "-c", hide + code + check, finished.run.tracking_uri, finished.model_uri]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "descriptors.npy")
+
+    state, meta = load_networks(finished.checkpoint)
+    images = ImageSet.load(table, "query", height=24, width=12, threads=1)
+    network = state.appearance_encoder  # pyright: ignore[reportAttributeAccessIssue]
+    sizes = meta.config.network
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in _decoded(rows)]))
+    features = extract(
+        network, pixels, images.person_ids[:5], images.camera_ids[:5], height=sizes.height, width=sizes.width
+    )
+    similarity = features.prim @ features.prim.T + 0.5 * features.fine @ features.fine.T
+    assert found.shape == (5, 32)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(found @ found.T * 1.5, similarity.numpy(), atol=1e-5)
+
+
+def _decoded(rows: list[bytes]) -> list[np.ndarray]:
+    from dgnet_platform.data.decode import decode
+
+    return [decode(row).transpose(2, 0, 1) for row in rows]
+
+
+def test_the_model_names_a_row_that_is_no_picture(finished, client):
+    mlflow.set_tracking_uri(finished.run.tracking_uri)
+    model = mlflow.pyfunc.load_model(finished.model_uri)
+    with pytest.raises(Exception, match="row 0, column 'image'"):
+        model.predict(pd.DataFrame({"image": [b"no picture"]}))
+
+
+def test_the_model_is_registered_once(finished, client, people_store):
+    experiment = tiny_experiment(people_store, finished.run.folder.parent)
+    again = train(experiment, console=QUIET, register="tiny")
+    assert again.run.mlflow_run == finished.run.mlflow_run
+    assert again.model_uri == finished.model_uri
+    versions = client.search_model_versions("name = 'tiny'")
+    assert [version.version for version in versions] in ([1], ["1"])
+
+
+def test_shipping_again_sends_nothing_twice(finished, client):
+    assert ship(finished.run, lambda: True)
+    assert history(client, finished.run, "iteration") == [(t, float(t)) for t in range(1, 13)]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Kills
+
+
+def wait_for(condition, seconds: float = 200) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def by_command_line(experiment, path: Path) -> list[str]:
+    """An experiment as options of jobs/train_market.py."""
+    path.write_text(yaml.safe_dump(to_dict(experiment)))
+    return ["--config", str(path)]
+
+
+@pytest.mark.slow
+def test_a_killed_driver_continues_bit_for_bit(finished, people_store, tmp_path):
+    experiment = replace(
+        tiny_experiment(people_store, tmp_path), teacher=str(teacher_of(finished)), checkpoint_every=2, name="killed"
+    )
+    options = by_command_line(experiment, tmp_path / "experiment.yaml")
+    process = job("train_market.py", *options)
+    wait_for(lambda: (tmp_path / "killed" / "checkpoint_00000004").exists() or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "checkpoint_00000012").exists()
+    killed = Run.read(tmp_path / "killed")
+
+    process = job("train_market.py", *options)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "both, beta 0.5" in output
+    assert "mlflow ui" in output
+    assert same(tensors(finished.run, 12), tensors(killed, 12))
+    client = MlflowClient(killed.tracking_uri)
+    for name in ("iteration", "loss/L_img1"):
+        assert [step for step, _ in history(client, killed, name)] == list(range(1, 13))
+    assert history(client, killed, "loss/L_img1") == [
+        (line["iteration"], line["metrics"]["loss/L_img1"]) for line in lines(finished.run.folder)
+    ]
+
+
+def teacher_of(finished) -> Path:
+    return Path(finished.run.teacher)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_so(finished, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)), name="stopped")
+    model = replace(experiment.model, iterations=4000)
+    options = by_command_line(
+        replace(experiment, model=model, checkpoint_every=4000, evaluate_every=4000), tmp_path / "experiment.yaml"
+    )
+    process = job("train_market.py", *options)
+    folder = tmp_path / "stopped"
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(lines(folder)) > 3)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output
+    [saved] = folder.glob("checkpoint_*")
+    assert int(saved.name[-8:]) == lines(folder)[-1]["iteration"]
+    run = Run.read(folder)
+    assert MlflowClient(run.tracking_uri).get_run(run.mlflow_run).info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_store, tmp_path, free_port):
+    server = TrackingServer(tmp_path, free_port)
+    server.start()
+    experiment = tiny_experiment(
+        people_store, tmp_path, teacher=str(teacher_of(finished)), name="away", tracking_uri=server.uri
+    )
+    model = replace(experiment.model, iterations=200)
+    experiment = replace(experiment, model=model, checkpoint_every=50, evaluate_every=100)
+    options = by_command_line(experiment, tmp_path / "experiment.yaml")
+    process = job("train_market.py", *options)
+    folder = tmp_path / "away"
+    try:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and len(lines(folder)) > 30)
+        server.stop()
+        before = len(lines(folder))
+        time.sleep(20)
+        during = len(lines(folder)) - before
+        assert during > 20 or process.poll() is not None, "training waits for the server"
+        server.start()
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        run = Run.read(folder)
+        assert ship(run, lambda: True)
+        client = MlflowClient(server.uri)
+        steps = [metric.step for metric in client.get_metric_history(run.mlflow_run, "loss/L_img1")]
+        assert steps == list(range(1, 201))
+        assert client.list_artifacts(run.mlflow_run, "images")
+    finally:
+        server.stop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+class TrackingServer:
+    """An MLflow server on the loopback interface."""
+
+    def __init__(self, folder: Path, port: int):
+        self.uri = f"http://127.0.0.1:{port}"
+        self._folder, self._port = folder, port
+
+    def start(self) -> None:
+        """Start it, with what it had before, and wait until it answers."""
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db",
+            "--artifacts-destination", str(self._folder / "artifacts"),
+        ]  # fmt: skip
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: answers(self.uri))
+
+    def stop(self) -> None:
+        """End it at once."""
+        stop(self._process)
+
+
+def answers(uri: str) -> bool:
+    import requests
+
+    try:
+        return requests.get(f"{uri}/health", timeout=1).ok
+    except requests.RequestException:
+        return False
+
+
+def stop(server: psutil.Process) -> None:
+    """End a server and all its workers."""
+    everyone = [*server.children(recursive=True), server] if server.is_running() else []
+    for process in everyone:
+        process.kill()
+    psutil.wait_procs(everyone, timeout=10)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Refusals: before anything is begun
+
+
+def test_other_settings_under_the_same_name_are_listed(finished, people_store):
+    experiment = tiny_experiment(people_store, finished.run.folder.parent, name=finished.run.name)
+    other = replace(experiment, model=replace(experiment.model, loss=replace(experiment.model.loss, prim=1.0)))
+    with pytest.raises(ExperimentError, match=r"(?s)model\.loss\.prim: 2\.0 -> 1\.0.*--fork"):
+        train(other, console=QUIET)
+
+
+def test_a_run_under_way_keeps_its_number_of_workers(finished, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)), name="under-way")
+    plan = make_plan(experiment, teacher=teacher_of(finished))
+    plan.folder.mkdir()
+    replace(finished.run, folder=plan.folder, experiment=experiment, identity=plan.identity.values()).save()
+    for workers in ("1", "1:2"):
+        make_plan(replace(experiment, workers=workers), teacher=teacher_of(finished))
+    with pytest.raises(ExperimentError, match=r"begun with --workers 0; with 2, .* pass --workers 0, a range"):
+        make_plan(replace(experiment, workers="2"), teacher=teacher_of(finished))
+
+
+def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_store, tmp_path):
+    experiment, teacher = tiny_experiment(people_store, tmp_path), teacher_of(finished)
+    earlier = finished.run.folder / "checkpoint_00000009"
+    assert make_plan(experiment, teacher=teacher, origin=earlier).origin == earlier
+    wider = replace(experiment.model.network, structure_width=4)
+    for origin, model, words in (
+        (finished.checkpoint, experiment.model, r"it has 12 iterations done, the run ends after 12: name an earlier"),
+        (teacher, experiment.model, "it is of a teacher, the run of a dgnet"),
+        (earlier, replace(experiment.model, network=wider), r"another one:\n  structure_width: 2 -> 4"),
+    ):
+        with pytest.raises(ExperimentError, match=words):
+            make_plan(replace(experiment, model=model), teacher=teacher, origin=origin)
+
+
+def test_a_run_goes_on_when_the_checkpoint_it_started_from_is_gone(finished, people_store, tmp_path):
+    experiment, teacher = tiny_experiment(people_store, tmp_path), teacher_of(finished)
+    origin = shutil.copytree(finished.run.folder / "checkpoint_00000009", tmp_path / "checkpoint_00000009")
+    plan = make_plan(experiment, teacher=teacher, origin=origin)
+    plan.folder.mkdir()
+    begun = replace(finished.run, folder=plan.folder, experiment=plan.experiment, origin=str(origin))
+    replace(begun, identity=plan.identity.values()).save()
+    shutil.rmtree(origin)
+    with pytest.raises(ExperimentError, match="does not exist; a run that was begun from it goes on by its --name"):
+        make_plan(experiment, teacher=teacher, origin=origin)
+    named = make_plan(replace(experiment, name=plan.folder.name), teacher=teacher)
+    assert named.existing is not None
+    assert (named.folder, named.origin) == (plan.folder, origin)
+
+
+def test_a_plan_touches_nothing(finished, people_store, tmp_path):
+    folder = shutil.copytree(finished.run.folder, tmp_path / finished.run.name)
+    damaged = folder / finished.checkpoint.name / "meta.json"
+    damaged.write_text("{}")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    experiment = tiny_experiment(people_store, tmp_path, name=folder.name)
+    longer = replace(experiment, model=replace(experiment.model, iterations=14))
+    plan = make_plan(longer, teacher=teacher_of(finished), fork=True)
+    assert plan.origin == folder / "checkpoint_00000009"
+    with pytest.raises(ExperimentError, match=r"--teacher run:1: there is no sqlite:///.*mlflow.db"):
+        named_teacher(replace(experiment, teacher="run:1"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_deleted_mlflow_run_is_named_with_the_remedy(tmp_path):
+    connected, experiment = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "dgnet")
+    run_id = connected.create_run(experiment).info.run_id
+    connected.delete_run(run_id)
+    with pytest.raises(TrackingError, match=f"was deleted: restore it with `mlflow runs restore --run-id {run_id}`"):
+        tracking.is_lost(connected, f"sqlite:///{tmp_path}/mlflow.db", run_id)
+
+
+def test_a_database_is_the_same_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        usable("sqlite:///mlflow.db") == usable(f"sqlite:///{tmp_path}/mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    )
+    for uri in ("", "http://127.0.0.1:5000", "postgresql://host/mlflow"):
+        assert usable(uri) == uri
+
+
+def test_an_mlflow_run_that_was_half_made_is_completed(finished, client, tmp_path):
+    run = finished.run
+    options = {"name": "half", "folder": tmp_path, "params": {"a": 1}, "tags": {"b": "2"}}
+    with pytest.raises(AttributeError):
+        tracking.open_run(client, run.mlflow_experiment, **options, store=None)  # pyright: ignore[reportArgumentType]
+    run_id = tracking.open_run(client, run.mlflow_experiment, **options, store=Store.open(run.experiment.data))
+    made = client.get_run(run_id)
+    assert (made.data.params["a"], made.data.tags["b"], len(made.inputs.dataset_inputs)) == ("1", "2", 1)
+    assert run_id == tracking.open_run(client, run.mlflow_experiment, **options, store=Store.open(run.experiment.data))
+    client.delete_run(run_id)
+
+
+def test_a_fork_starts_from_the_newest_checkpoint(finished, people_store, tmp_path):
+    storage = finished.run.folder.parent
+    experiment = tiny_experiment(people_store, storage, name=finished.run.name)
+    longer = replace(experiment, model=replace(experiment.model, iterations=14))
+    forked = train(longer, console=QUIET, fork=True)
+    assert forked.run.name.startswith(f"{finished.run.name}-")
+    assert forked.run.origin == str(finished.checkpoint)
+    assert [line["iteration"] for line in lines(forked.run.folder)] == [13, 14]
+    again = train(longer, console=QUIET, fork=True)
+    assert again.run.mlflow_run == forked.run.mlflow_run
+    elsewhere = replace(longer, name=forked.run.name, tracking_uri=f"sqlite:///{tmp_path}/new.db")
+    by_name = train(elsewhere, console=QUIET).run
+    assert by_name.mlflow_run != forked.run.mlflow_run
+    assert (by_name.identity, by_name.origin) == (forked.run.identity, forked.run.origin)
+
+
+def test_what_a_run_waits_for_is_said_once(finished):
+    console = Console(file=(said := StringIO()), width=200)
+    with Display(finished.run, console) as display:
+        display.say("waiting for workers")
+        time.sleep(1.2)  # it looks at the journal, which is at its end, twice a second
+        display.say("waiting for workers")
+    assert said.getvalue().splitlines() == [f"{finished.run.name}: waiting for workers"]
+
+
+def test_a_teacher_of_other_identities_is_refused(finished, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)), hold_out=False)
+    experiment = replace(experiment, model=replace(experiment.model, num_classes=12))
+    with pytest.raises(ExperimentError, match=f"knows {CLASSES} identities"):
+        train(experiment, console=QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"data": "/nowhere"}, StoreError, "/nowhere holds no store"),
+        ({"teacher": "/nowhere.pth"}, CheckpointError, "/nowhere.pth"),
+        ({"teacher": "run:none"}, ExperimentError, "run:none"),
+        ({"tracking_uri": "http://127.0.0.1:9"}, TrackingError, "http://127.0.0.1:9"),
+        ({"tracking_uri": "mlflow.db"}, TrackingError, "--tracking-uri mlflow.db: name a server .* or sqlite:///FILE"),
+        ({"tracking_uri": "http://me:secret@host"}, TrackingError, r"http://\.\.\.@host: without user and password"),
+        ({"storage": "/proc/nowhere"}, ExperimentError, "/proc/nowhere"),
+        ({"workers": "5"}, ExperimentError, "batch_size = 8"),
+    ],
+)
+def test_what_cannot_work_is_refused(people_store, tmp_path, finished, change, error, words):
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)))
+    with pytest.raises(error, match=words):
+        train(replace(experiment, **change), console=QUIET)
+
+
+def test_a_full_disk_is_noticed_before(people_store, tmp_path, finished, monkeypatch):
+    monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
+    with pytest.raises(ExperimentError, match="GiB free"):
+        train(tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished))), console=QUIET)
+    again = tiny_experiment(people_store, finished.run.folder.parent)
+    assert train(again, console=QUIET).outcome.ending == "finished"  # it is only looked at
+
+
+def test_a_run_that_diverges_fails_with_its_reason(people_store, tmp_path, finished):
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)), name="lost")
+    optim = replace(experiment.model.optim, appearance_lr=1e30)
+    with pytest.raises(TrainingError, match="not finite"):
+        train(replace(experiment, model=replace(experiment.model, optim=optim)), console=QUIET)
+    run = Run.read(tmp_path / "lost")
+    info = MlflowClient(run.tracking_uri).get_run(run.mlflow_run)
+    assert info.info.status == "FAILED"
+    assert "not finite" in info.data.tags["dgnet.reason"]
+
+
+def test_a_run_is_found_where_its_server_has_moved(tmp_path):
+    before, after, other = (f"sqlite:///{tmp_path}/{name}.db" for name in ("before", "after", "other"))
+    connected, experiment_id = tracking.connect(before, "dgnet")
+    run_id = connected.create_run(experiment_id).info.run_id
+    shutil.copy(tmp_path / "before.db", tmp_path / "after.db")
+    tracking.connect(other, "dgnet")
+    assert tracking.uri_of(run_id, after, before) == after
+    assert tracking.uri_of(run_id, other, before) == before

@@ -1,0 +1,113 @@
+"""Learning is real: DG-Net beats colours and itself untrained on people it has not seen, draws better with time, and a
+search finds better settings than bad ones."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.ranking.features import Features
+from dgnet_core.ranking.retrieval import evaluate
+from dgnet_platform.data.held_out import held_out_people, validation_split
+from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.people.people_set import SIZES
+from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.results import read
+from dgnet_platform.runs.presets import dgnet_experiment
+from dgnet_platform.training.driver import train
+from dgnet_platform.training.validation import Validator
+from tests.helpers.runs import QUIET, job, lines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
+ITERATIONS = 240
+
+
+def histograms(images: ImageSet, stripes: int = 8, bins: int = 8) -> torch.Tensor:
+    """Joint colour histograms (N, stripes * bins^3) of horizontal stripes, as square roots: products compare them."""
+    N, _, H, _ = images.images.shape
+    codes = (images.images.long() * bins // 256).movedim(1, 3) @ torch.tensor([bins * bins, bins, 1])
+    parts = codes.view(N, stripes, H // stripes, -1).flatten(2)
+    counts = torch.stack([torch.stack([torch.bincount(part, minlength=bins**3) for part in image]) for image in parts])
+    return counts.flatten(1).float().sqrt()
+
+
+def by_colours(query: ImageSet, gallery: ImageSet) -> float:
+    """mAP of colour histograms."""
+    described, searched = (
+        Features(
+            prim=torch.nn.functional.normalize(histograms(images)),
+            fine=torch.empty(len(images), 0),
+            person_ids=images.person_ids,
+            camera_ids=images.camera_ids,
+        )
+        for images in (query, gallery)
+    )
+    return evaluate(described, searched, 0.0).mean_average_precision
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """Drawn people of the laptop size."""
+    out = tmp_path_factory.mktemp("laptop") / "people"
+    prepare(PrepareConfig(dataset="people", size="laptop", out=out))
+    return out
+
+
+def test_laptop_runs_learn(store, tmp_path):
+    size = SIZES["laptop"]
+    people = size.train_identities - held_out_people(size.train_identities)
+    experiment = dgnet_experiment("laptop", people, size.train, ITERATIONS)
+    experiment = replace(experiment, data=str(store), storage=str(tmp_path / "runs"), evaluate_every=ITERATIONS // 4)
+    trained = train(experiment, console=QUIET)
+
+    rows = read(trained.results).retrieval.to_dict("records")
+    table = {row["feature"]: row["mAP"] for row in rows if row["query"] == "single"}
+    opened = Store.open(store)
+    query, gallery = (ImageSet.load(opened, split, height=64, width=32) for split in ("query", "gallery"))
+    colours = by_colours(query, gallery)
+    untrained = Validator(config=experiment.model, prefix="test", query=query, gallery=gallery, people=None)(
+        TrainState.build(replace(experiment.model, trunk_from_teacher=False))
+    ).metrics["test/both/mAP"]
+    assert table["both"] > 2.5 * colours
+    assert table["both"] > 2.5 * untrained
+    assert table["f_prim"] > 0.9 * table["baseline"]  # so short a run has hardly left its teacher behind
+
+    curve = [line["metrics"] for line in lines(trained.run.folder) if "val/swap/L1" in line["metrics"]]
+    assert curve[-1]["val/swap/L1"] < 0.95 * curve[0]["val/swap/L1"]
+    assert curve[-1]["val/swap/SSIM"] > 1.1 * curve[0]["val/swap/SSIM"]
+
+    split = validation_split(ImageSet.load(opened, "train", height=64, width=32))
+    held_out = by_colours(split.query, split.gallery)
+    assert curve[-1]["val/both/mAP"] > 1.2 * held_out
+    assert np.isfinite([value for metrics in curve for value in metrics.values()]).all()
+
+
+PLANTED = """
+model:
+  loss:
+    alpha: 4.0
+    teacher_warmup: {start: 0}
+    code_warmup: {start: 0}
+"""
+"""L_fine far too heavy, and from the first iteration on: such a run ends far below its teacher."""
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_search_beats_a_planted_bad_default(store, tmp_path):
+    (tmp_path / "planted.yaml").write_text(PLANTED)
+    process = job(
+        "tune_market.py", "--data", str(store), "--storage", str(tmp_path), "--config", str(tmp_path / "planted.yaml"),
+        "--iterations", "160", "--trials", "5", "--name", "search",
+    )  # fmt: skip
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    board = pd.read_csv(tmp_path / "search" / "leaderboard.csv").set_index("trial")
+    planted, best = board.loc[0], board.iloc[0]
+    assert (planted["alpha"], planted["warmup_start"]) == (4.0, 0)
+    assert best["mAP"] > planted["mAP"] + 0.15

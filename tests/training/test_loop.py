@@ -1,0 +1,289 @@
+"""The training loop in this process: bit-exact resume, checkpoints that are damaged, stops, losses that run away."""
+
+import json
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.experiment import identity_of
+from dgnet_platform.runs.loading import TrainedTeacher
+from dgnet_platform.runs.run import Outcome, Run
+from dgnet_platform.training import loop, worker
+from dgnet_platform.training.learner import DGNetLearner
+from dgnet_platform.training.loop import run_loop
+from dgnet_platform.training.worker import prepare
+from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher
+
+
+@pytest.fixture
+def start(people_store, tmp_path, monkeypatch):
+    """Trains a run in this process up to an iteration, as a newly started worker would."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lambda name, experiment=None, stop_after=None, judge=None, until=None: _start(
+        people_store, tmp_path, monkeypatch, name, experiment, stop_after, judge, until
+    )
+    torch.set_num_threads(threads)
+
+
+def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, until) -> tuple[Run, Outcome, list]:
+    experiment = experiment or tiny_experiment(store, tmp_path)
+    if experiment.data != str(store):
+        experiment = replace(experiment, data=str(store))
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
+    run = Run(
+        folder=folder,
+        experiment=experiment,
+        identity=identity.values(),
+        tracking_uri="",
+        mlflow_experiment="",
+        mlflow_run="",
+        until=until,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        teacher = Teacher(experiment.model.network, experiment.model.num_classes)
+    monkeypatch.setattr(
+        worker, "open_teacher", lambda *_: TrainedTeacher(teacher=teacher, network=experiment.model.network)
+    )
+    learner, validator = prepare(replace(run, teacher="here"), torch.device("cpu"))
+    if stop_after is not None:
+        _crash_after(learner, stop_after)
+    worker._restore(run, learner)
+    reports = []
+    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
+    outcome = run_loop(run, learner, validator, report=reports.append, judge=judge)
+    return run, outcome, reports
+
+
+class CrashError(RuntimeError):
+    """A worker dies."""
+
+
+def _crash_after(learner, iterations):
+    step = learner.step
+
+    def crash():
+        if learner.state.iteration == iterations:
+            raise CrashError
+        return step()
+
+    learner.step = crash
+
+
+def test_a_run_from_beginning_to_end(start):
+    run, outcome, reports = start("whole")
+    assert outcome == Outcome(ending="finished", iteration=12)
+    journal = lines(run.folder)
+    assert [line["iteration"] for line in journal] == list(range(1, 13))
+    assert [line["iteration"] for line in journal if "val/both/mAP" in line["metrics"]] == [6, 12]
+    assert [line["iteration"] for line in journal if "pictures" in line] == [6, 12]
+    for file in journal[5]["pictures"].values():
+        assert (run.folder / file).stat().st_size > 1000
+    first, last = journal[0]["metrics"], journal[-1]["metrics"]
+    assert first["weight/prim"] == 0
+    assert last["weight/prim"] == 2
+    assert {"loss/L_img1", "gradient/generator", "lr/appearance", "speed/images_per_second"} <= first.keys()
+    assert {
+        "loss/L_prim",
+        "loss/L_fine",
+        "health/identity_surge",
+        "val/swap/SSIM",
+        "val/reconstruction/SSIM",
+    } <= last.keys()
+    assert [report["iteration"] for report in reports] == [3, 6, 9, 12]
+    assert all(type(value) in (int, float) for report in reports for value in report.values())
+    kept = [path.name for path in checkpoint.checkpoints(run.folder)]
+    assert kept[-2:] == ["checkpoint_00000009", "checkpoint_00000012"]
+
+
+@pytest.mark.parametrize("crash", [1, 5, 9])
+def test_a_crash_changes_nothing(start, crash):
+    whole, _, _ = start("whole")
+    with pytest.raises(CrashError):
+        start("crashed", stop_after=crash)
+    crashed, outcome, _ = start("crashed")
+    assert outcome.ending == "finished"
+    assert same(tensors(whole, 12), tensors(crashed, 12))
+    quiet = ("speed/",)
+    for one, other in zip(lines(whole.folder), lines(crashed.folder), strict=True):
+        assert one["iteration"] == other["iteration"]
+        for name in one["metrics"]:
+            assert name.startswith(quiet) or one["metrics"][name] == other["metrics"][name], name
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_checkpoint_is_set_aside(start, damage, caplog):
+    whole, _, _ = start("whole")
+    with pytest.raises(CrashError):
+        start("crashed", stop_after=8)
+    newest = next(reversed(checkpoint.checkpoints(whole.folder.parent / "crashed")))
+    file = newest / "tensors.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if damage == "flip" else content[:-100])
+    crashed, _, _ = start("crashed")
+    assert "checkpoint_00000006" in caplog.text
+    assert (crashed.folder / "damaged_00000006").is_dir()
+    assert same(tensors(whole, 12), tensors(crashed, 12))
+
+
+def test_a_stop_saves_where_it_is_and_costs_nothing(start, monkeypatch):
+    whole, _, _ = start("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_asked_to_stop", lambda run: len(lines_of(run)) >= 4)
+        stopped, outcome, _ = start("stopped")
+    assert outcome == Outcome(ending="stopped", iteration=5)
+    assert checkpoint.newest(stopped.folder) == stopped.folder / "checkpoint_00000005"
+    resumed, outcome, _ = start("stopped")
+    assert outcome.ending == "finished"
+    assert same(tensors(whole, 12), tensors(resumed, 12))
+
+
+def test_a_node_that_will_be_taken_away_costs_nothing(start, monkeypatch):
+    whole, _, _ = start("whole")
+    asked = count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_node_is_leaving", lambda: next(asked) >= 4)
+        with pytest.raises(CrashError):
+            start("moved", stop_after=5)
+    assert [path.name[-2:] for path in checkpoint.checkpoints(whole.folder.parent / "moved")] == ["03", "04"]
+    moved, outcome, _ = start("moved")
+    assert outcome.ending == "finished"
+    assert same(tensors(whole, 12), tensors(moved, 12))
+
+
+def lines_of(run: Run) -> list:
+    return lines(run.folder)
+
+
+def test_log_every_changes_no_figure(start, people_store, tmp_path):
+    one, _, _ = start("one")
+    five, _, _ = start("five", tiny_experiment(people_store, tmp_path, log_every=5))
+    assert same(tensors(one, 12), tensors(five, 12))
+    for left, right in zip(lines(one.folder), lines(five.folder), strict=True):
+        assert left["iteration"] == right["iteration"]
+        assert left["metrics"]["loss/L_img1"] == right["metrics"]["loss/L_img1"]
+
+
+def test_a_loss_that_runs_away_ends_the_run(start, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path)
+    optim = replace(experiment.model.optim, appearance_lr=1e30)
+    run, outcome, _ = start("lost", replace(experiment, model=replace(experiment.model, optim=optim)))
+    assert outcome.ending == "diverged"
+    assert "not finite" in outcome.reason
+    assert checkpoint.checkpoints(run.folder) == []
+    for line in lines(run.folder):
+        json.dumps(line, allow_nan=False)
+
+
+def test_a_finished_run_is_left_alone(start):
+    run, _, _ = start("whole")
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    _, outcome, reports = start("whole")
+    assert outcome == Outcome(ending="finished", iteration=12)
+    assert not reports
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_teacher_learns_by_the_same_loop(start, people_store, tmp_path):
+    experiment = tiny_teacher(people_store, tmp_path, evaluate_every=3, checkpoint_every=3)
+    run, outcome, _ = start("teacher", experiment)
+    assert outcome == Outcome(ending="finished", iteration=6)
+    journal = lines(run.folder)
+    assert [line["iteration"] for line in journal if "val/baseline/mAP" in line["metrics"]] == [3, 6]
+    assert {"loss/L_id", "lr/trunk", "health/accuracy"} <= journal[0]["metrics"].keys()
+    state, meta = checkpoint.load_networks(checkpoint.checkpoints(run.folder)[-1])
+    assert meta.config == experiment.model
+    assert set(state.networks) == {"teacher"}
+
+
+def test_all_identities_are_trained_on_without_hold_out(start, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path, hold_out=False)
+    experiment = replace(experiment, model=replace(experiment.model, num_classes=12, iterations=6))
+    run, outcome, _ = start("all", experiment)
+    assert outcome.ending == "finished"
+    assert "test/both/mAP" in lines(run.folder)[-1]["metrics"]
+
+
+def test_a_learner_refuses_what_it_cannot_share(people_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("dgnet_platform.training.learner.ranks", lambda: (0, 5))
+    experiment = tiny_experiment(people_store, tmp_path)
+    images = None
+    with pytest.raises(ValueError, match="batch_size = 8"):
+        DGNetLearner(experiment.model, images_of(people_store), torch.device("cpu"), images)
+
+
+def test_a_machine_that_does_not_see_the_run_says_so(tmp_path):
+    with pytest.raises(ExperimentError, match="all machines share"):
+        worker.train_loop({"folder": str(tmp_path / "elsewhere")})
+
+
+def images_of(store: Path):
+    from dgnet_platform.data.images import ImageSet
+    from dgnet_platform.data.store import Store
+
+    return ImageSet.load(Store.open(store), "train", height=24, width=12, threads=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Trials
+
+
+def judged(experiment, **overrides):
+    return replace(experiment, evaluate_also=(5, 8), evaluate_every=12, checkpoint_every=12, **overrides)
+
+
+def test_a_trial_is_evaluated_saved_and_judged_at_its_own_iterations(start, people_store, tmp_path):
+    asked = []
+    judge = lambda t, metrics: asked.append((t, metrics["val/best/mAP"])) or ""  # noqa: E731
+    run, outcome, _ = start("trial", judged(tiny_experiment(people_store, tmp_path, keep=9)), judge=judge)
+    assert outcome.ending == "finished"
+    assert [t for t, _ in asked] == [5, 8]
+    assert [int(path.name[-8:]) for path in checkpoint.checkpoints(run.folder)] == [5, 8, 12]
+    figures = lines(run.folder)[4]["metrics"]
+    by_beta = {name: value for name, value in figures.items() if name.startswith("val/mAP_by_beta/")}
+    assert len(by_beta) == 11
+    assert figures["val/best/mAP"] == max(by_beta.values()) == by_beta[f"val/mAP_by_beta/{figures['val/best/beta']:g}"]
+    assert by_beta["val/mAP_by_beta/0.5"] == figures["val/both/mAP"]
+    assert by_beta["val/mAP_by_beta/0"] == figures["val/prim/mAP"]
+
+
+def test_a_trial_that_is_told_to_stop_saves_and_stays_stopped(start, people_store, tmp_path):
+    whole, _, _ = start("whole")
+    experiment = judged(tiny_experiment(people_store, tmp_path))
+    judge = lambda t, metrics: f"mAP {metrics['val/best/mAP']}" if t == 8 else ""  # noqa: E731
+    _, outcome, _ = start("trial", experiment, judge=judge)
+    assert (outcome.ending, outcome.iteration) == ("stopped early", 8)
+    assert outcome.reason.startswith("mAP 0.")
+    again = start("trial", experiment, judge=judge)[1]  # killed before anybody noted how it ended
+    assert again == outcome
+    resumed, outcome, _ = start("trial", experiment)
+    assert outcome.ending == "finished"
+    assert same(tensors(whole, 12), tensors(resumed, 12))
+
+
+def test_a_prefix_ends_before_its_end_without_being_evaluated_there(start, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path, evaluate_every=3, checkpoint_every=12)
+    run, outcome, _ = start("prefix", experiment, until=4)
+    assert outcome == Outcome(ending="finished", iteration=4)
+    assert [path.name for path in checkpoint.checkpoints(run.folder)] == ["checkpoint_00000004"]
+    assert [line["iteration"] for line in lines(run.folder) if "val/best/mAP" in line["metrics"]] == [3]
+
+
+def test_a_record_keeps_what_a_trial_is(start, people_store, tmp_path):
+    run, _, _ = start("trial", until=3)
+    trial = replace(run, role="trial", stop_file=str(tmp_path / "stop"))
+    trial.save()
+    assert Run.read(run.folder) == trial
+    assert not trial.stop_asked
+    (tmp_path / "stop").touch()
+    assert trial.stop_asked

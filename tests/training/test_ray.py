@@ -1,0 +1,109 @@
+"""Training on a real Ray cluster of this machine: two workers, killed in turn, and the driver with them."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from dgnet_platform.runs.run import Run
+from dgnet_platform.training.driver import train
+from tests.helpers.runs import QUIET, job, lines, same, tensors, tiny_experiment
+from tests.training.test_driver import by_command_line, history, wait_for
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore"),  # Ray, MLflow and gRPC warn of each other
+]
+ITERATIONS = 40
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def experiment(people_store, storage):
+    """A run on two workers with time to be killed, whose teacher is there."""
+    alone = train(tiny_experiment(people_store, storage), console=QUIET)
+    experiment = tiny_experiment(people_store, storage, workers="2", teacher=alone.run.teacher)
+    return replace(
+        experiment,
+        model=replace(experiment.model, iterations=ITERATIONS),
+        checkpoint_every=5,
+        evaluate_every=ITERATIONS // 2,
+        keep=20,
+    )
+
+
+def options(experiment, storage: Path) -> list[str]:
+    return by_command_line(experiment, storage / f"{experiment.name}.yaml")
+
+
+def test_two_workers_survive_kills_bit_for_bit(experiment, storage):
+    process = job("train_market.py", *options(replace(experiment, name="whole"), storage))
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    whole = Run.read(storage / "whole")
+
+    # Kill rank 0, then the driver.
+    folder = storage / "killed"
+    process = job("train_market.py", *options(replace(experiment, name="killed"), storage))
+    try:
+        wait_for(lambda: (folder / "checkpoint_00000010").exists() or process.poll() is not None, 300)
+        first = rank_0(folder)
+        first.kill()
+        wait_for(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE)
+        done = len(lines(folder))
+        assert done < ITERATIONS - 10, "the worker was killed too late to tell"
+        wait_for(lambda: (folder / "checkpoint_00000020").exists() or process.poll() is not None, 300)
+        assert process.poll() is None, process.communicate()[0]
+        assert rank_0(folder).pid != first.pid
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (folder / f"checkpoint_{ITERATIONS:08d}").exists(), "the driver was killed too late to tell"
+
+    process = job("train_market.py", *options(replace(experiment, name="killed"), storage))
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    killed = Run.read(folder)
+    assert same(tensors(whole, ITERATIONS), tensors(killed, ITERATIONS))
+    client = MlflowClient(killed.tracking_uri)
+    assert [step for step, _ in history(client, killed, "iteration")] == list(range(1, ITERATIONS + 1))
+    assert history(client, killed, "loss/L_img1") == history(client, whole, "loss/L_img1")
+
+    # Metrics are means over ranks: where no BatchNorm takes part, one rank with the whole batch says the same.
+    alone = replace(experiment, workers="0", name="alone")
+    alone = train(replace(alone, model=replace(alone.model, iterations=1)), console=QUIET).run
+    one, two = lines(alone.folder)[0]["metrics"], lines(whole.folder)[0]["metrics"]
+    assert two["loss/D_penalty"] == pytest.approx(one["loss/D_penalty"], rel=1e-4)
+    for name in ("loss/L_img1", "loss/L_s_id", "loss/D_adv", "gradient/generator"):
+        assert two[name] == pytest.approx(one[name], rel=0.15), name
+    tags = client.get_run(killed.mlflow_run).data.tags
+    assert (tags["dgnet.workers"], tags["dgnet.images_a_rank"]) == ("2", "4")
+
+
+def rank_0(folder: Path) -> psutil.Process:
+    """The worker that writes a run's journal: it has started the process that ships it."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        parent = process.parent() if "dgnet_platform.tracking.shipping" in command and str(folder) in command else None
+        if parent is not None and parent.name().startswith("ray::"):
+            return parent
+    raise AssertionError("no worker ships the journal")
+
+
+def test_more_workers_than_there_is_room_for_are_refused(experiment, storage):
+    model = replace(experiment.model, batch_size=256)
+    crowded = replace(experiment, name="crowded", workers="128", model=model)
+    process = job("train_market.py", *options(crowded, storage))
+    output, _ = process.communicate()
+    assert process.returncode == 2, output
+    assert "128 workers need 128 CPUs" in output
+    assert "free" in output
