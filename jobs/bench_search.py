@@ -38,7 +38,7 @@ from dgnet_core.learning.memory import keep_freed_memory
 from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.search.sharing import Costs, SharingPlan, plan, simulated_ends
 from dgnet_platform.search.space import Space
-from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.search.stopping import StoppingRule
 
 CLASSES = 751
 
@@ -75,7 +75,7 @@ def measured(steps: int) -> Costs:
     return Costs(best["before"], best["after"])
 
 
-def plans(space: Space, stopping: Stopping, costs: Costs, trials: int, draws: int) -> list[SharingPlan]:
+def plans(space: Space, stopping: StoppingRule, costs: Costs, trials: int, draws: int) -> list[SharingPlan]:
     """Plans of some random searches."""
     base, found = paper(CLASSES), []
     distances = space.distances(base, stopping)
@@ -97,9 +97,9 @@ def main(
     steps: int = 10,
     before: float | None = None,
     after: float | None = None,
-    rungs: int = Stopping.rungs,
-    eta: int = Stopping.eta,
-    first: float = Stopping.first,
+    rungs: int = StoppingRule.rungs,
+    eta: int = StoppingRule.eta,
+    first: float = StoppingRule.first,
 ) -> None:
     """Measure and print a table.
 
@@ -126,8 +126,13 @@ def main(
     )
     default = Space.default(paper(CLASSES))
     identities = default.overridden({"generated_identity": {"choices": [0.25, 0.5, 1.0]}})
-    halving, none = Stopping(rungs=rungs, eta=eta, first=first), Stopping(kind="none")
-    searches = [(default, halving), (default, Stopping(rungs=3, first=0.03)), (identities, halving), (default, none)]
+    halving, none = StoppingRule(rungs=rungs, eta=eta, first=first), StoppingRule(kind="none")
+    searches = [
+        (default, halving),
+        (default, StoppingRule(rungs=3, first=0.03)),
+        (identities, halving),
+        (default, none),
+    ]
     title = f"{trials} trials of 100K iterations, means of {draws} random searches"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("lambda_id", "rungs", "K alone", "K shared", "fewer", "cheaper", "10-90 %", "bound"):

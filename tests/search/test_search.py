@@ -23,7 +23,7 @@ from dgnet_platform.search.driver import Feed, Search
 from dgnet_platform.search.plan import METRIC, SearchConfig, plan_search
 from dgnet_platform.search.results import Results
 from dgnet_platform.search.space import Space
-from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.search.study import FILE
 from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
@@ -254,7 +254,7 @@ def test_the_store_may_be_named_in_the_file(job, people_store, tmp_path, capsys)
 def test_mlflow_is_told_later_of_a_trial_that_ended_while_it_was_away(people_store, tmp_path, monkeypatch):
     base = tiny_experiment(people_store, tmp_path)
     space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
-    config = SearchConfig(stopping=Stopping(kind="none"))
+    config = SearchConfig(stopping=StoppingRule(kind="none"))
     plan = plan_search(base, space, config, teacher=None)
     plan.folder.mkdir()
     search = Search(plan, Placement(concurrent=1, cpus=1, gpus=0, workers=0))
@@ -282,7 +282,7 @@ def test_mlflow_is_told_later_of_a_trial_that_ended_while_it_was_away(people_sto
 def test_an_earlier_study_to_start_from_makes_another_search(people_store, tmp_path):
     base = tiny_experiment(people_store, tmp_path)
     space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
-    config = SearchConfig(stopping=Stopping(kind="none"))
+    config = SearchConfig(stopping=StoppingRule(kind="none"))
     cold, warm = (
         plan_search(base, space, replace(config, warm_start=earlier), teacher=None)
         for earlier in ((), ("study.jsonl:other",))
@@ -294,7 +294,7 @@ def test_the_best_settings_have_all_that_differs_from_the_preset(people_store, t
     base = tiny_experiment(people_store, tmp_path)
     base = replace(base, baseline=replace(base.baseline, label_smoothing=0.25))
     space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
-    plan = plan_search(base, space, SearchConfig(stopping=Stopping(kind="none")), teacher=None)
+    plan = plan_search(base, space, SearchConfig(stopping=StoppingRule(kind="none")), teacher=None)
     plan.folder.mkdir()
     study = opened(plan.folder, identity=plan.identity, space=space, base=base.model)
     study.ask()

@@ -14,9 +14,9 @@ from dgnet_core.dgnet.state import TrainState
 from dgnet_core.dgnet.step import train_step
 from dgnet_core.learning.config import AugmentConfig, Warmup
 from dgnet_core.networks.config import NetworkConfig
-from dgnet_platform.search.sharing import ENDLESS, Costs, fork_of, plan, prefix_of, simulated_ends
+from dgnet_platform.search.sharing import NEVER_ENDS, Costs, fork_of, plan, prefix_of, simulated_ends
 from dgnet_platform.search.space import Space
-from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.search.stopping import StoppingRule
 from tests.helpers.tiny import START, assert_same, tiny_batch, tiny_config, tiny_state
 
 COSTS = Costs(1.0, 2.0)
@@ -128,7 +128,7 @@ def test_what_acts_from_the_start_is_kept():
 def test_a_prefix_is_its_own_and_has_no_end():
     prefix = prefix_of(different_later())
     assert prefix_of(prefix) == prefix
-    assert fork_of(prefix) == ENDLESS == prefix.iterations
+    assert fork_of(prefix) == NEVER_ENDS == prefix.iterations
     assert prefix_of(replace(tiny_config(), trunk_from_teacher=True)).needs_teacher
 
 
@@ -193,7 +193,7 @@ def drawn(count: int, seed: int = 0) -> list[DGNetConfig]:
 
 
 def test_simulated_trials_end_at_rungs_or_at_the_end():
-    configs, stopping = drawn(64), Stopping()
+    configs, stopping = drawn(64), StoppingRule()
     ends = simulated_ends(configs, stopping, 0)
     assert ends == simulated_ends(configs, stopping, 0)
     assert ends != simulated_ends(configs, stopping, 1)
@@ -202,7 +202,7 @@ def test_simulated_trials_end_at_rungs_or_at_the_end():
     assert len(set(far)) <= stopping.rungs
     assert 32 <= far.count(min(far)) <= 48  # about two thirds of 64 end at the first rung
     assert sum(end == 100_000 for end in ends) <= 12
-    assert simulated_ends(configs, Stopping(kind="none"), 0) == [100_000] * 64
+    assert simulated_ends(configs, StoppingRule(kind="none"), 0) == [100_000] * 64
     assert simulated_ends([], stopping, 0) == []
     assert {end - ramp_end(c) for c, end in zip(configs, simulated_ends(configs, stopping, 0, (5,)), strict=True)} >= {
         5
@@ -211,7 +211,7 @@ def test_simulated_trials_end_at_rungs_or_at_the_end():
 
 def test_the_paper_size_plan_saves_more_than_half():
     configs = drawn(64)
-    found = plan(configs, simulated_ends(configs, Stopping(), 0), Costs(1.0, 1.32))
+    found = plan(configs, simulated_ends(configs, StoppingRule(), 0), Costs(1.0, 1.32))
     assert len(found.prefixes) == 1  # nothing that acts from the first iteration on is searched
     assert 2 < found.ratio < 4
 

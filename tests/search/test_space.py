@@ -18,7 +18,7 @@ from dgnet_core.dgnet.config import DGNetConfig, LossConfig, laptop, paper
 from dgnet_core.dgnet.schedule import ramp_end, weights
 from dgnet_core.learning.config import Warmup
 from dgnet_platform.search.space import PARAMETERS, Choice, Fixed, Range, Space, SpaceError
-from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.search.stopping import StoppingRule
 
 BASE = paper(751)
 DEFAULT = Space.default(BASE)
@@ -122,7 +122,7 @@ def test_a_space_is_stored_and_read_back():
 )
 def test_the_default_space_holds_the_bases_setting_and_every_trial_of_it_fits(base):
     space = Space.default(base)
-    space.check(base, Stopping())
+    space.check(base, StoppingRule())
     assert set(space.dimensions) == set(PARAMETERS)
     assert space.searched == ("prim", "alpha", "warmup_start", "ramp")
     defaults = space.defaults(base)
@@ -132,7 +132,7 @@ def test_the_default_space_holds_the_bases_setting_and_every_trial_of_it_fits(ba
     assert isinstance(starts, Range)
     assert 0.1 * base.iterations <= starts.low < base.loss.teacher_warmup.start < starts.high <= 0.5 * base.iterations
     rng = np.random.default_rng(0)
-    far = space.distances(base, Stopping())
+    far = space.distances(base, StoppingRule())
     for _ in range(100):
         config = space.apply(base, space.draw(rng))
         assert ramp_end(config) + far[-1] < config.iterations
@@ -246,7 +246,7 @@ def test_values_of_a_trial_are_checked():
     assert isinstance(DEFAULT.apply(BASE, {"ramp": 500.0}).loss.teacher_warmup.start, int)
 
 
-def check(override: dict[str, object], base: DGNetConfig = BASE, stopping: Stopping | None = None) -> str:
+def check(override: dict[str, object], base: DGNetConfig = BASE, stopping: StoppingRule | None = None) -> str:
     with pytest.raises(SpaceError) as error:
         DEFAULT.overridden(override).check(base, stopping)
     return str(error.value)
@@ -260,9 +260,9 @@ def test_a_space_that_does_not_fit_the_run_is_refused():
     )
     assert "ramp up to 50,000 end at iteration 100,000: runs have" in check({"ramp": {"low": 1, "high": 50_000}})
     short: dict[str, object] = {"warmup_start": {"low": 10, "high": 91_990}}
-    assert "10 iterations are left after the latest ramp end" in check(short, stopping=Stopping())
+    assert "10 iterations are left after the latest ramp end" in check(short, stopping=StoppingRule())
     DEFAULT.overridden(short).check(BASE)
-    DEFAULT.overridden(short).check(BASE, Stopping(kind="none"))
+    DEFAULT.overridden(short).check(BASE, StoppingRule(kind="none"))
     # The first trial is the base, also where the space leaves it out.
     late = replace(BASE, loss=replace(BASE.loss, code_warmup=Warmup(start=99_000), teacher_warmup=Warmup(start=99_000)))
     assert "end at iteration 103,000" in check({"warmup_start": {"low": 10, "high": 50_000}}, base=late)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from dgnet_core.dgnet.config import paper
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_core.learning.config import Warmup
-from dgnet_platform.search.stopping import Book, Stopping, Verdict, distances, goes_on, keeps, rungs_of
+from dgnet_platform.search.stopping import StoppingRule, Verdict, Verdicts, distances, goes_on, keeps, rungs_of
 from tests.helpers.tiny import tiny_config
 
-HALVING = Stopping()
+HALVING = StoppingRule()
 
 
 def with_start(start: int):
@@ -33,18 +33,18 @@ def with_start(start: int):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "asha"}, "Stopping.kind = 'asha': choose one of halving, median, none"),
-        ({"rungs": 0}, "Stopping.rungs = 0: at least 1"),
-        ({"eta": 1}, "Stopping.eta = 1: at least 2"),
-        ({"first": 0.0}, "Stopping.first = 0.0: a share > 0, no rung stands before the ramp's end"),
-        ({"first": -0.1}, "Stopping.first = -0.1"),
-        ({"first": math.nan}, "Stopping.first = nan"),
+        ({"kind": "asha"}, "stopping.kind = 'asha': choose one of halving, median, none"),
+        ({"rungs": 0}, "stopping.rungs = 0: at least 1"),
+        ({"eta": 1}, "stopping.eta = 1: at least 2"),
+        ({"first": 0.0}, "stopping.first = 0.0: a share > 0, no rung stands before the ramp's end"),
+        ({"first": -0.1}, "stopping.first = -0.1"),
+        ({"first": math.nan}, "stopping.first = nan"),
         ({"rungs": 3, "first": 0.2}, "the last rung would stand at 1.8 of what is left after the ramp, beyond the end"),
     ],
 )
 def test_a_wrong_rule_is_named(values, message):
-    with pytest.raises(ValueError, match="Stopping") as error:
-        Stopping(**values)
+    with pytest.raises(ValueError, match="stopping") as error:
+        StoppingRule(**values)
     assert message in str(error.value)
 
 
@@ -79,7 +79,7 @@ def test_nobody_is_judged_before_the_warm_up_is_over_or_after_the_end():
 def test_a_run_too_short_for_its_rungs_is_refused(remaining):
     with pytest.raises(ValueError, match=f"{max(0, remaining)} iterations are left .* use longer runs"):
         distances(remaining, HALVING)
-    assert distances(remaining, Stopping(kind="none")) == ()
+    assert distances(remaining, StoppingRule(kind="none")) == ()
 
 
 @given(
@@ -88,7 +88,7 @@ def test_a_run_too_short_for_its_rungs_is_refused(remaining):
 )  # fmt: skip
 def test_distances_rise_within_what_is_left(remaining, rungs, eta, share, kind):
     try:
-        found = distances(remaining, Stopping(kind=kind, rungs=rungs, eta=eta, first=share / eta ** (rungs - 1)))
+        found = distances(remaining, StoppingRule(kind=kind, rungs=rungs, eta=eta, first=share / eta ** (rungs - 1)))
     except ValueError:
         return
     assert len(found) == rungs
@@ -109,7 +109,7 @@ def test_halving_keeps_the_best_third_of_those_so_far():
 
 
 def test_the_median_rule_and_none():
-    median, never = Stopping(kind="median"), Stopping(kind="none")
+    median, never = StoppingRule(kind="median"), StoppingRule(kind="none")
     assert keeps(0.1, [], median)
     assert keeps(0.2, [0.1, 0.2, 0.3], median)
     assert not keeps(0.19, [0.1, 0.2, 0.3], median)
@@ -122,7 +122,7 @@ def test_the_median_rule_and_none():
 @given(st.permutations(range(40)), st.integers(2, 4))
 def test_the_best_of_all_so_far_always_go_on_and_the_worst_never(values, eta):
     """With results that agree between rungs: whoever is among the best n / eta^k of n passes rung k."""
-    stopping = Stopping(eta=eta, rungs=3, first=0.01)
+    stopping = StoppingRule(eta=eta, rungs=3, first=0.01)
     known: list[Verdict] = []
     for trial, value in enumerate(values):
         for rung in range(3):
@@ -137,66 +137,66 @@ def test_the_best_of_all_so_far_always_go_on_and_the_worst_never(values, eta):
                 break
 
 
-def test_a_book_gives_each_verdict_once(tmp_path):
-    book = Book(tmp_path / "rungs.jsonl")
-    assert book.verdicts() == []
-    assert book.judge(0, 0, 0.1, HALVING)
-    assert not book.judge(1, 0, 0.05, HALVING)
-    assert book.judge(2, 0, 0.9, HALVING)
-    before = book.path.read_bytes()
+def test_each_verdict_is_given_once(tmp_path):
+    verdicts = Verdicts(tmp_path / "rungs.jsonl")
+    assert verdicts.verdicts() == []
+    assert verdicts.judge(0, 0, 0.1, HALVING)
+    assert not verdicts.judge(1, 0, 0.05, HALVING)
+    assert verdicts.judge(2, 0, 0.9, HALVING)
+    before = verdicts.path.read_bytes()
     # A resumed trial is judged as before, whatever has come to the rung since, and whatever it says now.
-    assert Book(book.path).judge(0, 0, 0.0, HALVING)
-    assert not Book(book.path).judge(1, 0, 1.0, HALVING)
-    assert book.path.read_bytes() == before
-    assert [(v.trial, v.rung, v.value, v.goes_on) for v in book.verdicts()] == [
+    assert Verdicts(verdicts.path).judge(0, 0, 0.0, HALVING)
+    assert not Verdicts(verdicts.path).judge(1, 0, 1.0, HALVING)
+    assert verdicts.path.read_bytes() == before
+    assert [(v.trial, v.rung, v.value, v.goes_on) for v in verdicts.verdicts()] == [
         (0, 0, 0.1, True), (1, 0, 0.05, False), (2, 0, 0.9, True),
     ]  # fmt: skip
 
 
-def test_a_book_keeps_values_that_are_no_numbers(tmp_path):
-    book = Book(tmp_path / "rungs.jsonl")
-    assert not book.judge(0, 0, math.nan, HALVING)
-    assert not book.judge(0, 0, 1.0, HALVING)
-    assert book.judge(1, 0, 0.1, HALVING)
+def test_verdicts_keep_values_that_are_no_numbers(tmp_path):
+    verdicts = Verdicts(tmp_path / "rungs.jsonl")
+    assert not verdicts.judge(0, 0, math.nan, HALVING)
+    assert not verdicts.judge(0, 0, 1.0, HALVING)
+    assert verdicts.judge(1, 0, 0.1, HALVING)
 
 
 @pytest.mark.parametrize("half", [b'{"trial": 7, "rung', b'{"trial": 7, "rung": 0, "value": 9.0, "goes_on": true}'])
 def test_half_a_line_counts_for_nothing(tmp_path, half):
-    book = Book(tmp_path / "rungs.jsonl")
-    book.judge(0, 0, 0.5, HALVING)
-    with book.path.open("ab") as file:
+    verdicts = Verdicts(tmp_path / "rungs.jsonl")
+    verdicts.judge(0, 0, 0.5, HALVING)
+    with verdicts.path.open("ab") as file:
         file.write(half)
-    assert len(book.verdicts()) == 1
-    assert book.judge(1, 0, 0.6, HALVING)
-    assert [json.loads(line)["trial"] for line in book.path.read_text().splitlines()] == [0, 1]
+    assert len(verdicts.verdicts()) == 1
+    assert verdicts.judge(1, 0, 0.6, HALVING)
+    assert [json.loads(line)["trial"] for line in verdicts.path.read_text().splitlines()] == [0, 1]
 
 
 def test_a_damaged_line_counts_for_nothing(tmp_path):
-    book = Book(tmp_path / "rungs.jsonl")
-    book.path.write_bytes(b"\0\0\0\n[]\n{}\n\xff\n")
-    assert book.judge(0, 0, 0.5, HALVING)
-    assert len(book.verdicts()) == 1
+    verdicts = Verdicts(tmp_path / "rungs.jsonl")
+    verdicts.path.write_bytes(b"\0\0\0\n[]\n{}\n\xff\n")
+    assert verdicts.judge(0, 0, 0.5, HALVING)
+    assert len(verdicts.verdicts()) == 1
 
 
 def judging(path: Path, trials: str) -> subprocess.Popen[str]:
     """A process that asks about some trials, and prints what it hears."""
     code = (
-        "from pathlib import Path; from dgnet_platform.search.stopping import Book, Stopping\n"
-        f"book = Book(Path({str(path)!r}))\n"
-        f"for trial in {trials}: print(trial, book.judge(trial, 0, float(trial % 17), Stopping()))\n"
+        "from pathlib import Path; from dgnet_platform.search.stopping import Verdicts, StoppingRule\n"
+        f"verdicts = Verdicts(Path({str(path)!r}))\n"
+        f"for trial in {trials}: print(trial, verdicts.judge(trial, 0, float(trial % 17), StoppingRule()))\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_processes_share_a_book(tmp_path):
+def test_processes_share_verdicts(tmp_path):
     path = tmp_path / "rungs.jsonl"
     # The last two ask about the same trials: both must hear the same.
     asking = [judging(path, f"range({first}, 60, 3)") for first in (0, 1, 2, 2)]
     heard = [process.communicate(timeout=60)[0].splitlines() for process in asking]
     assert [len(lines) for lines in heard] == [20] * 4
     assert heard[2] == heard[3]
-    verdicts = Book(path).verdicts()
+    verdicts = Verdicts(path).verdicts()
     assert sorted(verdict.trial for verdict in verdicts) == list(range(60))
     assert len(path.read_text().splitlines()) == 60
     assert {line for lines in heard for line in lines} == {f"{v.trial} {v.goes_on}" for v in verdicts}
@@ -206,7 +206,7 @@ def test_processes_share_a_book(tmp_path):
         known.append(verdict)
 
 
-def test_a_killed_process_leaves_a_book_that_goes_on(tmp_path):
+def test_a_killed_process_leaves_verdicts_that_others_continue(tmp_path):
     path = tmp_path / "rungs.jsonl"
     path.touch()
     for _ in range(3):
@@ -215,14 +215,14 @@ def test_a_killed_process_leaves_a_book_that_goes_on(tmp_path):
             while path.stat().st_size < size + 2_000 and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-    book = Book(path)
-    count = len(book.verdicts())
-    assert [verdict.trial for verdict in book.verdicts()] == list(range(count))
-    assert book.judge(count, 0, 1e9, HALVING)
-    assert len(book.verdicts()) == count + 1
+    verdicts = Verdicts(path)
+    count = len(verdicts.verdicts())
+    assert [verdict.trial for verdict in verdicts.verdicts()] == list(range(count))
+    assert verdicts.judge(count, 0, 1e9, HALVING)
+    assert len(verdicts.verdicts()) == count + 1
 
 
 def test_tiny_runs_have_rungs_too():
     config = tiny_config()
     assert ramp_end(config) == 7
-    assert rungs_of(config, distances(config.iterations - 7, Stopping(rungs=2, eta=2, first=0.2))) == (8, 9)
+    assert rungs_of(config, distances(config.iterations - 7, StoppingRule(rungs=2, eta=2, first=0.2))) == (8, 9)

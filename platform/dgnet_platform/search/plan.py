@@ -17,7 +17,7 @@ from dgnet_platform.runs.presets import Preset
 from dgnet_platform.runs.run import folder_of
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search.space import Space, Value
-from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.storage.serialize import to_dict
 
 METRIC = "val/best/mAP"
@@ -31,7 +31,7 @@ BETA, METRIC_BY_BETA = "val/best/beta", "val/mAP_by_beta"
 class SearchConfig:
     """How trials are run and compared."""
 
-    stopping: Stopping = field(default_factory=Stopping)
+    stopping: StoppingRule = field(default_factory=StoppingRule)
     """When trials are stopped early."""
     second: Literal["none", "swap", "reconstruction"] = "none"
     """A second objective beside mAP: the SSIM of swaps with the true pictures (drawn people only), or of held-out

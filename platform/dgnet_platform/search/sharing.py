@@ -16,9 +16,9 @@ from rich.text import Text
 from dgnet_core.dgnet.config import DGNetConfig, LossConfig, RecipeConfig, WatchConfig
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_core.learning.config import Warmup
-from dgnet_platform.search.stopping import Stopping, Verdict, distances, goes_on, rungs_of
+from dgnet_platform.search.stopping import StoppingRule, Verdict, distances, goes_on, rungs_of
 
-ENDLESS = 2**31 - 1
+NEVER_ENDS = 2**31 - 1
 """Iterations of a canonical prefix, and its warm-up starts: it can be trained for as long as anyone needs it."""
 
 
@@ -35,11 +35,11 @@ def prefix_of(config: DGNetConfig) -> DGNetConfig:
     prefix needs a teacher only to start its trunk from it. All else is kept: whoever adds a field need not think of
     prefixes, they are then shared less, but never wrongly.
     """
-    never = Warmup(start=ENDLESS, slope=1.0)
+    never = Warmup(start=NEVER_ENDS, slope=1.0)
     unused = LossConfig()
     return replace(
         config,
-        iterations=ENDLESS,
+        iterations=NEVER_ENDS,
         loss=replace(
             config.loss,
             appearance_code=unused.appearance_code,
@@ -219,7 +219,7 @@ def plan(configs: Sequence[DGNetConfig], ends: Sequence[int], costs: Costs) -> S
 
 
 def simulated_ends(
-    configs: Sequence[DGNetConfig], stopping: Stopping, seed: int, at: Sequence[int] | None = None
+    configs: Sequence[DGNetConfig], stopping: StoppingRule, seed: int, at: Sequence[int] | None = None
 ) -> list[int]:
     """Where trials would end if their results were a random permutation, the same one at all rungs.
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from dgnet_core.dgnet.config import DGNetConfig, SoftLabel
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_core.learning.config import Warmup
-from dgnet_platform.search.stopping import Stopping
+from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.search.stopping import distances as distances_of
 
 Value = float | int | str
@@ -337,7 +337,7 @@ class Space:
         start, ramp = (self._largest(name, base) for name in ("warmup_start", "ramp"))
         return base.iterations - max(start + ramp, ramp_end(self.apply(base, {})))
 
-    def distances(self, base: DGNetConfig, stopping: Stopping) -> tuple[int, ...]:
+    def distances(self, base: DGNetConfig, stopping: StoppingRule) -> tuple[int, ...]:
         """How many iterations after its ramp's end every trial of this space is judged.
 
         Raises:
@@ -348,7 +348,7 @@ class Space:
         except ValueError as error:
             raise SpaceError(str(error)) from None
 
-    def check(self, base: DGNetConfig, stopping: Stopping | None = None) -> None:
+    def check(self, base: DGNetConfig, stopping: StoppingRule | None = None) -> None:
         """Make sure that every trial of this space gets to the maxima of its ramped weights, and to all of its rungs.
 
         Raises:

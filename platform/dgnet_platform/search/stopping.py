@@ -17,7 +17,7 @@ Kind = Literal["halving", "median", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stopping:
+class StoppingRule:
     """When trials are judged, and which ones go on."""
 
     kind: Kind = "halving"
@@ -33,23 +33,23 @@ class Stopping:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"Stopping.kind = {self.kind!r}: choose one of {', '.join(get_args(Kind))}")
+            raise ValueError(f"stopping.kind = {self.kind!r}: choose one of {', '.join(get_args(Kind))}")
         if self.rungs < 1:
-            raise ValueError(f"Stopping.rungs = {self.rungs}: at least 1; kind = 'none' never stops a trial early")
+            raise ValueError(f"stopping.rungs = {self.rungs}: at least 1; kind = 'none' never stops a trial early")
         if self.eta < 2:
-            raise ValueError(f"Stopping.eta = {self.eta}: at least 2, for 1 / eta of the trials go on at a rung")
+            raise ValueError(f"stopping.eta = {self.eta}: at least 2, for 1 / eta of the trials go on at a rung")
         if not self.first > 0:
-            raise ValueError(f"Stopping.first = {self.first}: a share > 0, no rung stands before the ramp's end")
+            raise ValueError(f"stopping.first = {self.first}: a share > 0, no rung stands before the ramp's end")
         last = self.first * self.eta ** (self.rungs - 1)
         if not last < 1:
             raise ValueError(
-                f"Stopping.first = {self.first}: with {self.rungs} rungs and eta = {self.eta} the last rung would stand"
+                f"stopping.first = {self.first}: with {self.rungs} rungs and eta = {self.eta} the last rung would stand"
                 f" at {last:g} of what is left after the ramp, beyond the end: use less than"
                 f" {1 / self.eta ** (self.rungs - 1):.4g}, or fewer rungs"
             )
 
 
-def distances(remaining: int, stopping: Stopping) -> tuple[int, ...]:
+def distances(remaining: int, stopping: StoppingRule) -> tuple[int, ...]:
     """How many iterations after its ramp's end every trial is judged; none for kind "none".
 
     Args:
@@ -94,7 +94,7 @@ def rungs_of(config: DGNetConfig, distances: Sequence[int]) -> tuple[int, ...]:
     return tuple(end + distance for distance in distances)
 
 
-def keeps(value: float, others: Sequence[float], stopping: Stopping, most: int | None = None) -> bool:
+def keeps(value: float, others: Sequence[float], stopping: StoppingRule, most: int | None = None) -> bool:
     """Whether a trial goes on from a rung, by what is known when it gets there.
 
     Halving is asynchronous: nobody waits at a rung, a trial goes on if it is among the best of those that have reached
@@ -119,7 +119,7 @@ def keeps(value: float, others: Sequence[float], stopping: Stopping, most: int |
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was decided about a trial at a rung; a line of the book."""
+    """What was decided about a trial at a rung; a line of the file of verdicts."""
 
     trial: int
     """Its number."""
@@ -131,7 +131,7 @@ class Verdict:
     """Whether it was kept."""
 
 
-def goes_on(trial: int, rung: int, value: float, known: Sequence[Verdict], stopping: Stopping) -> bool:
+def goes_on(trial: int, rung: int, value: float, known: Sequence[Verdict], stopping: StoppingRule) -> bool:
     """Whether a trial goes on from a rung, by all verdicts of the search before.
 
     Of n trials so far, halving wants ceil(n / eta^k) to get past the k-th rung (Li et al., ASHA). Early arrivals get
@@ -151,7 +151,7 @@ def goes_on(trial: int, rung: int, value: float, known: Sequence[Verdict], stopp
     return keeps(value, others, stopping, most=math.ceil(trials / stopping.eta**place))
 
 
-class Book:
+class Verdicts:
     """The verdicts of a search: a file of JSON lines that all its trials share, from any process.
 
     It is locked while a verdict is found and written, and each verdict is on the disk before it is returned. Half a
@@ -159,10 +159,10 @@ class Book:
     """
 
     def __init__(self, path: Path):
-        """Keep the book at `path`; the file is made with the first verdict, its folder must exist."""
+        """Keep them in the file at `path`, which the first verdict makes; its folder must exist."""
         self.path = path
 
-    def judge(self, trial: int, rung: int, value: float, stopping: Stopping) -> bool:
+    def judge(self, trial: int, rung: int, value: float, stopping: StoppingRule) -> bool:
         """Whether a trial goes on. Asked again for the same trial and rung, the first verdict stands.
 
         Args:
@@ -172,7 +172,7 @@ class Book:
             stopping: which rule.
 
         Raises:
-            OSError: the book cannot be read or written.
+            OSError: the file cannot be read or written.
         """
         with self.path.open("a+b") as file:
             lock(file)
@@ -209,7 +209,7 @@ class RungJudge:
     """Its number."""
     rungs: tuple[int, ...]
     """Its iterations at which it is judged, in order."""
-    rule: Stopping
+    rule: StoppingRule
     """Which trials continue."""
     metric: str
     """What it is judged by."""
@@ -219,7 +219,7 @@ class RungJudge:
         if iteration not in self.rungs:
             return ""
         rung, value = self.rungs.index(iteration), metrics[self.metric]
-        if Book(self.book).judge(self.trial, rung, value, self.rule):
+        if Verdicts(self.book).judge(self.trial, rung, value, self.rule):
             return ""
         return f"{self.metric} {value:.4f} at iteration {iteration}, rung {rung + 1} of {len(self.rungs)}"
 
