@@ -1,5 +1,6 @@
 """The house rules that no linter knows: what may be imported where, and that jobs run by path."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,21 @@ def test_standard_library_platform_stays_importable() -> None:
     assert not (ROOT / "platform" / "__init__.py").exists()
     out = run("import platform, uuid; print(platform.system())", PYTHONPATH=str(ROOT))
     assert out.strip()
+
+
+def test_no_test_file_imports_another() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            shared = [name for name in names if "test_" in name or name.startswith("tests.conftest")]
+            assert not shared, f"{path.relative_to(ROOT)} imports {shared}: what tests share is in tests/helpers"
+
+
+def test_folders_of_tests_hide_nothing() -> None:
+    assert not (ROOT / "tests" / "platform").exists(), "it would hide the standard library's platform"
+    assert not list((ROOT / "tests").rglob("__init__.py")), "test files are found by path"
 
 
 def test_core_needs_torch_torchvision_and_numpy_only() -> None:

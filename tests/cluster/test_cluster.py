@@ -26,18 +26,10 @@ from dgnet_platform.compute import cluster as machines
 from dgnet_platform.compute.cluster import check_locks, with_offered
 from dgnet_platform.compute.placement import Node, place
 from dgnet_platform.errors import ExperimentError
+from tests.helpers.cluster_files import FOLDER, load, prepare, render
 from tests.helpers.runs import ROOT
 
-FOLDER = ROOT / "platform" / "cluster"
 FILES = [ROOT / "cluster.yaml", FOLDER / "local.yaml", FOLDER / "gcp.yaml"]
-sys.path.insert(0, str(FOLDER))  # its scripts are run by path; they import each other likewise
-import prepare  # noqa: E402
-import render  # noqa: E402
-
-
-def load(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text())
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Files

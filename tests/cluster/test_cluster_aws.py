@@ -10,7 +10,7 @@ import pytest
 import yaml
 from moto import mock_aws
 
-from tests.cluster.test_cluster import load, prepare
+from tests.helpers.cluster_files import load, prepare
 from tests.helpers.runs import ROOT
 
 BUCKET = "dgnet-test-bucket"

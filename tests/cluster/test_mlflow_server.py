@@ -21,8 +21,8 @@ from mlflow import MlflowClient
 from dgnet_platform.errors import TrackingError
 from dgnet_platform.runs.run import Run
 from dgnet_platform.tracking import client as tracking
-from tests.helpers.runs import ROOT, job, tiny_teacher
-from tests.training.test_driver import by_command_line, wait_for
+from tests.helpers.runs import ROOT, by_command_line, job, tiny_teacher
+from tests.helpers.servers import wait_for
 
 SCRIPT = ROOT / "platform" / "cluster" / "mlflow_server.py"
 TOKEN = "planted-token-0123456789"

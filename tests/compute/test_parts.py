@@ -19,9 +19,9 @@ from dgnet_platform.errors import ExperimentError
 from dgnet_platform.evaluation.generate import MANIFEST, GenerateConfig, generate
 from dgnet_platform.runs import checkpoint
 from jobs.evaluate import main as evaluate
-from tests.evaluation.test_generate import CONFIG, contents, options
 from tests.helpers.runs import job
-from tests.training.test_driver import wait_for
+from tests.helpers.servers import wait_for
+from tests.helpers.sets import CONFIG, contents, options
 
 pytestmark = [
     pytest.mark.ray,

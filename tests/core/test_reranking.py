@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgnet_core.ranking.reranking import Reranking, reranked_scores
-from tests.core.test_retrieval import assume_no_near_ties, drawn, seeds, with_integers
+from tests.helpers.features import assume_no_near_ties, drawn, seeds, with_integers
 
 
 def slow_reranking(images: np.ndarray, queries: int, k1: int, k2: int, weight: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgnet_core.ranking.features import Features, descriptor, mirror_average, multi_query
@@ -16,10 +16,9 @@ from dgnet_core.ranking.reranking import Reranking
 from dgnet_core.ranking.retrieval import RetrievalResult, evaluate, sweep_beta, top_matches
 from dgnet_core.ranking.scoring import _count_with_numpy, _count_with_torch, largest, ragged
 from tests.core.reference.formulas import ranking_inputs
+from tests.helpers.features import assume_no_near_ties, drawn, seeds, with_integers
 
 REFERENCE = json.loads(Path(__file__).with_name("reference").joinpath("ranking.json").read_text())
-
-seeds = st.integers(0, 2**32 - 1)
 
 
 def one_headed(prim, person_ids, camera_ids) -> Features:
@@ -37,19 +36,6 @@ def toy(scores, person_ids, camera_ids) -> tuple[Features, Features]:
     return one_headed([[1.0]], [1], [1]), one_headed([[s] for s in scores], person_ids, camera_ids)
 
 
-def drawn(seed: int, images: int, persons: int, width: int = 6, noise: float = 0.8) -> Features:
-    """Two halves around a centre per person (the same for all seeds); persons start at 0, a tenth is junk."""
-    rng = np.random.default_rng(seed)
-    ids = np.where(rng.random(images) < 0.1, -1, rng.integers(0, persons, images))
-    centres = np.random.default_rng(0).standard_normal((persons + 1, 2 * width))
-    values = centres[ids] + noise * rng.standard_normal((images, 2 * width))
-    prim, fine = torch.from_numpy(values).float().split(width, dim=1)
-    cameras = torch.from_numpy(rng.integers(1, 4, images))
-    return Features(
-        prim=F.normalize(prim), fine=F.normalize(fine), person_ids=torch.from_numpy(ids), camera_ids=cameras
-    )
-
-
 def take(features: Features, index: torch.Tensor) -> Features:
     return Features(
         prim=features.prim[index],
@@ -62,21 +48,6 @@ def take(features: Features, index: torch.Tensor) -> Features:
 def drawn_pair(seed: int) -> tuple[Features, Features]:
     query = drawn(seed, 25, 8)
     return take(query, query.person_ids >= 0), drawn(seed + 1, 90, 8)
-
-
-def with_integers(features: Features) -> Features:
-    """Coarse integer halves: products are exact in any order, and ties abound."""
-    return Features(
-        prim=(3 * features.prim).round(),
-        fine=(3 * features.fine).round(),
-        person_ids=features.person_ids,
-        camera_ids=features.camera_ids,
-    )
-
-
-def assume_no_near_ties(scores: torch.Tensor) -> None:
-    """Leaves out cases that rounding may order either way."""
-    assume(scores.sort(dim=1).values.diff(dim=1).min() > 1e-6)
 
 
 def assert_same(left: RetrievalResult, right: RetrievalResult) -> None:

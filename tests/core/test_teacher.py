@@ -13,35 +13,27 @@ from dgnet_core.dgnet.state import TrainState
 from dgnet_core.dgnet.step import train_step
 from dgnet_core.learning import losses
 from dgnet_core.learning.augment import training_batch
-from dgnet_core.learning.batches import Batch, PairSampler, Position, share
+from dgnet_core.learning.batches import PairSampler, Position
 from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
 from dgnet_core.learning.health import raise_fault
 from dgnet_core.networks.config import NetworkConfig
 from dgnet_core.teacher.config import TeacherConfig, laptop_teacher, paper_teacher
 from dgnet_core.teacher.state import TeacherState
 from dgnet_core.teacher.step import teacher_rate, teacher_step
-from tests.helpers.tiny import CLASSES, assert_same, flat, tiny_batch, tiny_config, tiny_pictures
-
-
-def tiny(**overrides) -> TeacherConfig:
-    small = tiny_config()
-    fields = {
-        "num_classes": CLASSES, "batch_size": 6, "iterations": 12, "warmup_iterations": 2, "milestones": (6,),
-        "network": small.network, "augment": small.augment, "step": small.step,
-    }  # fmt: skip
-    return TeacherConfig(**(fields | overrides))
-
-
-def batch_at(config: TeacherConfig, iteration: int, rank: int = 0, world_size: int = 1) -> Batch:
-    pixels, labels = tiny_pictures(tiny_config())
-    places = share(config.batch_size, rank, world_size)
-    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places)[:1]
-    position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
-    return training_batch(pixels[rows], labels[rows], position, config)
+from tests.helpers.tiny import (
+    CLASSES,
+    assert_same,
+    flat,
+    teacher_batch,
+    tiny_batch,
+    tiny_config,
+    tiny_pictures,
+    tiny_teacher_config,
+)
 
 
 def run(state: TeacherState, config: TeacherConfig, until: int) -> list[dict]:
-    return [teacher_step(state, batch_at(config, t), config) for t in range(state.iteration, until)]
+    return [teacher_step(state, teacher_batch(config, t), config) for t in range(state.iteration, until)]
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -52,7 +44,7 @@ def run(state: TeacherState, config: TeacherConfig, until: int) -> list[dict]:
 def test_two_runs_are_equal_in_every_bit(precision: str) -> None:
     # Wider pictures than elsewhere: the CPU's bfloat16 convolution of stride 2 is wrong on maps one pixel wide.
     network = replace(tiny_config().network, width=32)
-    config = tiny(network=network, step=StepConfig(precision=precision))  # pyright: ignore[reportArgumentType]
+    config = tiny_teacher_config(network=network, step=StepConfig(precision=precision))  # pyright: ignore[reportArgumentType]
     first, second = TeacherState.build(config), TeacherState.build(config)
     torch.manual_seed(123)  # the global generator plays no part
     run(first, config, 4)
@@ -63,7 +55,7 @@ def test_two_runs_are_equal_in_every_bit(precision: str) -> None:
 
 @pytest.mark.parametrize("saved_at", [1, 5, 7])
 def test_resumed_run_equals_the_uninterrupted_one(saved_at: int, tmp_path: Path) -> None:
-    config = tiny()  # warm-up to 2, a milestone at 6
+    config = tiny_teacher_config()  # warm-up to 2, a milestone at 6
     whole = TeacherState.build(config)
     metrics = run(whole, config, 9)
 
@@ -79,9 +71,9 @@ def test_resumed_run_equals_the_uninterrupted_one(saved_at: int, tmp_path: Path)
 
 
 def test_it_learns() -> None:
-    config = tiny(step=StepConfig(), augment=AugmentConfig(flip=0, pad=0, erase=0), milestones=())
+    config = tiny_teacher_config(step=StepConfig(), augment=AugmentConfig(flip=0, pad=0, erase=0), milestones=())
     state = TeacherState.build(config)
-    batch = batch_at(config, 0)
+    batch = teacher_batch(config, 0)
     metrics = [
         teacher_step(state, replace(batch, position=replace(batch.position, iteration=t)), config) for t in range(60)
     ]
@@ -94,8 +86,8 @@ def test_it_learns() -> None:
 
 @pytest.mark.parametrize("shares", [(0, 3, 6), (0, 2, 6)])
 def test_ranks_with_averaged_gradients_follow_the_mean_loss(shares: tuple[int, ...]) -> None:
-    config = tiny(augment=AugmentConfig(pad=1, erase=0.5))
-    whole = batch_at(config, 0)
+    config = tiny_teacher_config(augment=AugmentConfig(pad=1, erase=0.5))
+    whole = teacher_batch(config, 0)
     gradients, sizes = [], []
     for start, stop in pairwise(shares):
         state = TeacherState.build(config)
@@ -116,7 +108,7 @@ def test_ranks_with_averaged_gradients_follow_the_mean_loss(shares: tuple[int, .
 
     states = [TeacherState.build(config), TeacherState.build(config)]
     for rank, state in enumerate(states):
-        teacher_step(state, batch_at(config, 0, rank, 2), config, reduce_grads=average)
+        teacher_step(state, teacher_batch(config, 0, rank, 2), config, reduce_grads=average)
     weights = [dict(state.teacher.named_parameters()) for state in states]
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
@@ -136,13 +128,13 @@ def test_ranks_with_averaged_gradients_follow_the_mean_loss(shares: tuple[int, .
 
 
 def test_dropout_and_smoothing_are_the_configurations() -> None:
-    config = tiny()
+    config = tiny_teacher_config()
     plain = TeacherState.build(replace(config, dropout=0.0))
     assert plain.teacher.head.dropout == 0
-    same = [teacher_step(TeacherState.build(c), batch_at(c, 0), c)["L_id"].item() for c in (config, config)]
+    same = [teacher_step(TeacherState.build(c), teacher_batch(c, 0), c)["L_id"].item() for c in (config, config)]
     other = replace(config, label_smoothing=0.3)
-    assert same[0] == same[1] != teacher_step(TeacherState.build(other), batch_at(other, 0), other)["L_id"].item()
-    assert teacher_step(plain, batch_at(config, 0), replace(config, dropout=0.0))["L_id"].item() != same[0]
+    assert same[0] == same[1] != teacher_step(TeacherState.build(other), teacher_batch(other, 0), other)["L_id"].item()
+    assert teacher_step(plain, teacher_batch(config, 0), replace(config, dropout=0.0))["L_id"].item() != same[0]
 
 
 def test_label_smoothing_by_hand() -> None:
@@ -154,8 +146,8 @@ def test_label_smoothing_by_hand() -> None:
 
 
 def test_a_trained_teacher_labels_generated_images() -> None:
-    state = TeacherState.build(tiny())
-    run(state, tiny(), 3)
+    state = TeacherState.build(tiny_teacher_config())
+    run(state, tiny_teacher_config(), 3)
     config = tiny_config()
     student = TrainState.build(config, teacher=state.teacher)
     student.iteration = 6
@@ -168,7 +160,7 @@ def test_a_trained_teacher_labels_generated_images() -> None:
 
 
 def test_labels_are_in_full_precision_whatever_the_trunk_runs_in() -> None:
-    teacher = TeacherState.build(tiny(step=StepConfig())).teacher
+    teacher = TeacherState.build(tiny_teacher_config(step=StepConfig())).teacher
     torch.nn.init.normal_(teacher.head.classifier.weight)
     images = tiny_batch(tiny_config(step=StepConfig()), 0).images[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -180,8 +172,8 @@ def test_labels_are_in_full_precision_whatever_the_trunk_runs_in() -> None:
 
 
 def test_appearance_encoder_may_start_from_the_teachers_trunk() -> None:
-    state = TeacherState.build(tiny())
-    run(state, tiny(), 2)
+    state = TeacherState.build(tiny_teacher_config())
+    run(state, tiny_teacher_config(), 2)
     config = tiny_config(trunk_from_teacher=True)
     started = TrainState.build(config, teacher=state.teacher)
     for name, value in state.teacher.trunk.state_dict().items():
@@ -216,7 +208,7 @@ def assert_same_except(first: TrainState, second: TrainState, different: str) ->
     [(0, 0.1), (1, 0.1225), (20, 0.55), (39, 0.9775), (40, 1), (58, 1), (59, 0.1), (88, 0.1), (89, 0.01), (500, 0.01)],
 )
 def test_learning_rate_of_the_trunk(iteration: int, rate: float) -> None:
-    config = tiny(lr=0.02, warmup_iterations=40, milestones=(60, 90))
+    config = tiny_teacher_config(lr=0.02, warmup_iterations=40, milestones=(60, 90))
     assert teacher_rate(config, iteration) == pytest.approx(0.02 * rate)
     assert teacher_rate(replace(config, warmup_iterations=0), 0) == 0.02
 
@@ -277,7 +269,7 @@ def test_rescaling_to_nothing_still_gives_a_run() -> None:
 )
 def test_nonsense_is_refused_by_name(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tiny(**change)
+        tiny_teacher_config(**change)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -298,18 +290,18 @@ def test_nonsense_is_refused_by_name(change: dict, message: str) -> None:
     ],
 )
 def test_bad_batches_are_refused_before_anything_changes(change, message: str) -> None:
-    config = tiny()
+    config = tiny_teacher_config()
     state, untouched = TeacherState.build(config), TeacherState.build(config)
     with pytest.raises(ValueError, match=message):
-        teacher_step(state, change(batch_at(config, 0)), config)
+        teacher_step(state, change(teacher_batch(config, 0)), config)
     assert_same(state, untouched)
 
 
 def test_state_and_configuration_must_belong_together(tmp_path: Path) -> None:
-    config = tiny()
+    config = tiny_teacher_config()
     state = TeacherState.build(config)
     with pytest.raises(ValueError, match="num_classes = 6, the state was built for 5"):
-        teacher_step(state, batch_at(config, 0), replace(config, num_classes=6))
+        teacher_step(state, teacher_batch(config, 0), replace(config, num_classes=6))
     with pytest.raises(ValueError, match="another configuration"):
         TeacherState.build(replace(config, num_classes=6)).load_state_dict(state.state_dict())
     with pytest.raises(ValueError, match="not a teacher's training state"):
@@ -321,11 +313,11 @@ def test_state_and_configuration_must_belong_together(tmp_path: Path) -> None:
 
 
 def test_non_finite_terms_are_named() -> None:
-    config = tiny()
+    config = tiny_teacher_config()
     state = TeacherState.build(config)
     with torch.no_grad():
         state.teacher.head.classifier.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"iteration 0: L_id is not finite"):
-        teacher_step(state, batch_at(config, 0), config)
+        teacher_step(state, teacher_batch(config, 0), config)
     with pytest.raises(FloatingPointError, match=r"iteration 0: L_id"):
         raise_fault(state)

@@ -11,8 +11,7 @@ from dgnet_core.dgnet.config import OptimConfig
 from dgnet_core.dgnet.step import train_step
 from dgnet_core.teacher.state import TeacherState
 from dgnet_core.teacher.step import teacher_step
-from tests.core.test_teacher import batch_at, tiny
-from tests.helpers.tiny import tiny_batch, tiny_config, tiny_state
+from tests.helpers.tiny import teacher_batch, tiny_batch, tiny_config, tiny_state, tiny_teacher_config
 
 DECAY = 0.01
 MOMENTUM = 0.8
@@ -48,11 +47,11 @@ def test_every_network_moves_at_its_own_rate(iteration: int, factor: float) -> N
 
 @pytest.mark.parametrize(("iteration", "factor"), [(1, 0.325), (4, 1), (5, 0.1)])  # warm-up to 4, a milestone at 6
 def test_the_teachers_trunk_and_head_move_at_their_own_rates(iteration: int, factor: float) -> None:
-    config = tiny(lr=0.02, head_lr_factor=5, weight_decay=DECAY, momentum=MOMENTUM, warmup_iterations=4)
+    config = tiny_teacher_config(lr=0.02, head_lr_factor=5, weight_decay=DECAY, momentum=MOMENTUM, warmup_iterations=4)
     state = TeacherState.build(config)
     state.iteration = iteration
     before = copy.deepcopy(state.teacher)
-    teacher_step(state, batch_at(config, iteration), config)
+    teacher_step(state, teacher_batch(config, iteration), config)
     assert_first_update(before.trunk, state.teacher.trunk, 0.02 * factor)
     assert_first_update(before.head, state.teacher.head, 0.1 * factor)
 
@@ -76,8 +75,8 @@ def test_clipping_bounds_each_update_not_the_report() -> None:
 
 
 def test_clipping_bounds_the_teachers_update_not_the_report() -> None:
-    config = tiny(clip_norm=1e-3)
+    config = tiny_teacher_config(clip_norm=1e-3)
     state = TeacherState.build(config)
-    metrics = teacher_step(state, batch_at(config, 0), config)
+    metrics = teacher_step(state, teacher_batch(config, 0), config)
     assert metrics["grad_teacher"] > 2e-3
     assert gradient_norm(state.teacher).item() == pytest.approx(1e-3, rel=1e-3)

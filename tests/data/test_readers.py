@@ -1,41 +1,19 @@
 """Every reader on a miniature of its public layout: real names, as a folder and as a .zip, nested or not."""
 
-import io
 import shutil
 import unicodedata
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from PIL import Image
 
 from dgnet_platform.data.readers import READERS, Dataset, read
 from dgnet_platform.data.readers.folder import number_identities
 from dgnet_platform.data.records import Listing
 from dgnet_platform.data.source import SourceError, open_source
+from tests.helpers.layouts import MARKET, listing_of, write, zipped
 
-
-def jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 8), (90, 60, 30)).save(file, "JPEG")
-    return file.getvalue()
-
-
-PICTURE = jpeg()
-
-MARKET = [
-    "bounding_box_train/0002_c1s1_000451_03.jpg",
-    "bounding_box_train/0002_c2s1_000776_01.JPG",
-    "bounding_box_train/0007_c3s3_077419_03.jpg.jpg",
-    "bounding_box_test/-1_c1s1_000401_03.jpg",
-    "bounding_box_test/0000_c1s1_000151_01.jpg",
-    "bounding_box_test/0001_c2s1_000301_00.jpg",
-    "query/0001_c1s1_001051_00.jpg",
-    "gt_bbox/0001_c1s1_001051_00.jpg",
-    "gt_bbox/0002_c1s1_000451_00.jpg",
-]
 MARKET_OTHER = ["bounding_box_train/Thumbs.db", "readme.txt", "gt_query/0001_c1s1_001051_00_good.mat"]
 DUKE = [
     "bounding_box_train/0001_c2_f0046182.jpg",
@@ -63,16 +41,6 @@ FOLDER = [
 ]
 
 
-def write(folder: Path, names: list[str], other: list[str] | tuple[str, ...] = ()) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(PICTURE)
-    for name in other:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"no picture")
-    return folder
-
-
 def write_msmt17(folder: Path, train: str = "train", test: str = "test") -> Path:
     write(folder, [f"{train}/{name}" for name in MSMT17_TRAIN])
     write(folder, [f"{test}/{name}" for name in (MSMT17_GALLERY, MSMT17_QUERY)])
@@ -87,23 +55,6 @@ def write_people(folder: Path) -> Path:
     write(folder, MARKET, MARKET_OTHER)
     (folder / "people.json").write_text('{"seed": 3, "size": "tiny"}')
     return folder
-
-
-def zipped(folder: Path, prefix: str) -> Path:
-    archive = folder.with_suffix(".zip")
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for path in folder.rglob("*"):
-            file.write(path, prefix + path.relative_to(folder).as_posix())
-        file.writestr("__MACOSX/._bounding_box_train", b"resource fork")
-    return archive
-
-
-def listing_of(dataset: Dataset, path: Path) -> Listing:
-    with open_source(path) as source:
-        listing = read(dataset, source)
-        for record in listing.records:
-            assert listing.source.read(record.path) == PICTURE
-        return listing
 
 
 def rows(listing: Listing) -> set[tuple[str, str, int, int]]:

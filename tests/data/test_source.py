@@ -9,7 +9,7 @@ import pytest
 
 from dgnet_platform.data import source as source_module
 from dgnet_platform.data.source import SourceError, open_source
-from tests.data.test_readers import MARKET, PICTURE, listing_of, write, zipped
+from tests.helpers.layouts import MARKET, PICTURE, listing_of, write, zipped
 
 
 def archive_with(path: Path, entry: str | zipfile.ZipInfo, content: bytes = PICTURE) -> Path:

@@ -30,11 +30,10 @@ from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.loading import digest_of, open_trained
 from jobs.generate import main
 from tests.helpers.runs import job
-from tests.helpers.tiny import small_config
-from tests.training.test_driver import wait_for
+from tests.helpers.servers import wait_for
+from tests.helpers.sets import CONFIG, contents, options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CONFIG = small_config(12)
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +53,6 @@ def config(people_store: Path, trained: Path, tmp_path_factory: pytest.TempPathF
 def whole(config: GenerateConfig) -> Path:
     assert generate(config, lambda *_: None).made == 2 * 144
     return config.out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def options(config: GenerateConfig) -> list[str]:
-    names = ("checkpoint", "store", "out", "per_image", "split", "seed", "batch_size", "quality", "workers", "threads")
-    return [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
 
 
 # ------------------------------------------------------------------------------------------------------------

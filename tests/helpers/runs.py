@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import yaml
+from mlflow import MlflowClient
 from rich.console import Console
 
 from dgnet_core.dgnet.config import LossConfig, laptop
@@ -18,6 +20,7 @@ from dgnet_platform.data.held_out import held_out_people
 from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment
 from dgnet_platform.runs.presets import teacher_of
 from dgnet_platform.runs.run import Run
+from dgnet_platform.storage.serialize import to_dict
 
 PEOPLE = 12
 """Training identities of the tiny set of drawn people."""
@@ -95,3 +98,14 @@ def lines(folder: Path) -> list[dict]:
     """A run's journal."""
     whole, _, _ = (folder / "metrics.jsonl").read_text().rpartition("\n")  # the last line may still be written
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def history(client: MlflowClient, run: Run, name: str) -> list[tuple[int, float]]:
+    """A metric of a run as MLflow has it: iterations and values."""
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.mlflow_run, name)]
+
+
+def by_command_line(experiment, path: Path) -> list[str]:
+    """An experiment as options of jobs/train_market.py."""
+    path.write_text(yaml.safe_dump(to_dict(experiment)))
+    return ["--config", str(path)]

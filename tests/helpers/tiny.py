@@ -12,6 +12,7 @@ from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import Batch, PairSampler, Position, share
 from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
 from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_core.teacher.state import TeacherState
 
@@ -102,3 +103,20 @@ def assert_same(first: TrainState | TeacherState, second: TrainState | TeacherSt
     assert a.keys() == b.keys()
     for path, value in a.items():
         assert torch.equal(value, b[path]) or (value.isnan() & b[path].isnan()).all(), path
+
+
+def tiny_teacher_config(**overrides) -> TeacherConfig:
+    small = tiny_config()
+    fields = {
+        "num_classes": CLASSES, "batch_size": 6, "iterations": 12, "warmup_iterations": 2, "milestones": (6,),
+        "network": small.network, "augment": small.augment, "step": small.step,
+    }  # fmt: skip
+    return TeacherConfig(**(fields | overrides))
+
+
+def teacher_batch(config: TeacherConfig, iteration: int, rank: int = 0, world_size: int = 1) -> Batch:
+    pixels, labels = tiny_pictures(tiny_config())
+    places = share(config.batch_size, rank, world_size)
+    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places)[:1]
+    position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
+    return training_batch(pixels[rows], labels[rows], position, config)

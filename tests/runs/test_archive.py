@@ -33,9 +33,9 @@ from dgnet_platform.storage.remote import RemoteError, check_writable, open_plac
 from dgnet_platform.training import driver as training
 from dgnet_platform.training.driver import train
 from jobs.train_market import main as train_market
-from tests.helpers.runs import NETWORK, QUIET, job, lines, same, tensors, tiny_experiment
-from tests.search.test_prefixes import prefixes  # noqa: F401 - a fixture
-from tests.training.test_driver import answers, by_command_line, history, stop, wait_for
+from tests.helpers.prefixes import prefixes_in
+from tests.helpers.runs import NETWORK, QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
+from tests.helpers.servers import answers, stop, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other
 
@@ -371,7 +371,12 @@ def test_an_archive_that_is_away_is_told_once_and_gets_all_later(storage, monkey
 # Prefixes
 
 
-def test_a_prefix_in_the_archive_is_not_trained_again(s3, prefixes, tmp_path):  # noqa: F811
+@pytest.fixture
+def prefixes(people_store, tmp_path, one_thread, monkeypatch):
+    return prefixes_in(tmp_path, people_store, monkeypatch)
+
+
+def test_a_prefix_in_the_archive_is_not_trained_again(s3, prefixes, tmp_path):
     kept = Archive(f"{s3}/prefixes", tmp_path)
     whole = prefixes(4, checkpoint_every=1)
     kept.push(whole.run.folder, prune=False)

@@ -24,9 +24,8 @@ from dgnet_platform.search.study import FILE
 from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import train
-from tests.conftest import free_ports
 from tests.helpers.runs import QUIET, ROOT, lines, tiny_experiment
-from tests.training.test_driver import wait_for
+from tests.helpers.servers import free_ports, wait_for
 
 pytestmark = [
     pytest.mark.ray,

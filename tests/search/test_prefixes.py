@@ -7,72 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.runs.checkpoint import checkpoints
-from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
-from dgnet_platform.runs.loading import TrainedTeacher
+from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.search import prefixes as prefix
-from dgnet_platform.search.prefixes import Prefix, PrefixError, adopt, collect, ensure_prefix, key_of
+from dgnet_platform.search.prefixes import PrefixError, adopt, collect, key_of
 from dgnet_platform.storage import files as disk
-from dgnet_platform.training import worker
-from dgnet_platform.training.loop import run_loop
-from dgnet_platform.training.worker import prepare
-from tests.helpers.runs import lines, same, tensors, tiny_experiment
+from tests.helpers.prefixes import prefixes_in
+from tests.helpers.runs import lines, same, tensors
 
 
 @pytest.fixture
 def prefixes(people_store, tmp_path, one_thread, monkeypatch):
-    """Ensures the prefix of a trial up to a fork, and trains runs, in this process and without MLflow."""
-    experiment = tiny_experiment(people_store, tmp_path, evaluate_every=3, checkpoint_every=100)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        teacher = Teacher(experiment.model.network, experiment.model.num_classes)
-    file = tmp_path / "teacher.pth"
-    file.write_bytes(b"teacher")
-    trained = TrainedTeacher(teacher=teacher, network=experiment.model.network)
-    monkeypatch.setattr(worker, "open_teacher", lambda *_: trained)
-    monkeypatch.setattr(prefix.tracking, "connect", lambda *_: (None, "1"))
-    monkeypatch.setattr(prefix.tracking, "open_run", lambda *_, **__: "run")
-    monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
-    monkeypatch.setattr(prefix.tracking, "close_run", lambda *_: None)
-    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
-    return Prefixes(experiment, file, tmp_path / "stop")
-
-
-class Prefixes:
-    """Ensures prefixes of a trial, and trains runs, in this process and without MLflow."""
-
-    def __init__(self, experiment: DGNetExperiment, teacher: Path, stop_file: Path):
-        self.experiment, self.teacher, self._stop_file = experiment, teacher, stop_file
-        self.said: list[str] = []
-        self.trained: list[tuple[int, int]] = []
-
-    def fit(self, run: Run) -> Outcome:
-        learner, validator = prepare(run, torch.device("cpu"))
-        worker._restore(run, learner)
-        return run_loop(run, learner, validator, report=lambda _: None)
-
-    def __call__(self, fork: int, fit: Callable[[Run], Outcome] | None = None, **overrides) -> Prefix:
-        found = ensure_prefix(
-            replace(self.experiment, **overrides),
-            fork,
-            teacher=self.teacher,
-            tracking_uri="",
-            mlflow_experiment="1",
-            stop_file=self._stop_file,
-            fit=fit or self.fit,
-            say=self._say,
-        )
-        with found as there:
-            return there
-
-    def _say(self, what: str, folder: Path, start: int) -> None:
-        self.said.append(what)
-        if what == "trains":
-            self.trained.append((start, int(folder.name)))
+    return prefixes_in(tmp_path, people_store, monkeypatch)
 
 
 def trial_run(ensure, folder: Path) -> Run:

@@ -33,7 +33,7 @@ from dgnet_platform.training.driver import TrainingError
 from jobs import train_market
 from jobs.tune_market import main
 from tests.helpers.runs import CLASSES, tiny_experiment
-from tests.search.test_study import opened
+from tests.helpers.studies import opened
 
 # ----------------------------------------------------------------------------------------------------------------
 # What Tune is fed with

@@ -29,7 +29,7 @@ from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import train
 from tests.helpers.runs import QUIET, job, lines, same, tiny_experiment
-from tests.training.test_driver import TrackingServer, wait_for
+from tests.helpers.servers import TrackingServer, wait_for
 
 pytestmark = [
     pytest.mark.ray,

@@ -6,22 +6,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from dgnet_core.dgnet.config import laptop
 from dgnet_platform.search import study as study_module
-from dgnet_platform.search.space import Space
 from dgnet_platform.search.study import FILE, Study, StudyError
-
-BASE = laptop(10, iterations=400)
-SPACE = Space.default(BASE)
-IDENTITY = {"space": SPACE.values(), "seed": 3}
-
-
-def opened(folder: Path, **overrides) -> Study:
-    arguments = {"name": "search", "identity": IDENTITY, "space": SPACE, "base": BASE, "seed": 3} | overrides
-    study = Study(folder, **arguments)
-    if not study.target:
-        study.aim(8)
-    return study
+from tests.helpers.studies import BASE, IDENTITY, SPACE, opened
 
 
 def end(study: Study, number: int) -> None:

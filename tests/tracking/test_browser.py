@@ -11,7 +11,7 @@ import pytest
 
 from dgnet_platform.training.driver import train
 from tests.helpers.runs import QUIET, tiny_experiment
-from tests.training.test_driver import answers, stop, wait_for
+from tests.helpers.servers import answers, stop, wait_for
 
 CHROMIUM = shutil.which("chromium") or ""
 

@@ -1,6 +1,5 @@
 """Training from the driver: tracked in MLflow, resumed after kills, refused when it cannot work."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -13,10 +12,8 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import torch
-import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -28,14 +25,14 @@ from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.checkpoint import CheckpointError, load_networks
 from dgnet_platform.runs.run import Run
 from dgnet_platform.runs.tracking_uri import usable
-from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tracking import client as tracking
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training import plan as training_plan
 from dgnet_platform.training.display import Display
 from dgnet_platform.training.driver import TrainingError, train
 from dgnet_platform.training.plan import make_plan, named_teacher
-from tests.helpers.runs import CLASSES, QUIET, job, lines, same, tensors, tiny_experiment
+from tests.helpers.runs import CLASSES, QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
+from tests.helpers.servers import TrackingServer, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other
 
@@ -50,10 +47,6 @@ def finished(people_store, tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(finished):
     return MlflowClient(finished.run.tracking_uri)
-
-
-def history(client: MlflowClient, run: Run, name: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in client.get_metric_history(run.mlflow_run, name)]
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -177,20 +170,6 @@ def test_shipping_again_sends_nothing_twice(finished, client):
 # Kills
 
 
-def wait_for(condition, seconds: float = 200) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
-def by_command_line(experiment, path: Path) -> list[str]:
-    """An experiment as options of jobs/train_market.py."""
-    path.write_text(yaml.safe_dump(to_dict(experiment)))
-    return ["--config", str(path)]
-
-
 @pytest.mark.slow
 def test_a_killed_driver_continues_bit_for_bit(finished, people_store, tmp_path):
     experiment = replace(
@@ -276,47 +255,6 @@ def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_
         if process.poll() is None:
             process.kill()
             process.communicate()
-
-
-class TrackingServer:
-    """An MLflow server on the loopback interface."""
-
-    def __init__(self, folder: Path, port: int):
-        self.uri = f"http://127.0.0.1:{port}"
-        self._folder, self._port = folder, port
-
-    def start(self) -> None:
-        """Start it, with what it had before, and wait until it answers."""
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
-            "--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db",
-            "--artifacts-destination", str(self._folder / "artifacts"),
-        ]  # fmt: skip
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-        wait_for(lambda: answers(self.uri))
-
-    def stop(self) -> None:
-        """End it at once."""
-        stop(self._process)
-
-
-def answers(uri: str) -> bool:
-    import requests
-
-    try:
-        return requests.get(f"{uri}/health", timeout=1).ok
-    except requests.RequestException:
-        return False
-
-
-def stop(server: psutil.Process) -> None:
-    """End a server and all its workers."""
-    everyone = [*server.children(recursive=True), server] if server.is_running() else []
-    for process in everyone:
-        process.kill()
-    psutil.wait_procs(everyone, timeout=10)
 
 
 # ----------------------------------------------------------------------------------------------------------------

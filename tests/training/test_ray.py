@@ -10,8 +10,8 @@ from mlflow import MlflowClient
 
 from dgnet_platform.runs.run import Run
 from dgnet_platform.training.driver import train
-from tests.helpers.runs import QUIET, job, lines, same, tensors, tiny_experiment
-from tests.training.test_driver import by_command_line, history, wait_for
+from tests.helpers.runs import QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
+from tests.helpers.servers import wait_for
 
 pytestmark = [
     pytest.mark.ray,

@@ -1,0 +1,69 @@
+"""Servers of a test: free ports, an MLflow server, and waiting for either."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import requests
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 200) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that are free."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
+
+
+class TrackingServer:
+    """An MLflow server on the loopback interface."""
+
+    def __init__(self, folder: Path, port: int):
+        self.uri = f"http://127.0.0.1:{port}"
+        self._folder, self._port = folder, port
+
+    def start(self) -> None:
+        """Start it, with what it had before, and wait until it answers."""
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db",
+            "--artifacts-destination", str(self._folder / "artifacts"),
+        ]  # fmt: skip
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: answers(self.uri))
+
+    def stop(self) -> None:
+        """End it at once."""
+        stop(self._process)
+
+
+def answers(uri: str) -> bool:
+    """Whether an MLflow server is up."""
+    try:
+        return requests.get(f"{uri}/health", timeout=1).ok
+    except requests.RequestException:
+        return False
+
+
+def stop(server: psutil.Process) -> None:
+    """End a server and all its workers."""
+    everyone = [*server.children(recursive=True), server] if server.is_running() else []
+    for process in everyone:
+        process.kill()
+    psutil.wait_procs(everyone, timeout=10)
