@@ -28,9 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dgnet_core.learning.memory import keep_freed_memory
+from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.images import ImageSet
 from dgnet_platform.data.pack import CHUNK
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
 from dgnet_platform.threads import map_in_threads
 

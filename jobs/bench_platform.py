@@ -30,8 +30,9 @@ from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import PairSampler, Position
 from dgnet_core.learning.memory import keep_freed_memory
 from dgnet_core.teacher.networks import Teacher
+from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.images import ImageSet
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
 from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.presets import dgnet_experiment

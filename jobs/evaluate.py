@@ -21,7 +21,8 @@ from dgnet_platform.cli.evaluate import tables
 from dgnet_platform.data.decode import PictureError
 from dgnet_platform.data.store import StoreError
 from dgnet_platform.errors import printable
-from dgnet_platform.evaluation.evaluate import EvaluateConfig, evaluate
+from dgnet_platform.evaluation.config import EvaluateConfig
+from dgnet_platform.evaluation.evaluate import evaluate
 from dgnet_platform.evaluation.results import EvaluationError, replacing, write
 from dgnet_platform.runs.checkpoint import CheckpointError
 

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dgnet_platform.compute.parts import PartsError
 from dgnet_platform.data.store import StoreError
 from dgnet_platform.errors import ExperimentError, printable
-from dgnet_platform.evaluation.generate import EXAMPLES, GenerateConfig, generate
+from dgnet_platform.evaluation.config import GenerateConfig
+from dgnet_platform.evaluation.generate import EXAMPLES, generate
 from dgnet_platform.runs.checkpoint import CheckpointError
 
 USER_ERRORS = (CheckpointError, ExperimentError, OSError, PartsError, StoreError)

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dgnet_platform.cli.prepare import report
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.source import SourceError
 from dgnet_platform.data.store import StoreError
 from dgnet_platform.errors import printable

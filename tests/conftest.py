@@ -18,7 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 from pyarrow import fs
 
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.prepare import prepare
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.prepare import prepare
 from tests.cluster.lab import HEAD, WORKERS, Lab, lab, obstacle
 from tests.cluster.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_while
 

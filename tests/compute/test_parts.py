@@ -16,7 +16,8 @@ from dgnet_platform.compute import cluster as machines
 from dgnet_platform.compute.parts import Part, claimed, make_parts, missing, parts_of
 from dgnet_platform.data.store import StoreError
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.evaluation.generate import MANIFEST, GenerateConfig, generate
+from dgnet_platform.evaluation.config import GenerateConfig
+from dgnet_platform.evaluation.generate import MANIFEST, generate
 from dgnet_platform.runs import checkpoint
 from jobs.evaluate import main as evaluate
 from tests.helpers.runs import job

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dgnet_platform.data import images as images_module
 from dgnet_platform.data import pack as pack_module
-from dgnet_platform.data.held_out import validation_split
-from dgnet_platform.data.images import ImageMemoryError, ImageSet, image_bytes, stream
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.images import ImageMemoryError, ImageSet, image_bytes, stream, validation_split
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
 
 CPU = torch.device("cpu")

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from dgnet_platform.data.people.people import DISTRACTOR, JUNK, People, Shot, contact_sheet
-from dgnet_platform.data.people.people_set import SIZES, Size, file_name, load, plan, shot_of, write_market
+from dgnet_platform.data.people.people_set import file_name, load, plan, shot_of, write_market
 from dgnet_platform.data.people.scene import draw_picture
+from dgnet_platform.data.people.sizes import SIZES, Size
 
 SHOTS = [Shot(i, c, f) for i, c, f in itertools.product((1, 2, 3, DISTRACTOR, JUNK), (1, 4), (0, 7))]
 FOLDERS = ("bounding_box_train", "bounding_box_test", "query", "gt_bbox")

@@ -12,10 +12,12 @@ from typing import get_args
 import pytest
 
 from dgnet_platform.data import pack as pack_module
+from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.decode import MAX_PIXELS, PictureError, decode, measure
 from dgnet_platform.data.people.people import People
-from dgnet_platform.data.people.people_set import SIZES, shot_of
-from dgnet_platform.data.prepare import DrawnSize, PrepareConfig, prepare
+from dgnet_platform.data.people.people_set import shot_of
+from dgnet_platform.data.people.sizes import SIZES, DrawnSize
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import UserError
 from dgnet_platform.storage.files import staging
@@ -136,8 +138,10 @@ import os, signal, sys
 from pathlib import Path
 from dgnet_platform.data import pack
 from dgnet_platform.data.people.people import People
-from dgnet_platform.data.people.people_set import SIZES, shot_of
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.people.people_set import shot_of
+from dgnet_platform.data.people.sizes import SIZES
+from dgnet_platform.data.prepare import prepare
+from dgnet_platform.data.config import PrepareConfig
 
 pack.CHUNK, pack.ROW_GROUP_BYTES = 4, 1000
 def progress(done, total):

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dgnet_platform.data import pack as pack_module
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.source import SourceError
 from dgnet_platform.data.store import FORMAT, INFO_KEY, Store, StoreError
 from tests.helpers.market import encode, packed, rows, snapshot, write_market

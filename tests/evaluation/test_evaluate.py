@@ -26,10 +26,12 @@ from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.cli.evaluate import tables
 from dgnet_platform.compute.parts import PartsError
 from dgnet_platform.data import images as images_module
+from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.images import ImageSet
 from dgnet_platform.data.people.people import People, Shot
-from dgnet_platform.data.people.people_set import Size, shot_of, write_market
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.people.people_set import shot_of, write_market
+from dgnet_platform.data.people.sizes import Size
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import INFO_KEY, SCHEMA, Store, StoreError
 from dgnet_platform.evaluation import evaluate as evaluation
 from dgnet_platform.evaluation import results, swaps

@@ -21,10 +21,12 @@ from dgnet_core.teacher.config import laptop_teacher
 from dgnet_core.teacher.state import TeacherState
 from dgnet_platform.compute.parts import RECORD, PartsError, claimed
 from dgnet_platform.data import images as images_module
+from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.decode import PictureError
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
-from dgnet_platform.evaluation.generate import EXAMPLES, MANIFEST, TABLE, GenerateConfig, Plan, generate
+from dgnet_platform.evaluation.config import GenerateConfig
+from dgnet_platform.evaluation.generate import EXAMPLES, MANIFEST, TABLE, Plan, generate
 from dgnet_platform.evaluation.pictures import stored_pictures
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.loading import digest_of, open_trained

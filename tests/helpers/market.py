@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dgnet_platform.data.prepare import PrepareConfig, Prepared, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.prepare import Prepared, prepare
 from dgnet_platform.data.store import Store
 
 

@@ -22,7 +22,8 @@ from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.state import TeacherState
 from dgnet_platform.data import cache
 from dgnet_platform.data.cache import kept_here
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.runs import archive, checkpoint
 from dgnet_platform.runs.archive import Archive, follow

@@ -12,10 +12,11 @@ import torch
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.ranking.features import Features
 from dgnet_core.ranking.retrieval import evaluate
-from dgnet_platform.data.held_out import held_out_people, validation_split
-from dgnet_platform.data.images import ImageSet
-from dgnet_platform.data.people.people_set import SIZES
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.held_out import held_out_people
+from dgnet_platform.data.images import ImageSet, validation_split
+from dgnet_platform.data.people.sizes import SIZES
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.presets import dgnet_experiment

@@ -10,16 +10,16 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from dgnet_platform.data.held_out import held_out_people
-from dgnet_platform.data.people.people_set import SIZES
-from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.held_out import held_out_people, needed_classes
+from dgnet_platform.data.people.sizes import SIZES
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, TeacherExperiment
 from dgnet_platform.runs.presets import DRAWN, Preset, dgnet_experiment, teacher_experiment
 from dgnet_platform.runs.run import folder_of
 from dgnet_platform.storage.serialize import from_dict, to_dict
-from dgnet_platform.training.plan import needed_classes
 
 Kind = TypeVar("Kind", bound=AnyExperiment)
 

@@ -17,6 +17,7 @@ from dgnet_platform.cli.options import Base, Kind, base_experiment, drawn_store,
 from dgnet_platform.cli.terminal import USER_ERRORS, greet, printable_lines
 from dgnet_platform.cli.train import planned_teacher
 from dgnet_platform.compute.cluster import is_local
+from dgnet_platform.data.held_out import needed_classes
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import DGNetExperiment, check_name
@@ -34,7 +35,7 @@ from dgnet_platform.storage.files import locked
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import TrainingError, train
 from dgnet_platform.training.interrupts import elsewhere, stopping
-from dgnet_platform.training.plan import absolute, check_free, named_teacher, needed_classes
+from dgnet_platform.training.plan import absolute, check_free, named_teacher
 
 COSTS: dict[Preset, Costs] = {"laptop": Costs(0.18, 0.25), "paper": Costs(1.0, 1.32, seconds=False)}
 """An iteration before and after the warm-up start: on two CPU cores, and of the paper's size as a ratio."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_platform.data.decode import PictureError, decode
+from dgnet_platform.data.held_out import held_out_people
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.threads import map_in_threads, no_progress
 
@@ -239,3 +240,49 @@ def _decode_into(out: np.ndarray, table: pa.Table, store: Store, split: str) -> 
         batch = torch.from_numpy(np.stack(list(arrays.values()))).permute(0, 3, 1, 2).contiguous()
         resized = F.interpolate(batch, out.shape[1:3], mode="bicubic", antialias=True)
         out[list(arrays)] = resized.permute(0, 2, 3, 1).numpy()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The validation split
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValidationSplit:
+    """A training split parted by identity: to train on, and to choose settings by."""
+
+    train: ImageSet
+    query: ImageSet
+    gallery: ImageSet
+
+
+def validation_split(images: ImageSet) -> ValidationSplit:
+    """Hold out the last identities of a training split, so that no search sees the real query and gallery.
+
+    Of K identities in sorted order the last `held_out_people(K)` are held out. Their query and gallery follow
+    from the order alone: of each held-out identity that two or more cameras saw, the first picture under every
+    camera with two or more of it is a query; all others are gallery. So every query has a match under another
+    camera.
+
+    Raises:
+        ValueError: There are fewer than 4 identities, or no held-out one gives a query.
+    """
+    people = len(images.classes)
+    held_out = held_out_people(people)
+    trained = images.labels < people - held_out
+    rows_of: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row in torch.nonzero(~trained).flatten().tolist():
+        rows_of[int(images.person_ids[row])][int(images.camera_ids[row])].append(row)
+    queries = torch.zeros_like(trained)
+    for cameras in rows_of.values():
+        if len(cameras) >= 2:
+            queries[[rows[0] for rows in cameras.values() if len(rows) >= 2]] = True
+    if not queries.any():
+        raise ValueError(
+            f"none of the {held_out} held-out identities has two pictures under one camera and one under "
+            "another: a search needs such identities to validate on"
+        )
+    return ValidationSplit(
+        train=images.select(torch.nonzero(trained).flatten()),
+        query=images.select(torch.nonzero(queries).flatten()),
+        gallery=images.select(torch.nonzero(~trained & ~queries).flatten()),
+    )

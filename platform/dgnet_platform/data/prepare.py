@@ -1,6 +1,5 @@
 """Preparing a data set: from a folder, a .zip or a drawing to a store, with a report."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +9,11 @@ from typing import Literal
 
 from pyarrow import fs
 
+from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.pack import pack
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import write_market
-from dgnet_platform.data.readers import Dataset, read
+from dgnet_platform.data.readers import read
 from dgnet_platform.data.records import Problem
 from dgnet_platform.data.source import Source, open_source
 from dgnet_platform.data.store import Store, StoreError, StoreInfo
@@ -21,39 +21,8 @@ from dgnet_platform.storage.files import put_in_place, staging
 from dgnet_platform.storage.remote import RemoteError, check_writable, open_place, put, refusal
 from dgnet_platform.threads import no_progress
 
-DrawnSize = Literal["tiny", "laptop", "market"]
-"""The keys of `people_set.SIZES`, for the command line."""
 LISTED_PROBLEMS = 50
 """A report names as many files; a data set in which more are bad has one cause for many of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """Pack a data set into a store; a source is only ever read."""
-
-    dataset: Dataset
-    """Which data set it is; `people` are drawn, `folder` is your own."""
-    out: str | Path
-    """Folder to be made, the store, or a URI such as s3://bucket/market."""
-    source: Path | None = None
-    """Folder or .zip of the data set as it was downloaded; none for `people`, which are then drawn."""
-    size: DrawnSize | None = None
-    """How many people to draw: `tiny` in seconds, `laptop` by default, `market` as many as Market-1501."""
-    seed: int | None = None
-    """Draws other people; 0 is the default."""
-    skip_bad: bool = False
-    """Leave out the files with something wrong instead of refusing the set."""
-    threads: int = os.cpu_count() or 1
-    """Threads that read and decode; the store does not depend on it."""
-
-    def __post_init__(self) -> None:
-        drawn = self.dataset == "people" and self.source is None
-        if self.source is None and not drawn:
-            raise ValueError(f"--dataset {self.dataset} needs --source, its folder or .zip")
-        if not drawn and (self.size, self.seed) != (None, None):
-            raise ValueError("--size and --seed are for drawing --dataset people: leave them out with --source")
-        if self.threads < 1:
-            raise ValueError(f"--threads {self.threads}: must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

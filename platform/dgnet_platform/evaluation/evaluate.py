@@ -4,13 +4,10 @@ Whatever can be wrong with stores and checkpoints is found before anything is ex
 """
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -24,6 +21,7 @@ from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.data.cache import kept_here
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.config import EvaluateConfig
 from dgnet_platform.evaluation.extraction import Extraction, Progress, extract_on_workers, extract_splits
 from dgnet_platform.evaluation.pictures import ranked_picture, stored_pictures
 from dgnet_platform.evaluation.results import Evaluation, EvaluationError
@@ -32,60 +30,6 @@ from dgnet_platform.runs.loading import Trained, TrainedTeacher, digest_of, open
 
 SWEEP = tuple(tenth / 10 for tenth in range(11))
 """Weights of f_fine in a sweep."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Evaluate trained networks on one store or several."""
-
-    store: tuple[str, ...]
-    """Folder or URI of a store with query and gallery; several show how the networks transfer."""
-    out: Path
-    """Folder for tables and pictures; earlier results there are replaced when the new ones are complete."""
-    checkpoint: Path | None = None
-    """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
-    teacher: Path | None = None
-    """The authors' teacher (net_last.pth), for the baseline's row; may stand alone."""
-    beta: float = 0.5
-    """Weight of f_fine beside f_prim (paper: 0.5)."""
-    sweep: bool = False
-    """Also try weights of f_fine from 0 to 1, from the same features."""
-    rerank: bool = False
-    """Also re-rank by k-reciprocal neighbours (Zhong et al., 2017)."""
-    queries_shown: int = 8
-    """Queries in the picture of ranked lists, from the worst to the best; 0 for none."""
-    swap_pairs: int = 128
-    """Pairs for swap fidelity on drawn people, of seen and of unseen identities each; 0 for none."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run; auto takes a GPU if there is one."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is faster on a GPU."""
-    batch_size: int = 64
-    """Pictures that go through a network at once."""
-    threads: int = os.cpu_count() or 1
-    """Threads that decode, of each worker if there are some; results do not depend on it."""
-    distributed: bool = False
-    """Extract on workers of a Ray cluster, for galleries beyond one machine; a run that was killed goes on."""
-    workers: int = 1
-    """With --distributed: how many, with a CPU each, and a GPU by --device (auto: if the cluster has some)."""
-
-    def __post_init__(self) -> None:
-        if self.checkpoint is None and self.teacher is None:
-            raise ValueError("--checkpoint or --teacher is needed: what should be evaluated?")
-        if not self.store:
-            raise ValueError("--store is needed: evaluate on what?")
-        if not (0 <= self.beta < math.inf):
-            raise ValueError(f"--beta {self.beta}: must be finite and at least 0")
-        for name, least in (("queries_shown", 0), ("swap_pairs", 0), ("batch_size", 1), ("threads", 1), ("workers", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
-        if self.workers > 1 and not self.distributed:
-            raise ValueError(f"--workers {self.workers} are for --distributed: add it")
-
-    @property
-    def descriptors(self) -> Path:
-        """Folder of a distributed run's descriptors as long as it is not finished."""
-        return self.out.parent / f".{self.out.name}.descriptors"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,7 +6,6 @@ how many a process has. Workers have one each.)
 """
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +29,7 @@ from dgnet_platform.data.images import decode_table
 from dgnet_platform.data.readers.folder import COLUMNS, MANIFEST
 from dgnet_platform.data.records import DISTRACTOR, JUNK
 from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.config import GenerateConfig
 from dgnet_platform.evaluation.pictures import captioned_grids
 from dgnet_platform.evaluation.swaps import different_people
 from dgnet_platform.runs.loading import digest_of, open_trained
@@ -39,43 +39,6 @@ from dgnet_platform.threads import map_in_threads
 TABLE, EXAMPLES = "manifest.parquet", "examples.png"
 SHOWN = 6
 """Appearances, and structures of each, in the picture of examples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    """Make a set of generated pictures: the appearance of each picture in the structures of others."""
-
-    checkpoint: Path
-    """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
-    store: str
-    """Folder or URI of a store."""
-    out: Path
-    """Folder for the pictures; one that is not complete is gone on with."""
-    per_image: int = 10
-    """Structures in which each appearance is drawn; DG-Market has about 10."""
-    split: str = "train"
-    """Where appearances and structures come from."""
-    seed: int = 0
-    """Draws other structures."""
-    batch_size: int = 32
-    """Appearances that go through the networks at once, and make a part of the set."""
-    quality: int = 95
-    """Of the JPEGs, 1 to 100."""
-    workers: int = 0
-    """Workers on a Ray cluster, with a CPU each; 0: this process alone."""
-    gpus: bool = False
-    """Each worker has a GPU too; without workers a GPU is used if there is one."""
-    threads: int = os.cpu_count() or 1
-    """Threads of each worker that decode and encode; the set does not depend on it."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("per_image", 1), ("seed", 0), ("batch_size", 1), ("workers", 0), ("threads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"--quality {self.quality}: must be 1 to 100")
-        if self.gpus and not self.workers:
-            raise ValueError("--gpus are for --workers: say how many")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

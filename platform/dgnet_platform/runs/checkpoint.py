@@ -18,11 +18,11 @@ from typing import Any, Self
 
 import torch
 
-from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_core.teacher.state import TeacherState
+from dgnet_platform.runs.experiment import KINDS, ModelConfig, kind_of
 from dgnet_platform.runs.provenance import code_version
 from dgnet_platform.storage.files import flush
 from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
@@ -30,11 +30,8 @@ from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
 FORMAT = 2
 """Version of the layout; a change that older code would misread raises it."""
 TENSORS, META = "tensors.pt", "meta.json"
-KINDS: dict[str, type[DGNetConfig] | type[TeacherConfig]] = {"dgnet": DGNetConfig, "teacher": TeacherConfig}
-"""What is trained, by the name that checkpoints and runs give it, and the class that configures it."""
 
 State = TrainState | TeacherState
-ModelConfig = DGNetConfig | TeacherConfig
 
 _NAME = re.compile(r"checkpoint_\d{8,}")
 _log = logging.getLogger(__name__)
@@ -95,11 +92,6 @@ class Meta:
         except (ConfigError, KeyError, TypeError) as error:
             remedy = f"it was written by {values.get('code')}, read it with that version"
             raise CheckpointError(f"{path} holds a configuration this code does not know ({error}): {remedy}") from None
-
-
-def kind_of(config: ModelConfig) -> str:
-    """The key of a configuration's class in `KINDS`."""
-    return next(name for name, cls in KINDS.items() if type(config) is cls)
 
 
 def build(

@@ -13,10 +13,18 @@ from typing import Any
 
 from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.teacher.config import TeacherConfig
-from dgnet_platform.runs.checkpoint import ModelConfig, kind_of
 from dgnet_platform.storage.serialize import to_dict
 
+ModelConfig = DGNetConfig | TeacherConfig
+KINDS: dict[str, type[DGNetConfig] | type[TeacherConfig]] = {"dgnet": DGNetConfig, "teacher": TeacherConfig}
+"""What is trained, by the name that checkpoints and runs give it, and the class that configures it."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def kind_of(config: ModelConfig) -> str:
+    """The key of a configuration's class in `KINDS`."""
+    return next(name for name, cls in KINDS.items() if type(config) is cls)
 
 
 def check_name(name: str) -> None:

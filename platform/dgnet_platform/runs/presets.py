@@ -5,7 +5,7 @@ from typing import Literal
 
 from dgnet_core.dgnet import config as presets
 from dgnet_core.teacher.config import laptop_teacher, paper_teacher
-from dgnet_platform.data.prepare import DrawnSize
+from dgnet_platform.data.people.sizes import DrawnSize
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment
 

@@ -18,7 +18,8 @@ from dgnet_core.teacher.networks import Teacher
 from dgnet_core.teacher.state import TeacherState
 from dgnet_core.teacher.step import teacher_rate, teacher_step
 from dgnet_platform.data.images import ImageSet
-from dgnet_platform.runs.checkpoint import ModelConfig, State, build
+from dgnet_platform.runs.checkpoint import State, build
+from dgnet_platform.runs.experiment import ModelConfig
 from dgnet_platform.training.collectives import average_gradients, average_statistics, ranks
 
 

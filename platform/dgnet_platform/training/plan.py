@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from dgnet_core.learning.batches import share
-from dgnet_platform.data.held_out import held_out_people
+from dgnet_platform.data.held_out import needed_classes
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.evaluation.results import JSON
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.archive import archive_of
-from dgnet_platform.runs.checkpoint import CheckpointError, ModelConfig, kind_of
-from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, Identity, identity_of
+from dgnet_platform.runs.checkpoint import CheckpointError
+from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, Identity, ModelConfig, identity_of, kind_of
 from dgnet_platform.runs.loading import digest_of, open_teacher
 from dgnet_platform.runs.run import RESULTS, Outcome, Run, folder_of
 from dgnet_platform.runs.tracking_uri import default_uri, is_gone, usable
@@ -105,21 +105,6 @@ def make_plan(
         origin=origin if existing is None else Path(existing.origin) if existing.origin else None,
         existing=existing,
     )
-
-
-def needed_classes(store: Store, hold_out: bool) -> int:
-    """Identities that a run on a store trains on.
-
-    Raises:
-        ExperimentError: it has no training split, or too few identities to hold some out.
-    """
-    if "train" not in store.info.splits:
-        raise ExperimentError(f"{store.location} has no train split, only {', '.join(store.info.splits)}")
-    people = len(store.info.classes)
-    try:
-        return people - held_out_people(people) if hold_out else people
-    except ValueError as error:
-        raise ExperimentError(f"{store.location}: {error}, or pass --no-hold-out") from None
 
 
 def check_storage(plan: TrainingPlan) -> None:

@@ -22,7 +22,8 @@ from dgnet_platform.evaluation.swaps import (
     reconstruction,
     same_person_pairs,
 )
-from dgnet_platform.runs.checkpoint import ModelConfig, State
+from dgnet_platform.runs.checkpoint import State
+from dgnet_platform.runs.experiment import ModelConfig
 from dgnet_platform.runs.loading import Trained
 from dgnet_platform.storage.files import flush
 

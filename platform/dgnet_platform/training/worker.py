@@ -15,11 +15,11 @@ from ray.train.torch import get_device
 
 from dgnet_core.learning.memory import keep_freed_memory
 from dgnet_platform.data.cache import kept_here
-from dgnet_platform.data.held_out import validation_split
-from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.images import ImageSet, validation_split
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.evaluation.evaluate import EvaluateConfig, evaluate
+from dgnet_platform.evaluation.config import EvaluateConfig
+from dgnet_platform.evaluation.evaluate import evaluate
 from dgnet_platform.evaluation.results import JSON, replacing, write
 from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs import checkpoint

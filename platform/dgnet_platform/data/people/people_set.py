@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,75 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from dgnet_platform.data.people.people import DISTRACTOR, JUNK, People, Shot
+from dgnet_platform.data.people.sizes import SIZES, Size
 
 VERSION = 1
 """Of the drawing. Another version draws other pixels for the same seed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How many of everything a set holds.
-
-    Raises:
-        ValueError: For counts that no set can have.
-    """
-
-    train_identities: int
-    """Identities 1, 2, ...; those of the test follow them."""
-    test_identities: int
-    cameras: int
-    train: int
-    """Pictures in bounding_box_train."""
-    queries: int
-    """One for each test identity and camera that saw it."""
-    gallery: int
-    """Pictures of test identities in bounding_box_test."""
-    distractors: int
-    """Pictures numbered 0000 in bounding_box_test: strangers and empty scenes."""
-    junk: int
-    """Pictures numbered -1 in bounding_box_test: bad boxes."""
-    hand_drawn: int
-    """Pictures in gt_bbox for each query, the query itself among them."""
-
-    def __post_init__(self) -> None:
-        for name, value, least in (
-            ("train_identities", self.train_identities, 1),
-            ("test_identities", self.test_identities, 1),
-            ("cameras", self.cameras, 2),
-            ("train", self.train, self.cameras * self.train_identities),
-            ("queries", self.queries, 2 * self.test_identities),
-            ("gallery", self.gallery, self.queries),
-            ("distractors", self.distractors, 0),
-            ("junk", self.junk, 0),
-            ("hand_drawn", self.hand_drawn, 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"{name} is {value!r}; with the other counts it must be an integer of at least {least}"
-                )
-        if self.cameras > 9 or self.queries > self.cameras * self.test_identities:
-            raise ValueError(
-                f"cameras is {self.cameras} and queries {self.queries}; there can be 9 cameras (file names "
-                f"have one digit) and a query for each of {self.test_identities} test identities and camera"
-            )
-
-
-SIZES = {
-    "tiny": Size(
-        train_identities=12, test_identities=12, cameras=6,
-        train=144, queries=48, gallery=144, distractors=24, junk=24, hand_drawn=2,
-    ),
-    "laptop": Size(
-        train_identities=48, test_identities=24, cameras=6,
-        train=1_152, queries=108, gallery=432, distractors=72, junk=72, hand_drawn=3,
-    ),
-    "market": Size(
-        train_identities=751, test_identities=750, cameras=6,
-        train=12_936, queries=3_368, gallery=13_115, distractors=2_798, junk=3_819, hand_drawn=4,
-    ),
-}  # fmt: skip
-"""`market` has Market-1501's own counts: 12,936 training pictures, 3,368 queries, a gallery of 19,732."""
-
 _PLAN = 100  # a stream of random numbers that no factor of the people uses
 _FILE_NAME = re.compile(r"(-1|\d{4,})_c([1-9])s\d_(\d{6})_\d{2}\.jpg")
 

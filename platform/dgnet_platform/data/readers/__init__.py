@@ -1,7 +1,6 @@
 """Data sets: readers of the public ones, drawn people, and the store they are packed into."""
 
-from typing import Literal
-
+from dgnet_platform.data.config import Dataset
 from dgnet_platform.data.readers.cuhk03_np import CUHK03_DETECTED, CUHK03_LABELED
 from dgnet_platform.data.readers.duke import DUKE
 from dgnet_platform.data.readers.folder import FOLDER
@@ -9,10 +8,6 @@ from dgnet_platform.data.readers.market import DRAWN_PEOPLE, MARKET
 from dgnet_platform.data.readers.msmt17 import MSMT17
 from dgnet_platform.data.records import Listing, Reader, checked
 from dgnet_platform.data.source import Source, SourceError
-
-Dataset = Literal[
-    "people", "market1501", "dukemtmc-reid", "msmt17", "cuhk03-np-detected", "cuhk03-np-labeled", "folder"
-]
 
 READERS: dict[Dataset, Reader] = {
     "people": DRAWN_PEOPLE,

@@ -1,0 +1,41 @@
+"""Which data set is prepared, and how: read before anything heavy is imported."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dgnet_platform.data.people.sizes import DrawnSize
+
+Dataset = Literal[
+    "people", "market1501", "dukemtmc-reid", "msmt17", "cuhk03-np-detected", "cuhk03-np-labeled", "folder"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Pack a data set into a store; a source is only ever read."""
+
+    dataset: Dataset
+    """Which data set it is; `people` are drawn, `folder` is your own."""
+    out: str | Path
+    """Folder to be made, the store, or a URI such as s3://bucket/market."""
+    source: Path | None = None
+    """Folder or .zip of the data set as it was downloaded; none for `people`, which are then drawn."""
+    size: DrawnSize | None = None
+    """How many people to draw: `tiny` in seconds, `laptop` by default, `market` as many as Market-1501."""
+    seed: int | None = None
+    """Draws other people; 0 is the default."""
+    skip_bad: bool = False
+    """Leave out the files with something wrong instead of refusing the set."""
+    threads: int = os.cpu_count() or 1
+    """Threads that read and decode; the store does not depend on it."""
+
+    def __post_init__(self) -> None:
+        drawn = self.dataset == "people" and self.source is None
+        if self.source is None and not drawn:
+            raise ValueError(f"--dataset {self.dataset} needs --source, its folder or .zip")
+        if not drawn and (self.size, self.seed) != (None, None):
+            raise ValueError("--size and --seed are for drawing --dataset people: leave them out with --source")
+        if self.threads < 1:
+            raise ValueError(f"--threads {self.threads}: must be 1 or more")

@@ -1,0 +1,98 @@
+"""What is evaluated or generated, and how: read before anything heavy is imported."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate trained networks on one store or several."""
+
+    store: tuple[str, ...]
+    """Folder or URI of a store with query and gallery; several show how the networks transfer."""
+    out: Path
+    """Folder for tables and pictures; earlier results there are replaced when the new ones are complete."""
+    checkpoint: Path | None = None
+    """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
+    teacher: Path | None = None
+    """The authors' teacher (net_last.pth), for the baseline's row; may stand alone."""
+    beta: float = 0.5
+    """Weight of f_fine beside f_prim (paper: 0.5)."""
+    sweep: bool = False
+    """Also try weights of f_fine from 0 to 1, from the same features."""
+    rerank: bool = False
+    """Also re-rank by k-reciprocal neighbours (Zhong et al., 2017)."""
+    queries_shown: int = 8
+    """Queries in the picture of ranked lists, from the worst to the best; 0 for none."""
+    swap_pairs: int = 128
+    """Pairs for swap fidelity on drawn people, of seen and of unseen identities each; 0 for none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run; auto takes a GPU if there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is faster on a GPU."""
+    batch_size: int = 64
+    """Pictures that go through a network at once."""
+    threads: int = os.cpu_count() or 1
+    """Threads that decode, of each worker if there are some; results do not depend on it."""
+    distributed: bool = False
+    """Extract on workers of a Ray cluster, for galleries beyond one machine; a run that was killed goes on."""
+    workers: int = 1
+    """With --distributed: how many, with a CPU each, and a GPU by --device (auto: if the cluster has some)."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None and self.teacher is None:
+            raise ValueError("--checkpoint or --teacher is needed: what should be evaluated?")
+        if not self.store:
+            raise ValueError("--store is needed: evaluate on what?")
+        if not (0 <= self.beta < math.inf):
+            raise ValueError(f"--beta {self.beta}: must be finite and at least 0")
+        for name, least in (("queries_shown", 0), ("swap_pairs", 0), ("batch_size", 1), ("threads", 1), ("workers", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+        if self.workers > 1 and not self.distributed:
+            raise ValueError(f"--workers {self.workers} are for --distributed: add it")
+
+    @property
+    def descriptors(self) -> Path:
+        """Folder of a distributed run's descriptors as long as it is not finished."""
+        return self.out.parent / f".{self.out.name}.descriptors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Make a set of generated pictures: the appearance of each picture in the structures of others."""
+
+    checkpoint: Path
+    """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
+    store: str
+    """Folder or URI of a store."""
+    out: Path
+    """Folder for the pictures; one that is not complete is gone on with."""
+    per_image: int = 10
+    """Structures in which each appearance is drawn; DG-Market has about 10."""
+    split: str = "train"
+    """Where appearances and structures come from."""
+    seed: int = 0
+    """Draws other structures."""
+    batch_size: int = 32
+    """Appearances that go through the networks at once, and make a part of the set."""
+    quality: int = 95
+    """Of the JPEGs, 1 to 100."""
+    workers: int = 0
+    """Workers on a Ray cluster, with a CPU each; 0: this process alone."""
+    gpus: bool = False
+    """Each worker has a GPU too; without workers a GPU is used if there is one."""
+    threads: int = os.cpu_count() or 1
+    """Threads of each worker that decode and encode; the set does not depend on it."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("per_image", 1), ("seed", 0), ("batch_size", 1), ("workers", 0), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {least} or more")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality {self.quality}: must be 1 to 100")
+        if self.gpus and not self.workers:
+            raise ValueError("--gpus are for --workers: say how many")
