@@ -18,9 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dgnet_platform.cli.prepare import report
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.prepare import prepare
-from dgnet_platform.data.source import SourceError
-from dgnet_platform.data.store import StoreError
-from dgnet_platform.errors import printable
+from dgnet_platform.errors import UserError, printable
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -34,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
         with bar:
             task = bar.add_task("pictures", total=None)
             prepared = prepare(config, lambda done, total: bar.update(task, completed=done, total=total))
-    except (SourceError, StoreError, OSError) as error:
+    except (UserError, OSError) as error:
         console.print(printable(str(error)), style="bold red", markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:

@@ -5,11 +5,11 @@ class UserError(ValueError):
     """What the user can mend; the message names what is wrong and what to do."""
 
 
-class ExperimentError(ValueError):
+class ExperimentError(UserError):
     """An experiment that cannot be run as asked; the message names the setting and the remedy."""
 
 
-class TrackingError(RuntimeError):
+class TrackingError(UserError):
     """MLflow cannot be used as asked; the message names the URI and the remedy."""
 
 

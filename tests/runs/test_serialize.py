@@ -88,10 +88,12 @@ def test_missing_keys_take_their_defaults():
         ({"loss": {"image": "5"}}, "loss.image is '5': a number is needed"),
         ({"loss": {"image": True}}, "loss.image is True: a number is needed"),
         ({"optim": {"clip_norm": "none"}}, "optim.clip_norm is 'none': a number is needed"),
-        ({"optim": {"milestones": 5}}, "optim.milestones is 5: a list, each entry an integer is needed"),
+        ({"optim": {"milestones": 5}}, "optim.milestones is 5: a list is needed"),
         ({"optim": {"milestones": [5, "6"]}}, r"optim.milestones\[1\] is '6': an integer is needed"),
-        ({"optim": {"adam_betas": [0.5]}}, r"a list of 2 \(a number, a number\) is needed"),
-        ({"recipe": {"gan": "wgan"}}, "recipe.gan is 'wgan': one of 'lsgan', 'nsgan' is needed"),
+        ({"optim": {"adam_betas": [0.5]}}, r"'optim.adam_betas\[1\]' is missing"),
+        ({"optim": {"adam_betas": [0, 0, 0]}}, r"optim.adam_betas is \[0, 0, 0\]: Tuple should have at most 2 items"),
+        ({"num_clases": 3, "batch_size": "x"}, "unknown key 'num_clases': did you mean 'num_classes'"),
+        ({"recipe": {"gan": "wgan"}}, "recipe.gan is 'wgan': one of 'lsgan' or 'nsgan' is needed"),
         ({"step": {"compile": 1}}, "step.compile is 1: true or false is needed"),
         ({"loss": {"image": -1}}, "loss: LossConfig.image = -1.0: a weight is a finite number >= 0"),
         ({"seed": -1}, "DGNetConfig.seed = -1"),
@@ -112,7 +114,6 @@ class Inner:
 @dataclass(frozen=True, kw_only=True)
 class Outer:
     choice: Literal[1, "one", True] = 1
-    either: int | str | None = None
     inner: Inner | None = None
     inners: tuple[Inner, ...] = ()
     nested: tuple[tuple[int, str], ...] = field(default=())
@@ -122,8 +123,8 @@ class Outer:
     "config",
     [
         Outer(),
-        Outer(choice="one", either=3, inner=Inner(size=2)),
-        Outer(choice=True, either="x", inners=(Inner(), Inner(size=5)), nested=((1, "a"), (2, "b"))),
+        Outer(choice="one", inner=Inner(size=2)),
+        Outer(choice=True, inners=(Inner(), Inner(size=5)), nested=((1, "a"), (2, "b"))),
     ],
 )
 def test_other_shapes_of_configuration(config: Outer):
@@ -132,10 +133,10 @@ def test_other_shapes_of_configuration(config: Outer):
     assert type(found.choice) is type(config.choice)
 
 
-def test_errors_deep_inside_and_in_alternatives():
+def test_errors_deep_inside():
     with pytest.raises(ConfigError, match=r"unknown key 'inners\[1\].sise': did you mean 'inners\[1\].size'"):
         from_dict(Outer, {"inners": [{}, {"sise": 3}]})
-    with pytest.raises(ConfigError, match=r"either is 1.5: an integer or a text or null is needed"):
-        from_dict(Outer, {"either": 1.5})
+    with pytest.raises(ConfigError, match=r"inner is 1.5: a section with the fields of Inner is needed"):
+        from_dict(Outer, {"inner": 1.5})
     with pytest.raises(TypeError, match="network holds a set"):
         to_dict(replace(presets.laptop(3), network={1, 2}))

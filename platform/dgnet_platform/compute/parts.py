@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from dgnet_platform.errors import UserError
 from dgnet_platform.storage.files import flush, write_whole
 from dgnet_platform.storage.serialize import differences
 from dgnet_platform.threads import map_in_threads
@@ -30,7 +31,7 @@ WRITERS = 8
 _log = logging.getLogger(__name__)
 
 
-class PartsError(ValueError):
+class PartsError(UserError):
     """Parts that cannot be made as asked; the message says why and what to do."""
 
 

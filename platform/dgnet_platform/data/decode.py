@@ -7,6 +7,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
+from dgnet_platform.errors import UserError
 from dgnet_platform.threads import Result
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
@@ -19,7 +20,7 @@ _EXIF = b"Exif\0\0"
 Image.preinit()  # Pillow's decoders are imported now, not while the first batch is waited for
 
 
-class PictureError(ValueError):
+class PictureError(UserError):
     """Bytes that are no whole picture."""
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from dgnet_platform.data.decode import PictureError, decode
 from dgnet_platform.data.held_out import held_out_people
 from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.errors import UserError
 from dgnet_platform.threads import map_in_threads, no_progress
 
 CHUNK = 64
@@ -26,7 +27,7 @@ HEADROOM = 0.9
 """Share of the free memory that a split may take; training needs some too."""
 
 
-class ImageMemoryError(MemoryError):
+class ImageMemoryError(UserError):
     """A split that is larger than the memory it should go to; the message has both sizes and the remedies."""
 
 

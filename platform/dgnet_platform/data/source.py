@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from dgnet_platform.errors import UserError
+
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_ENTRY_BYTES = 64 * 2**20
 """No picture or list file of a data set is nearly as large as this; what is, is not read."""
@@ -24,7 +26,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """The fixed part of a zip entry's own header: signature, ..., lengths of the name and of the extra field."""
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """A source that cannot be read as the data set it was named as; the message says what to do."""
 
 

@@ -73,7 +73,7 @@ class Archive:
         """`push`, but failing is only logged; returns whether it worked."""
         try:
             self.push(folder, prune=prune)
-        except OSError as error:
+        except (OSError, RemoteError) as error:
             _log.warning("%s is not in the archive yet: %s", folder.name, error)
             return False
         return True
@@ -227,7 +227,7 @@ def follow(
             try:
                 archive.push(folder, prune=prune)
                 pushed, away, give_up = state, False, math.inf
-            except OSError as error:
+            except (OSError, RemoteError) as error:
                 if not away:
                     _log.warning("The archive does not take %s, trying again: %s", folder.name, error)
                 away = True

@@ -22,6 +22,7 @@ from dgnet_core.dgnet.state import TrainState
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_core.teacher.state import TeacherState
+from dgnet_platform.errors import UserError
 from dgnet_platform.runs.experiment import KINDS, ModelConfig, kind_of
 from dgnet_platform.runs.provenance import code_version
 from dgnet_platform.storage.files import flush
@@ -37,7 +38,7 @@ _NAME = re.compile(r"checkpoint_\d{8,}")
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or foreign; the message names the file and the remedy."""
 
 

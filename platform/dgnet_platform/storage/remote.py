@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from dgnet_platform.errors import UserError
+
 _CREDENTIALS = (
     "credentials are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from ~/.aws or from the machine's role"
 )
@@ -33,7 +35,7 @@ CHUNK = 16 * 2**20
 """Bytes that are asked for, or sent, at once."""
 
 
-class RemoteError(OSError):
+class RemoteError(UserError):
     """A place that cannot be used; the message names it and the remedy."""
 
 

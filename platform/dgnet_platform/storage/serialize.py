@@ -1,20 +1,37 @@
 """Configurations as plain dictionaries and back, strictly: what is stored with a run rebuilds that run.
 
-Configurations are frozen dataclasses of bool, int, float, str, Literal, Optional, tuples and other such
-dataclasses. Dictionaries hold what JSON holds. The way back is a door: unknown keys, missing keys and wrong
-types are errors that name the key's path, such as `network.height`.
+Configurations are frozen dataclasses of bool, int, float, str, Literal, tuples, other such dataclasses, or one of these
+and None. Dictionaries hold what JSON holds. On the way back, unknown keys, missing keys and wrong types are errors that
+name the key's path, such as `network.height`.
 """
 
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+from dgnet_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 Config = TypeVar("Config")
+_NEEDED = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "an integer",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "literal_error": "one of {expected}",
+    "dataclass_type": "a section with the fields of {class_name}",
+}
+"""What a key holds, by pydantic's name of the error."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A dictionary that is no configuration; the message names the key and what it could hold."""
 
 
@@ -38,97 +55,67 @@ def _plain(value: object, name: str) -> Any:
     raise TypeError(f"{name} holds a {type(value).__name__}: a configuration holds plain values and tuples")
 
 
-def from_dict(cls: type[Config], values: object, path: str = "") -> Config:
+def from_dict(cls: type[Config], values: object) -> Config:
     """The configuration that `to_dict` was given.
 
     Args:
         cls: its class.
         values: a mapping of its fields; those with a default may be missing.
-        path: where `values` stands in a larger configuration, for messages.
 
     Raises:
         ConfigError: an unknown key, a missing one without default, a wrong type, or a value it refuses.
     """
-    assert is_dataclass(cls)
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{path or cls.__name__} is {values!r}: a section with the fields of {cls.__name__} is needed"
-        )
-    known = {field.name: field for field in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"unknown key {_join(path, key)!r}: {_advice(cls, str(key), path)}")
-    for name, field in known.items():
-        if name not in values and not _has_default(field):
-            raise ConfigError(f"{_join(path, name)!r} is missing and has no default")
-    hints = get_type_hints(cls)
-    parsed = {name: _parse(hints[name], value, _join(path, name)) for name, value in values.items()}
+    from pydantic import ValidationError  # after --help, which needs no settings
+
+    text = json.dumps(values, default=str)  # only in JSON does pydantic take a list for a tuple, and no "1" for 1
     try:
-        return cls(**parsed)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
+        return _adapter(cls).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        # A misspelt key is often the reason why another one is missing.
+        first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")
+        raise ConfigError(_message(cls, first)) from first.get("ctx", {}).get("error")
 
 
-def _parse(kind: Any, value: Any, path: str) -> Any:
-    """`value` as the type `kind`, or a ConfigError that names `path`."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind):
-        return from_dict(kind, value, path)  # pyright: ignore[reportArgumentType]
-    if origin in (Union, types.UnionType):
-        if value is None and types.NoneType in arguments:
-            return None
-        options = [argument for argument in arguments if argument is not types.NoneType]
-        if len(options) == 1:
-            return _parse(options[0], value, path)
-        for option in options:
-            try:
-                return _parse(option, value, path)
-            except ConfigError:
-                continue
-    elif origin is Literal:
-        if any(type(value) is type(choice) and value == choice for choice in arguments):
-            return value
-    elif origin is tuple and isinstance(value, list | tuple):
-        if arguments[-1] is Ellipsis:
-            arguments = (arguments[0],) * len(value)
-        if len(value) == len(arguments):
-            items = zip(arguments, value, strict=True)
-            return tuple(_parse(argument, item, f"{path}[{i}]") for i, (argument, item) in enumerate(items))
-    elif kind is float and type(value) in (int, float):
-        return float(value)
-    elif type(value) is kind:
-        return value
-    raise ConfigError(f"{path} is {value!r}: {_name(kind)} is needed")
+@cache
+def _adapter(cls: type[Config]) -> "TypeAdapter[Config]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
-def _name(kind: Any) -> str:
-    """A type in words."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, arguments))
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(_name, arguments))
-    if origin is tuple:
-        if arguments[-1] is Ellipsis:
-            return f"a list, each entry {_name(arguments[0])}"
-        return f"a list of {len(arguments)} ({', '.join(map(_name, arguments))})"
-    words = {
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "a text",
-        types.NoneType: "null",
-    }
-    return words.get(kind, getattr(kind, "__name__", str(kind)))
+def _message(cls: type, error: "ErrorDetails") -> str:
+    """What is wrong, in words that name the key's path."""
+    location, context = error["loc"], error.get("ctx", {})
+    path = _path(location)
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return f"unknown key {path!r}: {_advice(_section(cls, location[:-1]), str(location[-1]), location[:-1])}"
+        case "missing":
+            return f"{path!r} is missing and has no default"
+        case "value_error":
+            return f"{path}: {context['error']}" if path else str(context["error"])
+        case kind if kind in _NEEDED:
+            needed = _NEEDED[kind].format_map(context)
+            return f"{path or cls.__name__} is {error['input']!r}: {needed} is needed"
+    return f"{path or cls.__name__} is {error['input']!r}: {error['msg']}"
 
 
-def _advice(cls: type, key: str, path: str) -> str:
+def _section(cls: type, location: tuple[int | str, ...]) -> type:
+    """The configuration class at a path; Optional and tuples are looked into."""
+    for key in location:
+        if isinstance(key, str):
+            kind = get_type_hints(cls)[key]
+            cls = next(option for option in (kind, *get_args(kind)) if is_dataclass(option))
+    return cls
+
+
+def _advice(cls: type, key: str, above: tuple[int | str, ...]) -> str:
     """Which key was meant: one of the section that is spelt alike, or one of that name further down."""
     siblings = [field.name for field in fields(cls)]
     close = get_close_matches(key, siblings, n=1) or [name for name in _paths(cls) if name.split(".")[-1] == key]
     if close:
-        return f"did you mean {_join(path, close[0])!r}?"
-    return f"{path or cls.__name__} has {', '.join(siblings)}"
+        return f"did you mean {_path((*above, close[0]))!r}?"
+    return f"{_path(above) or cls.__name__} has {', '.join(siblings)}"
 
 
 def _paths(cls: type) -> Iterator[str]:
@@ -139,12 +126,9 @@ def _paths(cls: type) -> Iterator[str]:
             yield from (f"{name}.{below}" for below in _paths(kind))  # pyright: ignore[reportArgumentType]
 
 
-def _has_default(field: Field[Any]) -> bool:
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
+def _path(location: tuple[int | str, ...]) -> str:
+    """Such as `network.appearance_layers[2]`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in location).removeprefix(".")
 
 
 def differences(before: Any, after: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
