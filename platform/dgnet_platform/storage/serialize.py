@@ -100,7 +100,7 @@ def _message(cls: type, error: "ErrorDetails") -> str:
     return f"{path or cls.__name__} is {error['input']!r}: {error['msg']}"
 
 
-def _section(cls: type, location: tuple[int | str, ...]) -> type:
+def _section(cls: Any, location: tuple[int | str, ...]) -> Any:
     """The configuration class at a path; Optional and tuples are looked into."""
     for key in location:
         if isinstance(key, str):
