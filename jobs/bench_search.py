@@ -80,8 +80,7 @@ def plans(space: Space, stopping: StoppingRule, costs: Costs, trials: int, draws
     base, found = paper(CLASSES), []
     distances = space.distances(base, stopping)
     for seed in range(draws):
-        rng = np.random.default_rng(seed)
-        configs = [base, *(space.apply(base, space.draw(rng)) for _ in range(trials - 1))]
+        configs = [base, *(space.apply(base, values) for values in space.draw(trials - 1, seed))]
         found.append(plan(configs, simulated_ends(configs, stopping, seed, distances), costs))
     return found
 

@@ -8,7 +8,7 @@ from dgnet_platform.search.study import Study
 
 BASE = laptop(10, iterations=400)
 SPACE = Space.default(BASE)
-IDENTITY = {"space": SPACE.values(), "seed": 3}
+IDENTITY = {"space": dict(SPACE.dimensions), "seed": 3}
 
 
 def opened(folder: Path, **overrides) -> Study:

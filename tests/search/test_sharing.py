@@ -4,7 +4,6 @@ import io
 from copy import deepcopy
 from dataclasses import fields, replace
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -188,8 +187,8 @@ def test_wrong_plans_are_refused():
 
 def drawn(count: int, seed: int = 0) -> list[DGNetConfig]:
     base = paper(751)
-    space, rng = Space.default(base), np.random.default_rng(seed)
-    return [base, *(space.apply(base, space.draw(rng)) for _ in range(count - 1))]
+    space = Space.default(base)
+    return [base, *(space.apply(base, values) for values in space.draw(count - 1, seed))]
 
 
 def test_simulated_trials_end_at_rungs_or_at_the_end():

@@ -119,7 +119,7 @@ def test_another_search_of_the_same_name_is_refused(tmp_path):
     before = (tmp_path / FILE).read_bytes()
     other = SPACE.overridden({"alpha": 0.3})
     with pytest.raises(StudyError, match=r"(?s)search search exists.*space\.alpha.*--name"):
-        opened(tmp_path, identity={**IDENTITY, "space": other.values()}, space=other)
+        opened(tmp_path, identity={**IDENTITY, "space": dict(other.dimensions)}, space=other)
     assert (tmp_path / FILE).read_bytes() == before
 
 
@@ -128,7 +128,7 @@ def test_a_base_outside_the_space_is_tried_without_being_learned_from(tmp_path):
     study = opened(tmp_path, space=space)
     assert study.values(study.ask()) == {}
     study.tell(0, "complete", values=[0.5])
-    assert study.values(study.ask()).keys() == space.distributions().keys()
+    assert study.values(study.ask()).keys() == space.distributions.keys()
 
 
 def test_the_best_of_an_earlier_study_come_first(tmp_path):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 import yaml
 from rich.console import Console
@@ -29,7 +28,7 @@ from dgnet_platform.search.leaderboard import leaderboard_table
 from dgnet_platform.search.plan import SearchConfig, SearchPlan, plan_search
 from dgnet_platform.search.results import Results
 from dgnet_platform.search.sharing import Costs, SharingPlan, plan, simulated_ends
-from dgnet_platform.search.space import Space
+from dgnet_platform.search.space import Space, Value
 from dgnet_platform.search.study import FILE
 from dgnet_platform.storage.files import locked
 from dgnet_platform.storage.serialize import to_dict
@@ -151,7 +150,7 @@ def what(options: TuneMarket) -> tuple[DGNetExperiment, Space]:
     if options.space is not None:
         space = space.overridden(_read(options.space))
     space = space.overridden(dict(map(_setting, options.set)))
-    space.check(base.model, options.stopping)
+    space.distances(base.model, options.stopping)  # refuses a space that does not fit the run
     return base, space
 
 
@@ -299,8 +298,8 @@ def _retrain(results: Results, console: Console) -> int:
 def simulated(options: TuneMarket, base: DGNetExperiment, space: Space) -> SharingPlan:
     """What the search would share if its results were drawn by lot and its trials at random."""
     count = int(options.trials.removeprefix("+") or TRIALS[options.preset])
-    rng = np.random.default_rng(options.seed)
-    configs = [space.apply(base.model, space.draw(rng) if number else {}) for number in range(count)]
+    points: list[dict[str, Value]] = [{}, *space.draw(count - 1, options.seed)]
+    configs = [space.apply(base.model, values) for values in points]
     ends = simulated_ends(configs, options.stopping, options.seed, at=space.distances(base.model, options.stopping))
     costs = COSTS[options.preset]
     if options.seconds_before is not None and options.seconds_after is not None:

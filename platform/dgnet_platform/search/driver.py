@@ -318,7 +318,7 @@ class Search:
             tracking.reopen_run(self.connected, known)
             return known
         plan = self.plan
-        params = {f"space.{name}": str(dimension) for name, dimension in plan.space.dimensions.items()}
+        params = {f"space.{name}": text for name, text in plan.space.texts().items()}
         config = flat({"search": to_dict(plan.config)}) | flat(to_dict(plan.base))
         run_id = tracking.open_run(
             self.connected,

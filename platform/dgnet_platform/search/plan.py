@@ -134,14 +134,14 @@ def plan_search(
             f"--second swap: the true swaps of the pictures in {store.location} are not known, only those of drawn"
             " people: use --second reconstruction"
         )
-    space.check(base.model, config.stopping)
+    distances = space.distances(base.model, config.stopping)
     digest = digest_of(teacher) if teacher else None
     identity = {
         "dataset": store.info.dataset,
         "fingerprint": store.info.fingerprint,
         "teacher": digest,
         "model": to_dict(base.model),
-        "space": space.values(),
+        "space": dict(space.dimensions),
         "stopping": to_dict(config.stopping),
         "objectives": list(config.objectives),
         "seed": config.seed,
@@ -162,5 +162,5 @@ def plan_search(
         teacher=teacher,
         teacher_digest=digest,
         identity=identity,
-        distances=space.distances(base.model, config.stopping),
+        distances=distances,
     )

@@ -1,117 +1,31 @@
 """What a search varies: parameters by name, each fixed, in a range or one of several choices."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Annotated, Any
 
-import numpy as np
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import Field, TypeAdapter, ValidationError
 from rich.table import Table
 
-from dgnet_core.dgnet.config import DGNetConfig, SoftLabel
+from dgnet_core.dgnet.config import DGNetConfig, LossConfig, SoftLabel
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_core.learning.config import Warmup
 from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.search.stopping import distances as distances_of
 
 Value = float | int | str
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SpaceError(ValueError):
     """A space that cannot be searched; the message names the parameter and the remedy."""
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Dimensions
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """A parameter that is not searched."""
-
-    value: Value
-    """What it is."""
-
-    def __str__(self) -> str:
-        return _text(self.value)
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number between two others, both included."""
-
-    low: float
-    """Smallest value."""
-    high: float
-    """Largest value."""
-    log: bool = False
-    """Search its logarithm: for scales."""
-    step: float | None = None
-    """Only values low + k step; None: all of them."""
-
-    def __post_init__(self) -> None:
-        for name in ("low", "high", "step"):
-            value = getattr(self, name)
-            if not _is_number(value) and not (name == "step" and value is None):
-                raise SpaceError(f"{name} = {value!r}: a finite number is needed")
-        if type(self.log) is not bool:
-            raise SpaceError(f"log = {self.log!r}: true or false is needed")
-        if self.low > self.high:
-            raise SpaceError(f"low = {self.low:g} is above high = {self.high:g}: swap them")
-        if self.low == self.high:
-            raise SpaceError(f"low = high = {self.low:g} leaves nothing to search: give the value itself to fix it")
-        if self.log and self.low <= 0:
-            raise SpaceError(f"low = {self.low:g} has no logarithm: use low > 0 or log = false")
-        if self.step is None:
-            return
-        if self.log:
-            raise SpaceError(f"step = {self.step:g} with log = true: use one of them, or list the choices")
-        if self.step <= 0:
-            raise SpaceError(f"step = {self.step:g}: must be positive")
-        steps = (self.high - self.low) / self.step
-        if not math.isclose(steps, round(steps), abs_tol=1e-6) or round(steps) < 1:
-            reached = self.low + max(1, math.floor(steps + 1e-6)) * self.step
-            raise SpaceError(
-                f"step = {self.step:g} does not lead from low = {self.low:g} to high = {self.high:g}: use high ="
-                f" {reached:g} or another step"
-            )
-
-    def __str__(self) -> str:
-        how = ", log" if self.log else f", step {_text(self.step)}" if self.step is not None else ""
-        return f"{_text(self.low)} to {_text(self.high)}{how}"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values."""
-
-    options: tuple[Value, ...]
-    """The values, all different."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.options, str) or not isinstance(self.options, list | tuple):
-            raise SpaceError(f"choices = {self.options!r}: a list is needed")
-        object.__setattr__(self, "options", tuple(self.options))
-        if not all(isinstance(option, str | int | float) for option in self.options):
-            raise SpaceError(f"choices = {list(self.options)!r}: numbers or texts are needed")
-        if not self.options:
-            raise SpaceError("choices are empty: list at least one")
-        if len(set(self.options)) < len(self.options):
-            raise SpaceError(f"choices {', '.join(map(_text, self.options))}: each may be there only once")
-
-    def __str__(self) -> str:
-        return ", ".join(map(_text, self.options))
-
-
-Dimension = Fixed | Range | Choice
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -126,88 +40,49 @@ class Parameter:
     """In words, with the paper's name."""
     read: Callable[[DGNetConfig], Value]
     """Its value in a run."""
-    kind: type[float] | type[int] | type[str] = float
-    """Type of its values."""
-    least: float = 0.0
-    """Smallest value that is allowed."""
-    above: bool = False
-    """Whether `least` itself is not allowed."""
-    options: tuple[str, ...] = ()
-    """All values of a text."""
-
-    def typed(self, value: object) -> Value:
-        """A value from a file or the command line in the parameter's type.
-
-        Raises:
-            SpaceError: it is of another type or out of bounds.
-        """
-        if self.kind is str:
-            if value not in self.options:
-                raise SpaceError(f"{value!r}: choose one of {', '.join(self.options)}")
-            return str(value)
-        number = self.number(value)
-        if number < self.least or (self.above and number == self.least):
-            raise SpaceError(f"{number:g}: must be {'more than' if self.above else 'at least'} {self.least:g}")
-        return number
-
-    def number(self, value: object) -> float | int:
-        """As `typed`, of a number without bounds, such as a step."""
-        needed = "an integer" if self.kind is int else "a number"
-        if isinstance(value, str):  # YAML reads 1e-4 as a text
-            try:
-                value = float(value)
-            except ValueError:
-                raise SpaceError(f"{value!r}: {needed} is needed") from None
-        if not isinstance(value, int | float) or not _is_number(value) or (self.kind is int and value != int(value)):
-            raise SpaceError(f"{value!r}: {needed} is needed")
-        return self.kind(value)  # pyright: ignore[reportReturnType]
+    type: Any = Weight
+    """Of its values, as pydantic checks it."""
 
 
-def _weight(section: str, name: str, meaning: str, *, above: bool = False) -> Parameter:
-    return Parameter(meaning=meaning, read=lambda config: getattr(getattr(config, section), name), above=above)
+def _field(section: str, name: str, meaning: str, kind: Any = Weight) -> Parameter:
+    return Parameter(meaning=meaning, read=lambda config: getattr(getattr(config, section), name), type=kind)
 
 
 def _ramp_of(config: DGNetConfig) -> int:
     """Iterations from the warm-up start until the largest ramped weight that a run has is at its maximum."""
     loss = config.loss
     teacher = loss.teacher_warmup.end(loss.prim) - loss.teacher_warmup.start
-    code = loss.code_warmup.end(_largest_code(config)) - loss.code_warmup.start
+    code = loss.code_warmup.end(_largest_code(loss)) - loss.code_warmup.start
     return teacher or code or 1
 
 
-def _largest_code(config: DGNetConfig) -> float:
-    return max(config.loss.appearance_code, config.loss.structure_code, config.loss.cycle)
+def _largest_code(loss: LossConfig) -> float:
+    return max(loss.appearance_code, loss.structure_code, loss.cycle)
 
 
 PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
     {
-        "image": _weight("loss", "image", "lambda_img, reconstruction of the image (Eq. 1, 2)"),
-        "generated_identity": _weight("loss", "generated_identity", "lambda_id, identity of generated images (Eq. 6)"),
-        "prim": _weight("loss", "prim", "lambda_prim at its maximum (Eq. 8)"),
-        "alpha": _weight("loss", "alpha", "lambda_fine / lambda_prim (Eq. 9)"),
-        "appearance_code": _weight("loss", "appearance_code", "maximum weight of the appearance code's term (Eq. 4)"),
-        "structure_code": _weight("loss", "structure_code", "maximum weight of the structure code's term (Eq. 5)"),
-        "cycle": _weight("loss", "cycle", "maximum weight of the cycle term (release)"),
+        "image": _field("loss", "image", "lambda_img, reconstruction of the image (Eq. 1, 2)"),
+        "generated_identity": _field("loss", "generated_identity", "lambda_id, identity of generated images (Eq. 6)"),
+        "prim": _field("loss", "prim", "lambda_prim at its maximum (Eq. 8)"),
+        "alpha": _field("loss", "alpha", "lambda_fine / lambda_prim (Eq. 9)"),
+        "appearance_code": _field("loss", "appearance_code", "maximum weight of the appearance code's term (Eq. 4)"),
+        "structure_code": _field("loss", "structure_code", "maximum weight of the structure code's term (Eq. 5)"),
+        "cycle": _field("loss", "cycle", "maximum weight of the cycle term (release)"),
         "warmup_start": Parameter(
-            kind=int,
             meaning="last iteration at which all ramped weights are 0, of both groups (section 3.3)",
             read=lambda config: config.loss.teacher_warmup.start,
+            type=Annotated[int, Field(ge=0)],
         ),
         "ramp": Parameter(
-            kind=int,
-            least=1,
             meaning="iterations from there to the maxima, of both groups (section 3.3)",
             read=_ramp_of,
+            type=Annotated[int, Field(ge=1)],
         ),
-        "soft_label": Parameter(
-            kind=str,
-            options=get_args(SoftLabel),
-            meaning="target of L_prim",
-            read=lambda config: config.recipe.soft_label,
-        ),
-        "appearance_lr": _weight("optim", "appearance_lr", "learning rate of the appearance encoder", above=True),
-        "generator_lr": _weight("optim", "generator_lr", "learning rate of structure encoder and decoder", above=True),
-        "discriminator_lr": _weight("optim", "discriminator_lr", "learning rate of the discriminator", above=True),
+        "soft_label": _field("recipe", "soft_label", "target of L_prim", SoftLabel),
+        "appearance_lr": _field("optim", "appearance_lr", "learning rate of the appearance encoder", Rate),
+        "generator_lr": _field("optim", "generator_lr", "learning rate of structure encoder and decoder", Rate),
+        "discriminator_lr": _field("optim", "discriminator_lr", "learning rate of the discriminator", Rate),
     }
 )
 """Everything that can be searched, by name."""
@@ -223,16 +98,22 @@ _WEIGHTS = {"image", "generated_identity", "prim", "alpha", *_CODE}
 
 @dataclass(frozen=True)
 class Space:
-    """The dimensions of a search by the name of their parameter; a parameter without one is the base's."""
+    """What a search varies, by parameter; one that is not named has the base's value."""
 
-    dimensions: Mapping[str, Dimension]
-    """In the order of PARAMETERS, with values of their types."""
+    dimensions: Mapping[str, Any]
+    """As YAML files and the command line have them: a value fixes a parameter, `{low: ..., high: ..., log: ..., step:
+    ...}` is a range with both ends included, `{choices: [...]}` lists values. Kept in the order of PARAMETERS, with
+    values of their types and nothing that is a default: this is what JSON holds of a space."""
+    distributions: Mapping[str, BaseDistribution] = field(init=False, compare=False)
+    """Optuna's, of the parameters that are searched."""
 
     def __post_init__(self) -> None:
         for name in self.dimensions:
-            _known(name)
-        typed = {name: _typed(name, self.dimensions[name]) for name in PARAMETERS if name in self.dimensions}
-        object.__setattr__(self, "dimensions", MappingProxyType(typed))
+            _check_known(name)
+        found = {name: _dimension(name, self.dimensions[name]) for name in PARAMETERS if name in self.dimensions}
+        object.__setattr__(self, "dimensions", MappingProxyType({name: kept for name, (kept, _) in found.items()}))
+        searched = {name: distribution for name, (_, distribution) in found.items() if distribution is not None}
+        object.__setattr__(self, "distributions", MappingProxyType(searched))
 
     @classmethod
     def default(cls, base: DGNetConfig) -> "Space":
@@ -242,43 +123,44 @@ class Space:
         is fixed as the base has it, also what acts from the first iteration on (lambda_img, lambda_id, learning
         rates): trials that differ in it would share nothing.
         """
-        fixed: dict[str, Dimension] = {name: Fixed(parameter.read(base)) for name, parameter in PARAMETERS.items()}
+        found: dict[str, Any] = {name: parameter.read(base) for name, parameter in PARAMETERS.items()}
         loss = base.loss
-        fixed["prim"] = Range(0.0, 2 * loss.prim or 4.0)
-        fixed["alpha"] = Range(min(0.05, loss.alpha or 0.05), max(1.0, loss.alpha), log=True)
+        found["prim"] = {"low": 0.0, "high": 2 * loss.prim or 4.0}
+        found["alpha"] = {"low": min(0.05, loss.alpha or 0.05), "high": max(1.0, loss.alpha), "log": True}
         step = max(1, base.iterations // 20)
         start = loss.teacher_warmup.start
         low = start - (start - math.ceil(0.1 * base.iterations)) // step * step  # the first one on the base's grid
         steps = (base.iterations // 2 - low) // step
-        fixed["warmup_start"] = Range(low, low + steps * step, step=step) if steps >= 1 else Fixed(start)
+        if steps >= 1:
+            found["warmup_start"] = {"low": low, "high": low + steps * step, "step": step}
         ramp = _ramp_of(base)
-        fixed["ramp"] = Range(max(1, ramp // 4), 2 * ramp, log=True)
-        return cls(fixed)
+        found["ramp"] = {"low": max(1, ramp // 4), "high": 2 * ramp, "log": True}
+        return cls(found)
 
     @property
     def searched(self) -> tuple[str, ...]:
         """Names of the parameters that are not fixed."""
-        return tuple(name for name, dimension in self.dimensions.items() if not isinstance(dimension, Fixed))
+        return tuple(self.distributions)
 
-    def overridden(self, values: Mapping[str, object]) -> "Space":
+    def overridden(self, dimensions: Mapping[str, object]) -> "Space":
         """The space with other dimensions for some parameters.
-
-        Args:
-            values: by parameter as they come from a YAML file or the command line: a scalar fixes it, `{low: ..., high:
-                ..., log: ..., step: ...}` is a range, `{choices: [...]}` are choices; a `Dimension` is one.
 
         Raises:
             SpaceError: an unknown parameter, or a dimension that is none.
         """
-        return Space({**self.dimensions, **{name: _parsed(_known(name), value) for name, value in values.items()}})
+        return Space({**self.dimensions, **dimensions})
 
-    def values(self) -> dict[str, Any]:
-        """The dimensions as `overridden` takes them, in what JSON and YAML hold."""
-        return {name: _plain(dimension) for name, dimension in self.dimensions.items()}
+    def texts(self) -> dict[str, str]:
+        """The dimensions in words."""
+        return {name: _in_words(dimension) for name, dimension in self.dimensions.items()}
 
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distributions of the searched parameters."""
-        return {name: _distribution(name, self.dimensions[name]) for name in self.searched}
+    def holds(self, name: str, value: Any) -> bool:
+        """Whether a searched parameter can have a value."""
+        distribution = self.distributions[name]
+        try:
+            return bool(distribution._contains(distribution.to_internal_repr(value)))
+        except (ValueError, TypeError):
+            return False
 
     def defaults(self, base: DGNetConfig) -> dict[str, Value] | None:
         """The base's own setting of the searched parameters, for a study's first trial.
@@ -288,12 +170,13 @@ class Space:
         `apply(base, {})` all the same, and the study does not learn from it.
         """
         found = {name: PARAMETERS[name].read(base) for name in self.searched}
-        inside = all(_contains(self.dimensions[name], value) for name, value in found.items())
-        return found if inside else None
+        return found if all(self.holds(name, value) for name, value in found.items()) else None
 
-    def draw(self, rng: np.random.Generator) -> dict[str, Value]:
-        """A random point: values of the searched parameters."""
-        return {name: _draw(name, self.dimensions[name], rng) for name in self.searched}
+    def draw(self, count: int, seed: int) -> list[dict[str, Value]]:
+        """Random points: values of the searched parameters."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        return [study.ask(dict(self.distributions)).params for _ in range(count)]
 
     def apply(self, base: DGNetConfig, values: Mapping[str, object]) -> DGNetConfig:
         """The run of a trial.
@@ -309,11 +192,12 @@ class Space:
         Raises:
             SpaceError: a parameter that is not searched, or a value that is none for it.
         """
-        chosen: dict[str, Any] = {n: d.value for n, d in self.dimensions.items() if isinstance(d, Fixed)}
+        chosen = {name: value for name, value in self.dimensions.items() if name not in self.distributions}
         for name, value in values.items():
-            if name not in self.searched:
-                raise SpaceError(f"{_known(name)} = {value!r}: it is not searched here")
-            chosen[name] = _named(name, PARAMETERS[name].typed, value)
+            _check_known(name)
+            if name not in self.distributions:
+                raise SpaceError(f"{name} = {value!r}: it is not searched here")
+            chosen[name] = _typed(name, value)
         changed = {name: value for name, value in chosen.items() if value != PARAMETERS[name].read(base)}
 
         loss = replace(base.loss, **{name: value for name, value in changed.items() if name in _WEIGHTS})
@@ -324,7 +208,7 @@ class Space:
         if changed.keys() & {"prim", "ramp"}:
             teacher = _with_ramp(teacher, loss.prim, ramp)
         if changed.keys() & {*_CODE, "ramp"}:
-            code = _with_ramp(code, max(loss.appearance_code, loss.structure_code, loss.cycle), ramp)
+            code = _with_ramp(code, _largest_code(loss), ramp)
         return replace(
             base,
             loss=replace(loss, teacher_warmup=teacher, code_warmup=code),
@@ -332,170 +216,118 @@ class Space:
             optim=replace(base.optim, **{name: value for name, value in changed.items() if name in _RATES}),
         )
 
-    def remaining(self, base: DGNetConfig) -> int:
-        """Iterations that are left of the run after the latest ramp end that a trial can have."""
-        start, ramp = (self._largest(name, base) for name in ("warmup_start", "ramp"))
-        return base.iterations - max(start + ramp, ramp_end(self.apply(base, {})))
-
     def distances(self, base: DGNetConfig, stopping: StoppingRule) -> tuple[int, ...]:
         """How many iterations after its ramp's end every trial of this space is judged.
 
         Raises:
-            SpaceError: there is no room for all rungs.
+            SpaceError: a trial would not get to the maxima of its ramped weights, or not to all of its rungs.
         """
+        start, ramp = self._largest("warmup_start", base), self._largest("ramp", base)
+        latest = max(start + ramp, ramp_end(self.apply(base, {})))
+        if latest >= base.iterations:
+            raise SpaceError(
+                f"warmup_start up to {start:,} and ramp up to {ramp:,} end at iteration {latest:,}: runs have"
+                f" {base.iterations:,}; use earlier starts, shorter ramps or longer runs"
+            )
         try:
-            return distances_of(self.remaining(base), stopping)
+            return distances_of(base.iterations - latest, stopping)
         except ValueError as error:
             raise SpaceError(str(error)) from None
-
-    def check(self, base: DGNetConfig, stopping: StoppingRule | None = None) -> None:
-        """Make sure that every trial of this space gets to the maxima of its ramped weights, and to all of its rungs.
-
-        Raises:
-            SpaceError: one does not.
-        """
-        start, ramp = (self._largest(name, base) for name in ("warmup_start", "ramp"))
-        if start >= base.iterations:
-            raise SpaceError(
-                f"warmup_start = {start:,}: runs end after {base.iterations:,} iterations, nothing would be learned"
-                " from generated images; use earlier starts or longer runs"
-            )
-        if self.remaining(base) < 1:
-            raise SpaceError(
-                f"warmup_start up to {start:,} and ramp up to {ramp:,} end at iteration"
-                f" {base.iterations - self.remaining(base):,}: runs have {base.iterations:,}; use earlier starts,"
-                " shorter ramps or longer runs"
-            )
-        if stopping is not None:
-            self.distances(base, stopping)
 
     def __rich__(self) -> Table:
         """The parameters, what they mean, and what is searched."""
         table = Table(title="Search space", title_justify="left")
         for column in ("parameter", "values", "meaning"):
             table.add_column(column, overflow="fold")
-        for name, dimension in self.dimensions.items():
-            style = "dim" if isinstance(dimension, Fixed) else None
-            table.add_row(name, str(dimension), PARAMETERS[name].meaning, style=style)
+        for name, text in self.texts().items():
+            table.add_row(name, text, PARAMETERS[name].meaning, style=None if name in self.distributions else "dim")
         return table
 
     def _largest(self, name: str, base: DGNetConfig) -> int:
-        dimension = self.dimensions.get(name, Fixed(PARAMETERS[name].read(base)))
-        if isinstance(dimension, Range):
-            return int(dimension.high)
-        return int(dimension.value if isinstance(dimension, Fixed) else max(dimension.options))
+        dimension = self.dimensions.get(name, PARAMETERS[name].read(base))
+        if not isinstance(dimension, Mapping):
+            return dimension
+        return max(dimension["choices"]) if "choices" in dimension else dimension["high"]
 
 
 # ----------------------------------------------------------------------------------------------------------------
 # Details
 
 
-def _known(name: str) -> str:
-    """The name of a parameter that there is."""
+def _check_known(name: str) -> None:
     if name not in PARAMETERS:
-        close = get_close_matches(str(name), PARAMETERS, n=1, cutoff=0.4)
-        advice = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PARAMETERS)}"
-        raise SpaceError(f"unknown parameter {name!r}: {advice}")
-    return name
+        raise SpaceError(f"unknown parameter {name!r}: {_advice(name, PARAMETERS)}")
 
 
-def _named(name: str, function: Callable[..., Any], *arguments: object) -> Any:
-    """What a function returns; its errors name the parameter."""
+def _advice(name: object, known: Collection[str]) -> str:
+    close = get_close_matches(str(name), known, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+
+
+def _typed(name: str, value: object) -> Any:
+    """A value from a file or the command line in its parameter's type."""
+    if isinstance(value, bool):  # pydantic would take it for 0 or 1
+        raise SpaceError(f"{name} = {value!r}: true and false are no values of it")
     try:
-        return function(*arguments)
-    except SpaceError as error:
-        raise SpaceError(f"{name}: {error}") from None
+        return TypeAdapter(PARAMETERS[name].type).validate_python(value)
+    except ValidationError as error:
+        raise SpaceError(f"{name} = {value!r}: {error.errors()[0]['msg']}") from None
 
 
-def _typed(name: str, dimension: Dimension) -> Dimension:
-    """A dimension with values of its parameter's type."""
-    parameter = PARAMETERS[name]
-
-    def typed() -> Dimension:
-        if isinstance(dimension, Fixed):
-            return Fixed(parameter.typed(dimension.value))
-        if isinstance(dimension, Choice):
-            return Choice(tuple(map(parameter.typed, dimension.options)))
-        if not isinstance(dimension, Range):
-            raise SpaceError(f"{dimension!r}: Fixed, Range or Choice is needed")
-        if parameter.kind is str:
-            raise SpaceError(f"a range of texts: list the choices, among {', '.join(parameter.options)}")
-        step = None if dimension.step is None else parameter.number(dimension.step)
-        return Range(parameter.typed(dimension.low), parameter.typed(dimension.high), dimension.log, step)  # pyright: ignore[reportArgumentType]
-
-    return _named(name, typed)
-
-
-def _parsed(name: str, value: object) -> Dimension:
-    """A dimension as a file or the command line has it."""
-    if isinstance(value, Fixed | Range | Choice):
-        return value
-    if not isinstance(value, Mapping):
-        return Fixed(_named(name, PARAMETERS[name].typed, value))
-    keys = ("choices",) if "choices" in value else ("low", "high", "log", "step")
-    for key in value:
+def _dimension(name: str, given: Any) -> tuple[Any, BaseDistribution | None]:
+    """A dimension with values of its parameter's type, and its distribution; None: it is fixed."""
+    if not isinstance(given, Mapping):
+        return _typed(name, given), None
+    keys = ("choices",) if "choices" in given else ("low", "high", "log", "step")
+    for key in given:
         if key not in keys:
-            close = get_close_matches(str(key), keys, n=1, cutoff=0.4)
-            advice = f"did you mean {close[0]!r}?" if close else f"{', '.join(keys)} are known"
-            raise SpaceError(f"{name}: unknown key {key!r}: {advice}")
-    if keys == ("choices",):
-        return _named(name, Choice, value["choices"])
+            raise SpaceError(f"{name}: unknown key {key!r}: {_advice(key, keys)}")
+    if "choices" in given:
+        options = given["choices"]
+        if not isinstance(options, list | tuple):
+            raise SpaceError(f"{name}: choices = {options!r}: a list is needed")
+        options = [_typed(name, option) for option in options]
+        if len(set(options)) < len(options):
+            raise SpaceError(f"{name}: choices {', '.join(map(_text, options))}: each may be there only once")
+        return {"choices": options}, _distribution(name, CategoricalDistribution, {"choices": options})
     for key in ("low", "high"):
-        if key not in value:
+        if given.get(key) is None:
             raise SpaceError(f"{name}: {key} is missing: {{low: ..., high: ...}}, {{choices: [...]}} or a value")
-    if PARAMETERS[name].kind is str:
-        raise SpaceError(f"{name}: a range of texts: list the choices, among {', '.join(PARAMETERS[name].options)}")
-    numbers = {
-        key: _named(name, PARAMETERS[name].number, value[key])
-        for key in ("low", "high", "step")
-        if value.get(key) is not None or key != "step"
-    }
-    return _named(name, lambda: Range(**numbers, log=value.get("log", False)))
+    kept = {key: _typed(name, given[key]) for key in ("low", "high", "step") if given.get(key) is not None}
+    low, high, log = kept["low"], kept["high"], given.get("log", False)
+    if isinstance(low, str):
+        raise SpaceError(f"{name}: a range of texts: list the choices, {{choices: [{low}, {high}]}}")
+    if type(log) is not bool:
+        raise SpaceError(f"{name}: log = {log!r}: true or false is needed")
+    if low == high:
+        raise SpaceError(f"{name}: low = high = {low:g} leaves nothing to search: give the value itself to fix it")
+    kept = {"low": low, "high": high} | ({"log": True} if log else {}) | kept
+    found = _distribution(name, IntDistribution if isinstance(low, int) else FloatDistribution, kept)
+    if found.high != high:
+        raise SpaceError(
+            f"{name}: step = {kept['step']:g} does not lead from low = {low:g} to high = {high:g}: use high ="
+            f" {max(found.high, low + kept['step']):g} or another step"
+        )
+    return kept, found
 
 
-def _plain(dimension: Dimension) -> Any:
-    if isinstance(dimension, Fixed):
-        return dimension.value
-    if isinstance(dimension, Choice):
-        return {"choices": list(dimension.options)}
-    values: dict[str, Any] = {"low": dimension.low, "high": dimension.high}
-    return values | ({"log": True} if dimension.log else {}) | ({"step": dimension.step} if dimension.step else {})
+def _distribution(name: str, kind: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """Optuna's distribution, which refuses what is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a step that does not lead to high is refused, not mended
+        try:
+            return kind(**values)
+        except ValueError as error:
+            raise SpaceError(f"{name} = {values}: {error}") from None
 
 
-def _distribution(name: str, dimension: Dimension) -> BaseDistribution:
-    assert not isinstance(dimension, Fixed)
-    if isinstance(dimension, Choice):
-        return CategoricalDistribution(dimension.options)
-    if PARAMETERS[name].kind is int:
-        return IntDistribution(int(dimension.low), int(dimension.high), dimension.log, int(dimension.step or 1))
-    return FloatDistribution(dimension.low, dimension.high, dimension.log, dimension.step)
-
-
-def _contains(dimension: Dimension, value: Value) -> bool:
-    if isinstance(dimension, Fixed):
-        return value == dimension.value
-    if isinstance(dimension, Choice):
-        return value in dimension.options
-    assert not isinstance(value, str)
-    if not dimension.low <= value <= dimension.high:
-        return False
-    steps = (value - dimension.low) / (dimension.step or 1)
-    return dimension.step is None or math.isclose(steps, round(steps), abs_tol=1e-6)
-
-
-def _draw(name: str, dimension: Dimension, rng: np.random.Generator) -> Value:
-    assert not isinstance(dimension, Fixed)
-    if isinstance(dimension, Choice):
-        return dimension.options[int(rng.integers(len(dimension.options)))]
-    low, high = dimension.low, dimension.high
-    if dimension.step is not None:
-        value = low + dimension.step * int(rng.integers(round((high - low) / dimension.step) + 1))
-    elif dimension.log:
-        value = math.exp(rng.uniform(math.log(low), math.log(high)))
-    else:
-        value = float(rng.uniform(low, high))
-    value = min(max(value, low), high)
-    return round(value) if PARAMETERS[name].kind is int else value
+def _in_words(dimension: Any) -> str:
+    if not isinstance(dimension, Mapping):
+        return _text(dimension)
+    if "choices" in dimension:
+        return ", ".join(map(_text, dimension["choices"]))
+    step = f", step {_text(dimension['step'])}" if "step" in dimension else ""
+    return f"{_text(dimension['low'])} to {_text(dimension['high'])}{', log' if 'log' in dimension else step}"
 
 
 def _with_ramp(warmup: Warmup, maximum: float, ramp: int) -> Warmup:
@@ -504,10 +336,6 @@ def _with_ramp(warmup: Warmup, maximum: float, ramp: int) -> Warmup:
     while math.ceil(maximum / slope) > ramp or slope * ramp < maximum:  # rounding
         slope = math.nextafter(slope, math.inf)
     return replace(warmup, slope=slope)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text(value: object) -> str:

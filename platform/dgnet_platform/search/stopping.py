@@ -53,8 +53,8 @@ def distances(remaining: int, stopping: StoppingRule) -> tuple[int, ...]:
     """How many iterations after its ramp's end every trial is judged; none for kind "none".
 
     Args:
-        remaining: iterations that are left of the run after the latest ramp end of all trials (`Space.remaining`), so
-            that each of them has all rungs.
+        remaining: iterations that are left of the run after the latest ramp end of all trials, so that each of them
+            has all rungs.
         stopping: how many rungs, and where.
 
     Raises:

@@ -227,7 +227,7 @@ class Study:
         """Give a trial all its values; those that it has stay."""
         if trial.user_attrs.get(_BASE) and self._space.defaults(self._base) is None:
             return trial.number  # the base lies outside the space: it is no point that could be learned from
-        for name, distribution in self._space.distributions().items():
+        for name, distribution in self._space.distributions.items():
             self._sample_for(trial.number, name)
             _suggest(trial, name, distribution)
         return trial.number
@@ -274,7 +274,7 @@ def _earlier(source: str, space: Space) -> list[tuple[dict[str, Value], str]]:
         raise StudyError(f"--warm-start {source}: {path} has no study {name!r}, only {', '.join(names) or 'none'}")
     study = optuna.load_study(study_name=name, storage=storage)
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    distributions = space.distributions()
+    distributions = space.distributions
     points: list[tuple[dict[str, Value], str]] = []
     for trial in sorted(done, key=lambda trial: trial.values[0], reverse=True)[:BEST]:
         point = {
