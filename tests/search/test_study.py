@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from dgnet_platform.search import study as study_module
-from dgnet_platform.search.study import FILE, Study, StudyError
+from dgnet_platform.search.study import FILE, STARTUP, Study, StudyError
 from tests.helpers.studies import BASE, IDENTITY, SPACE, opened
 
 
@@ -123,12 +123,32 @@ def test_another_search_of_the_same_name_is_refused(tmp_path):
     assert (tmp_path / FILE).read_bytes() == before
 
 
-def test_a_base_outside_the_space_is_tried_without_being_learned_from(tmp_path):
-    space = SPACE.overridden({"alpha": {"low": 0.5, "high": 1.0}})
+@pytest.mark.parametrize("how", ["complete", "pruned"])
+def test_a_base_outside_the_space_is_tried_and_leaves_tpe_the_joint_space(tmp_path, how):
+    space = SPACE.overridden({"prim": {"low": 2.5, "high": 5}})
     study = opened(tmp_path, space=space)
     assert study.values(study.ask()) == {}
-    study.tell(0, "complete", values=[0.5])
-    assert study.values(study.ask()).keys() == space.distributions.keys()
+    study.tell(0, how, values=[0.9] if how == "complete" else None, curve={9: 0.3})
+    for _ in range(STARTUP + 1):
+        number = study.ask()
+        assert study.values(number).keys() == space.distributions.keys()
+        study.tell(number, "complete", values=[float(study.values(number)["prim"])])
+    study.ask()
+    sampler, running = study.study.sampler, study.study.get_trials()[-1]
+    assert sampler.infer_relative_search_space(study.study, running) == dict(space.distributions)
+    again = opened(tmp_path, space=space)
+    for one in (study, again):
+        base = one.trials[0]
+        assert (base.state, base.values) == (TrialState[how.upper()], [0.9] if how == "complete" else None)
+        assert base.intermediate_values == {9: 0.3}
+        assert one.missing == 0  # 8 are wanted
+
+
+def test_a_base_outside_the_space_that_fails_has_failed(tmp_path):
+    study = opened(tmp_path, space=SPACE.overridden({"prim": {"low": 2.5, "high": 5}}))
+    study.tell(study.ask(), "fail")
+    assert study.trials[0].state == TrialState.FAIL
+    assert study.missing == 8
 
 
 def test_the_best_of_an_earlier_study_come_first(tmp_path):

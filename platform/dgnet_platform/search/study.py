@@ -5,6 +5,7 @@ is over, whatever happens to the process that asked: who comes next hands the sa
 a function of the search's seed, the trial's number and the trials told before.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -31,11 +32,11 @@ STARTUP = 5
 BEST = 3
 """Trials that are taken over from an earlier study."""
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-_SEARCH, _TARGET, _BASE = "search", "target", "base"
+_SEARCH, _TARGET, _BASE, _ENDED = "search", "target", "base", "ended"
 
 
 class StudyError(ValueError):
-    """A study that cannot be gone on with; the message says what differs and what helps."""
+    """A study that cannot be continued; the message says what differs and what helps."""
 
 
 class Study:
@@ -140,8 +141,9 @@ class Study:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials that were asked for, by their numbers."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        """All trials that were asked for, by their numbers, as they ended."""
+        found = self.study.get_trials(deepcopy=False)
+        return [_as_ended(trial) for trial in found if trial.state != TrialState.WAITING]
 
     @property
     def running(self) -> list[int]:
@@ -158,7 +160,7 @@ class Study:
 
     def _begin_again(self) -> None:
         """Should all trials have failed, for a reason outside the space, the base's setting is tried once more."""
-        trials = self.study.get_trials(deepcopy=False)
+        trials = [_as_ended(trial) for trial in self.study.get_trials(deepcopy=False)]
         if trials and all(trial.state == TrialState.FAIL for trial in trials):
             self.study.enqueue_trial(self._space.defaults(self._base) or {}, user_attrs={_BASE: True})
 
@@ -169,7 +171,7 @@ class Study:
 
     def trial(self, number: int) -> FrozenTrial:
         """A trial as it is now."""
-        return self.study.get_trials(deepcopy=False)[number]
+        return _as_ended(self.study.get_trials(deepcopy=False)[number])
 
     def values(self, number: int) -> dict[str, Value]:
         """Values of a trial's parameters."""
@@ -206,6 +208,11 @@ class Study:
         for step, figure in (curve or {}).items():
             if step not in known:
                 trial.report(figure, step)
+        if self._is_outside(trial) and state != "fail":
+            # TPE draws jointly only what all complete and pruned trials have: one without parameters would leave it
+            # nothing, and each parameter would be drawn by itself until the search ends.
+            trial.set_user_attr(_ENDED, {"state": state, "values": values})
+            values, state = None, "fail"
         self.study.tell(number, values, state=TrialState[state.upper()])
 
     def _sample_for(self, number: int, name: str = "") -> None:
@@ -225,15 +232,29 @@ class Study:
 
     def _complete(self, trial: optuna.Trial) -> int:
         """Give a trial all its values; those that it has stay."""
-        if trial.user_attrs.get(_BASE) and self._space.defaults(self._base) is None:
-            return trial.number  # the base lies outside the space: it is no point that could be learned from
+        if self._is_outside(trial):
+            return trial.number
         for name, distribution in self._space.distributions.items():
             self._sample_for(trial.number, name)
             _suggest(trial, name, distribution)
         return trial.number
 
+    def _is_outside(self, trial: optuna.Trial) -> bool:
+        """Whether a trial is the base's setting and no point of the space."""
+        return _BASE in trial.user_attrs and self._space.defaults(self._base) is None
+
     def _trial(self, number: int) -> optuna.Trial:
         return optuna.Trial(self.study, self.trial(number)._trial_id)
+
+
+def _as_ended(trial: FrozenTrial) -> FrozenTrial:
+    """A trial with its own end, where Optuna is told that it failed (see `Study.tell`)."""
+    ended = trial.user_attrs.get(_ENDED)
+    if ended is None or trial.state != TrialState.FAIL:
+        return trial
+    found = copy.copy(trial)
+    found.state, found.values = TrialState[ended["state"].upper()], ended["values"]
+    return found
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: Any) -> None:
@@ -274,22 +295,9 @@ def _earlier(source: str, space: Space) -> list[tuple[dict[str, Value], str]]:
         raise StudyError(f"--warm-start {source}: {path} has no study {name!r}, only {', '.join(names) or 'none'}")
     study = optuna.load_study(study_name=name, storage=storage)
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    distributions = space.distributions
     points: list[tuple[dict[str, Value], str]] = []
     for trial in sorted(done, key=lambda trial: trial.values[0], reverse=True)[:BEST]:
-        point = {
-            key: value
-            for key, value in trial.params.items()
-            if key in distributions and _lies(value, distributions[key])
-        }
+        point = {key: value for key, value in trial.params.items() if key in space.searched and space.holds(key, value)}
         if point:
             points.append((point, f"{name} {trial.number}"))
     return points
-
-
-def _lies(value: Any, distribution: Any) -> bool:
-    """Whether a value is one of a distribution's."""
-    try:
-        return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except (ValueError, TypeError):
-        return False
