@@ -8,10 +8,10 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageFilter
 
+from dgnet_platform.data.people.factors import Appearance, Body, Garment, Light, Structure
 from dgnet_platform.data.people.figure import (
     ARM,
     BAG,
-    CHIN,
     GIRTH,
     HAIR,
     HAND,
@@ -24,15 +24,10 @@ from dgnet_platform.data.people.figure import (
     SKIRT,
     STRAP,
     TORSO,
-    Appearance,
-    Body,
-    Garment,
-    Light,
-    Structure,
-    head_height,
     pose_figure,
 )
 from dgnet_platform.data.people.relief import Relief, Visible
+from dgnet_platform.data.people.skeleton import CHIN, head_height
 
 # What each visible place is dyed with: an index into the palette that `_palette` makes of an appearance.
 _INKS = range(18)
@@ -205,6 +200,11 @@ def _shade(seen: Visible, clothed: np.ndarray, light: Light, creases: int, shape
     return bright, _CLOTH[:, 2][kind] * diffuse**6
 
 
+def skirt_hem(appearance: Appearance) -> float | None:
+    """Height (body heights) at which a skirt or dress ends; None without one."""
+    return appearance.hem if appearance.cut in ("skirt", "dress") else None
+
+
 def draw_figure(
     shape: tuple[int, int], appearance: Appearance, structure: Structure, light: Light, creases: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -222,8 +222,7 @@ def draw_figure(
         bool.
     """
     relief = Relief(*shape)
-    skirt_hem = appearance.hem if appearance.cut in ("skirt", "dress") else None
-    pose_figure(relief, structure, skirt_hem, math.radians(light.pitch))
+    pose_figure(relief, structure, skirt_hem(appearance), math.radians(light.pitch))
     seen = relief.visible(GIRTH)
     mask = relief.piece > 0
     if not len(seen.index):

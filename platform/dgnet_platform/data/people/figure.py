@@ -1,4 +1,4 @@
-"""A drawn pedestrian: the factors of one, and the posed body of rounded limbs and upright solids.
+"""A drawn pedestrian: the posed body of rounded limbs and upright solids.
 
 The drawing is deferred, as in a renderer. The *structure* alone decides (here), for each pixel of the canvas,
 which part of the body is seen, its normal and its place on the surface; the *appearance* then only says
@@ -14,23 +14,16 @@ picture.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from dgnet_platform.data.people.factors import Body, Structure
 from dgnet_platform.data.people.relief import Opening, Point, Relief, Span
+from dgnet_platform.data.people.skeleton import AVERAGE_HEAD, CHIN, HEAD_PROFILE, HIP, SIDES, head_height, skeleton
 
 SUPERSAMPLING = 2
 FRAME_METRES = 1.85
 """Height of the scene that a picture shows when `Pose.scale` is 1."""
-
-RGB = tuple[int, int, int]
-Pattern = Literal[
-    "plain", "stripes", "pinstripes", "checks", "dots", "print", "two-tone", "raglan", "open", "camouflage"
-]
-HairStyle = Literal["bald", "short", "bob", "long", "ponytail", "bun", "curly"]
-Bag = Literal["none", "backpack", "shoulder", "hand", "messenger"]
 
 NUM_PARTS = 13
 NOTHING, TORSO, ARM, LEG, SKIRT, HEAD, NECK, HAND, SHOE, HAIR, HAT, BAG, STRAP = range(NUM_PARTS)
@@ -38,108 +31,11 @@ NOTHING, TORSO, ARM, LEG, SKIRT, HEAD, NECK, HAND, SHOE, HAIR, HAT, BAG, STRAP =
 GIRTH = np.array([0, 0.1, 0.035, 0.045, 0.12, 0.05, 0.03, 0.02, 0.02, 0.05, 0.05, 0.08, 0.01], np.float32)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Garment:
-    """Cloth: two colours and how they are laid out."""
-
-    colour: RGB
-    second: RGB
-    """Colour of stripes, print, yoke or the shirt under an open jacket."""
-    pattern: Pattern = "plain"
-    scale: float = 0.04
-    """Period of the pattern in body heights."""
-    motif: int = 0
-    """Which print, and where a camouflage starts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Appearance:
-    """What the appearance code should hold: every colour of a person and the cut of the clothes.
-
-    Bags and hats have their colour here and their kind in `Body`: the structure encoder sees gray pictures.
-    """
-
-    skin: RGB
-    hair: RGB
-    upper: Garment
-    sleeve: float
-    """Length of the sleeves from the shoulder: 0.165 ends at the elbow, 0.305 at the wrist."""
-    lower: Garment
-    cut: Literal["trousers", "shorts", "skirt", "dress"]
-    hem: float
-    """Height of the lower hem above the ground."""
-    shoes: RGB
-    soles: RGB
-    bag: RGB
-    hat: RGB
-
-
-@dataclass(frozen=True, kw_only=True)
-class Body:
-    """The part of the structure that a person keeps from picture to picture."""
-
-    height: float
-    """Metres."""
-    build: float
-    """Width relative to an average person of that height."""
-    hair: HairStyle
-    bag: Bag
-    bag_side: Literal["left", "right"]
-    hat: Literal["none", "cap", "beanie", "brim"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pose:
-    """The part of the structure that changes from picture to picture."""
-
-    yaw: float
-    """Degrees: 0 faces the camera, 90 walks to the right of the picture, 180 shows the back."""
-    phase: float
-    """Gait phase in radians."""
-    stride: float
-    """Swing of the thighs in degrees; near 0 stands."""
-    arms: Literal["swing", "phone", "pocket", "folded"]
-    head_turn: float
-    """Degrees of the head against the body."""
-    lean: float
-    """Forward lean of the trunk in degrees."""
-    x: float
-    """Metres to the right of the middle of the picture."""
-    y: float
-    """Metres of the feet above the lower edge of the picture."""
-    scale: float
-    """Magnification."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Structure:
-    """What the structure code should hold of a person: body and pose."""
-
-    body: Body
-    pose: Pose
-
-
-@dataclass(frozen=True, kw_only=True)
-class Light:
-    """Where the light comes from and how hard it is."""
-
-    direction: Point
-    """Canvas axes, unit length, from the figure towards the light."""
-    ambient: float
-    """Share of light that comes from everywhere, 0 to 1."""
-    pitch: float
-    """Degrees by which the camera looks down."""
-
-
 # Profiles of solids, in body heights: place on the axis from bottom to top (0-1), half width, half depth.
 _TRUNK = np.array([
     (0.00, 0.062, 0.052), (0.11, 0.087, 0.064), (0.22, 0.093, 0.068), (0.42, 0.079, 0.058),
     (0.62, 0.092, 0.066), (0.76, 0.099, 0.066), (0.85, 0.100, 0.060), (0.92, 0.088, 0.050),
     (0.965, 0.058, 0.042), (1.0, 0.033, 0.036),
-])  # fmt: skip
-_HEAD = np.array([
-    (0.00, 0.0194, 0.0230), (0.08, 0.0292, 0.0347), (0.22, 0.0370, 0.0439), (0.42, 0.0421, 0.0500),
-    (0.62, 0.0439, 0.0520), (0.80, 0.0387, 0.0459), (0.92, 0.0267, 0.0316), (1.00, 0.0052, 0.0061),
 ])  # fmt: skip
 _CURTAIN = np.array([(0, 0.03, 0.012), (0.1, 0.052, 0.02), (0.6, 0.058, 0.024), (1, 0.046, 0.03)])
 _CAP = np.array([(0, 0.042, 0.051), (0.35, 0.042, 0.051), (0.7, 0.036, 0.044), (0.92, 0.021, 0.026), (1, 0.008, 0.01)])
@@ -150,8 +46,7 @@ _BACKPACK = np.array(
 _SATCHEL = np.array([(0, 0.026, 0.066), (0.1, 0.034, 0.082), (0.85, 0.032, 0.08), (1, 0.018, 0.06)])
 _HANDBAG = np.array([(0, 0.024, 0.07), (0.1, 0.03, 0.078), (0.9, 0.026, 0.066), (1, 0.014, 0.05)])
 
-_CROTCH, _HIP, WAIST, _NECK, CHIN = 0.455, 0.50, 0.60, 0.848, 0.868
-_THIGH, _SHANK, _UPPER_ARM, _FOREARM = 0.235, 0.225, 0.165, 0.14
+_CROTCH, _WAIST, _NECK = 0.455, 0.60, 0.848
 
 # By style: volume of the hair over the head, and where it ends at the nape (head heights above the chin).
 _HAIR_SHAPE = {
@@ -160,12 +55,7 @@ _HAIR_SHAPE = {
 }  # fmt: skip
 
 
-def head_height(body: Body) -> float:
-    """In body heights: small people have larger heads for their height."""
-    return 0.132 * (1.0 + 0.35 * (1.72 - body.height))
-
-
-class _Pen:
+class Pen:
     """Draws in body axes on a relief: turns them to the camera and scales them to the canvas."""
 
     def __init__(self, relief: Relief, structure: Structure, pitch: float):
@@ -173,10 +63,11 @@ class _Pen:
         height, width = relief.piece.shape
         metre = height / FRAME_METRES * pose.scale
         self.relief, self.pitch, self.yaw = relief, pitch, math.radians(pose.yaw)
+        self.joints = skeleton(structure)
+        self.up = self.joints.up
         self.unit = metre * structure.body.height
         self.origin = width / 2 + pose.x * metre, height - pose.y * metre
         self.turned = math.cos(self.yaw), math.sin(self.yaw), math.cos(pitch), math.sin(pitch)
-        self.lift, self.lean = 0.0, math.sin(math.radians(pose.lean))
 
     def see(self, point: Point, bias: float = 0.0) -> Point:
         """From body axes to canvas axes; `bias` brings the point nearer to the camera."""
@@ -189,11 +80,8 @@ class _Pen:
             self.unit * (ahead * cos_pitch + y * sin_pitch + bias),
         )
 
-    def up(self, x: float, y: float, z: float = 0.0) -> Point:
-        """A point of the upper body, which leans forward about the hips and rises and falls with the gait."""
-        return x, y + self.lift, z + (y - _HIP) * self.lean
-
     def limb(self, part: int, a: Point, b: Point, radii: tuple[float, float], along: Span = (0.0, 0.0)) -> None:
+        """As `Relief.limb`, in body axes."""
         radius_a, radius_b = radii
         self.relief.limb(part, self.see(a), self.see(b), self.unit * radius_a, self.unit * radius_b, along, self.yaw)
 
@@ -210,6 +98,7 @@ class _Pen:
         bias: float = 0.0,
         boxy: bool = False,
     ) -> None:
+        """As `Relief.solid`, in body axes; `turn` is the angle of its front against the body's."""
         ends = self.see(bottom, bias), self.see(top, bias)
         on_canvas = profile * (1, self.unit, self.unit)
         self.relief.solid(part, *ends, on_canvas, along, self.yaw + turn, self.pitch, opening=opening, boxy=boxy)
@@ -224,88 +113,50 @@ def pose_figure(relief: Relief, structure: Structure, skirt_hem: float | None, p
         skirt_hem: Height (body heights) at which a skirt or dress ends, or None.
         pitch: Radians by which the camera looks down.
     """
-    pen = _Pen(relief, structure, pitch)
+    pen = Pen(relief, structure, pitch)
     body, pose = structure.body, structure.pose
     build, thick, stride = body.build, 0.5 + 0.5 * body.build, math.radians(pose.stride)
-    _draw_legs(pen, pose, build, thick, stride)
+    _draw_legs(pen, body, thick)
 
     trunk = _TRUNK * (1, build, 0.35 + 0.65 * build)
     pen.solid(TORSO, pen.up(0, _CROTCH), pen.up(0, _NECK), trunk, (_CROTCH, _NECK))
     pen.limb(NECK, pen.up(0, 0.825, -0.008), pen.up(0, 0.89, 0.004), (0.031 * thick, 0.028 * thick))
     if skirt_hem is not None:
-        flare = 0.02 + 0.10 * (WAIST - skirt_hem)
-        sweep = 0.45 * math.sin(stride) * (WAIST - skirt_hem)
+        flare = 0.02 + 0.10 * (_WAIST - skirt_hem)
+        sweep = 0.45 * math.sin(stride) * (_WAIST - skirt_hem)
         skirt = np.array([(0, 0.098 + flare, 0.075 + flare + sweep), (0.55, 0.101, 0.08), (1, 0.083, 0.064)])
-        ends = pen.up(0, skirt_hem), pen.up(0, WAIST)
+        ends = pen.up(0, skirt_hem), pen.up(0, _WAIST)
         # The bias keeps the striding legs inside the skirt.
-        pen.solid(SKIRT, *ends, skirt * (1, build, build), (skirt_hem, WAIST), bias=0.04)
-    hands = _draw_arms(pen, pose, build, thick)
+        pen.solid(SKIRT, *ends, skirt * (1, build, build), (skirt_hem, _WAIST), bias=0.04)
+    _draw_arms(pen, thick)
     _draw_head(pen, body, math.radians(pose.head_turn))
-    _draw_bag(pen, body, hands)
+    _draw_bag(pen, body)
 
 
-def _draw_legs(pen: _Pen, pose: Pose, build: float, thick: float, stride: float) -> None:
-    """Thighs swing, a knee bends while its leg comes forward, and the lower foot is on the ground."""
-    legs = []
-    for side in (1, -1):
-        phase = pose.phase + (0 if side > 0 else math.pi)
-        thigh = stride * math.sin(phase)
-        shank = thigh - 0.06 - 1.5 * stride * max(0.0, math.cos(phase)) ** 2
-        knee_y, knee_z = _HIP - _THIGH * math.cos(thigh), _THIGH * math.sin(thigh)
-        ankle_y, ankle_z = knee_y - _SHANK * math.cos(shank), knee_z + _SHANK * math.sin(shank)
-        legs.append((side, shank, knee_y, knee_z, ankle_y, ankle_z))
-    pen.lift = 0.04 - min(leg[4] for leg in legs)
-    for side, shank, knee_y, knee_z, ankle_y, ankle_z in legs:
-        hip = 0.047 * side * build, _HIP + pen.lift, 0.0
-        knee = 0.047 * side * build, knee_y + pen.lift, knee_z
-        ankle = 0.043 * side, ankle_y + pen.lift, ankle_z
-        pen.limb(LEG, hip, knee, (0.055 * build, 0.039 * thick), (_HIP, 0.27))
+def _draw_legs(pen: Pen, body: Body, thick: float) -> None:
+    joints = pen.joints
+    for side in SIDES:
+        hip, knee, ankle = joints.hips[side], joints.knees[side], joints.ankles[side]
+        pen.limb(LEG, hip, knee, (0.055 * body.build, 0.039 * thick), (HIP, 0.27))
         pen.limb(LEG, knee, ankle, (0.039 * thick, 0.027 * thick), (0.27, 0.04))
-        tip = max(-0.1, -0.75 * shank)  # a foot behind stands on its toes
-        heel = ankle[0], ankle[1] - 0.016, ankle[2] - 0.012
-        toe = heel[0] + 0.018 * side, heel[1] - 0.004 - 0.095 * math.sin(tip), heel[2] + 0.095 * math.cos(tip)
-        pen.limb(SHOE, heel, toe, (0.025, 0.019))
+        pen.limb(SHOE, joints.heels[side], joints.toes[side], (0.025, 0.019))
 
 
-def _draw_arms(pen: _Pen, pose: Pose, build: float, thick: float) -> dict[int, Point]:
-    """Returns where the hands are, by side (1 left, -1 right)."""
-    hands = {}
-    for side in (1, -1):
-        swing = math.radians(0.9 * pose.stride) * math.sin(pose.phase + (math.pi if side > 0 else 0))
-        bend, out, inward = 0.25 + 0.5 * max(0.0, swing), 0.10, 0.0
-        if pose.arms == "phone" and side > 0:
-            swing, bend, inward = 0.35, 2.0, 0.5
-        elif pose.arms == "pocket":
-            swing, bend, out, inward = -0.35, 0.75, 0.30, 0.35
-        elif pose.arms == "folded":
-            swing, bend, out, inward = 0.15, 1.55, 0.12, 1.1
-        x, y, z = shoulder = pen.up(0.092 * side * build, 0.797)
-        elbow = (
-            x + side * _UPPER_ARM * math.sin(out),
-            y - _UPPER_ARM * math.cos(swing),
-            z + _UPPER_ARM * math.sin(swing),
-        )
-        forearm = (
-            side * (0.01 - _FOREARM * math.sin(inward) * math.sin(bend)),
-            -_FOREARM * math.cos(swing + bend),
-            _FOREARM * math.sin(swing + bend) * math.cos(inward),
-        )
-        wrist, hand = (
-            (elbow[0] + k * forearm[0], elbow[1] + k * forearm[1], elbow[2] + k * forearm[2]) for k in (1, 1.16)
-        )
+def _draw_arms(pen: Pen, thick: float) -> None:
+    joints = pen.joints
+    for side in SIDES:
+        shoulder, elbow, wrist = joints.shoulders[side], joints.elbows[side], joints.wrists[side]
         pen.limb(ARM, shoulder, elbow, (0.031 * thick, 0.029 * thick), (0.0, 0.165))
         pen.limb(ARM, elbow, wrist, (0.029 * thick, 0.021 * thick), (0.165, 0.305))
-        pen.limb(HAND, wrist, hand, (0.017, 0.019))
-        hands[side] = hand
-    return hands
+        pen.limb(HAND, wrist, joints.hands[side], (0.017, 0.019))
 
 
-def _draw_head(pen: _Pen, body: Body, turn: float) -> None:
+def _draw_head(pen: Pen, body: Body, turn: float) -> None:
     """Head, hair and hat; `turn` is the angle of the head against the body."""
     tall = head_height(body)
-    top, size = CHIN + tall, tall / 0.132
+    top, size = CHIN + tall, tall / AVERAGE_HEAD
     grown = (1, size, size)
-    head = _HEAD * grown
+    head = HEAD_PROFILE * grown
     pen.solid(HEAD, pen.up(0, CHIN, 0.012), pen.up(0, top, 0.008), head, (CHIN, top), turn=turn)
     back_x = 0.03 * math.sin(turn)
     if body.hair != "bald":
@@ -326,12 +177,25 @@ def _draw_head(pen: _Pen, body: Body, turn: float) -> None:
         ends = pen.up(-1.9 * back_x, 0.955, -0.062), pen.up(-2.2 * back_x, 0.80, -0.088)
         pen.limb(HAIR, *ends, (0.022, 0.012), (0.955, 0.8))
     elif body.hair == "bun":
-        pen.limb(HAIR, pen.up(-back_x, 0.995, -0.035), pen.up(-back_x, 1.005, -0.04), (0.026, 0.026), (0.99, 1.0))
+        pen.limb(
+            HAIR,
+            pen.up(-back_x, 0.995, -0.035),
+            pen.up(-back_x, 1.005, -0.04),
+            (0.026, 0.026),
+            (0.99, 1.0),
+        )
     if body.hat == "none":
         return
     low, crown = CHIN + (0.66 if body.hat == "beanie" else 0.70) * tall, top + 0.022
     wide = size * (1.18 if body.hair in ("bald", "short", "ponytail", "bun") else 1.26)
-    pen.solid(HAT, pen.up(0, low, 0.006), pen.up(0, crown, 0.002), _CAP * (1, wide, wide), (low, crown), turn=turn)
+    pen.solid(
+        HAT,
+        pen.up(0, low, 0.006),
+        pen.up(0, crown, 0.002),
+        _CAP * (1, wide, wide),
+        (low, crown),
+        turn=turn,
+    )
     if body.hat == "cap":
         x, z = math.sin(turn), math.cos(turn)
         pen.limb(
@@ -345,7 +209,7 @@ def _draw_head(pen: _Pen, body: Body, turn: float) -> None:
         pen.solid(HAT, *ends, _BRIM * grown, (low - 0.006, low + 0.02), turn=turn)
 
 
-def _draw_bag(pen: _Pen, body: Body, hands: dict[int, Point]) -> None:
+def _draw_bag(pen: Pen, body: Body) -> None:
     """The bag; straps over the chest are painted on the trunk with the clothes."""
     side = 1 if body.bag_side == "left" else -1
     hip = side * 0.11 * body.build
@@ -360,7 +224,7 @@ def _draw_bag(pen: _Pen, body: Body, hands: dict[int, Point]) -> None:
             shoulder = pen.up(side * 0.085 * body.build, 0.838)
             pen.limb(STRAP, shoulder, pen.up(hip + side * 0.02, low + 0.12, z), (0.006, 0.006))
     elif body.bag == "hand":
-        x, y, z = hands[side]
+        x, y, z = pen.joints.hands[side]
         pen.solid(BAG, (x, y - 0.19, z), (x, y - 0.045, z), _HANDBAG, (0, 1), boxy=True)
         for shift in (0.035, -0.035):
             pen.limb(STRAP, (x, y, z), (x, y - 0.05, z + shift), (0.005, 0.005))

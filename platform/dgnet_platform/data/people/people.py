@@ -27,25 +27,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dgnet_platform.data.people.figure import (
-    RGB,
-    SUPERSAMPLING,
-    Appearance,
-    Bag,
-    Body,
-    Garment,
-    HairStyle,
-    Light,
-    Pose,
-    Structure,
-)
+from dgnet_platform.data.people.factors import RGB, Appearance, Bag, Body, Garment, HairStyle, Light, Pose, Structure
+from dgnet_platform.data.people.figure import SUPERSAMPLING
+from dgnet_platform.data.people.keypoints import as_estimated, draw_keypoints
 from dgnet_platform.data.people.scene import BACKDROP_METRES, GROUND_METRES, Camera, Passer, draw_picture
 
 DISTRACTOR, JUNK = 0, -1
 _FOUR = 4
 
 # Streams of random numbers, one for each factor: none depends on how many numbers another takes.
-_APPEARANCE, _BODY, _CAMERA, _TRACK, _SHOT, _PIXELS = range(1, 7)
+_APPEARANCE, _BODY, _CAMERA, _TRACK, _SHOT, _PIXELS, _ESTIMATE = range(1, 8)
 
 
 class Shot(NamedTuple):
@@ -387,6 +378,21 @@ class People:
         """
         mask = self._draw(appearance_of, structure_of)[1].astype(np.float32)
         return mask.reshape(self.height, SUPERSAMPLING, self.width, SUPERSAMPLING).mean((1, 3))
+
+    def keypoints(self, shot: Shot, *, estimated: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Where the 18 joints of a shot's person are, exactly or as a pose estimator would find them.
+
+        Returns:
+            (18, 2) float32 x and y in picture pixels, and (18,) uint8 visibility: 0 missing, 1 hidden, 2 seen.
+
+        Raises:
+            ValueError: For a shot whose identity, camera or frame is out of range.
+        """
+        structure, rng = self.structure(shot), self._rng(_PIXELS, *shot)
+        found = draw_keypoints(structure, self.camera(shot), rng, self.height, self.width)
+        if not estimated:
+            return found
+        return as_estimated(*found, structure, self._rng(_ESTIMATE, *shot), self.height)
 
 
 def _check(shot: Shot) -> Shot:

@@ -16,8 +16,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from dgnet_platform.data.people.cloth import draw_figure
-from dgnet_platform.data.people.figure import FRAME_METRES, SUPERSAMPLING, Appearance, Light, Structure
+from dgnet_platform.data.people.cloth import draw_figure, skirt_hem
+from dgnet_platform.data.people.factors import Appearance, Light, Structure
+from dgnet_platform.data.people.figure import FRAME_METRES, SUPERSAMPLING, pose_figure
+from dgnet_platform.data.people.relief import Relief
 
 BACKDROP_METRES = 12.0
 """Width of a backdrop."""
@@ -380,6 +382,31 @@ def draw_picture(
     data = io.BytesIO()
     _expose(image, camera, rng).save(data, "JPEG", quality=camera.quality)
     return data.getvalue(), silhouette
+
+
+def covered(camera: Camera, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """What stands between camera and person: a passer in front, a pole, a railing, a car or a hedge.
+
+    Args:
+        camera: Of the picture.
+        rng: In the state in which `draw_picture` is given it.
+        shape: Height and width of the canvas.
+
+    Returns:
+        (height, width) bool: canvas pixels that they cover.
+    """
+    mask = np.zeros(shape, bool)
+    passer = camera.passer
+    if passer is not None and passer.in_front:
+        relief, appearance = Relief(*shape), passer.appearance
+        pose_figure(relief, passer.structure, skirt_hem(appearance), math.radians(camera.light.pitch))
+        mask |= relief.piece > 0
+    if camera.occluder != "none":
+        rng.integers(1 << 14)  # the creases, which draw_picture draws first
+        blank = Image.new("RGB", (shape[1], shape[0]), (255, 0, 255))
+        _occlude(blank, camera, rng)
+        mask |= (np.asarray(blank) != (255, 0, 255)).any(axis=2)
+    return mask
 
 
 def _window(camera: Camera, structure: Structure, shape: tuple[int, int]) -> Image.Image:
