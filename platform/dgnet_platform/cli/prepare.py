@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dgnet_platform.data.poses import SHEET
 from dgnet_platform.data.prepare import LISTED_PROBLEMS, Prepared
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.records import SPLITS
@@ -40,7 +41,7 @@ def report(prepared: Prepared) -> RenderableType:
         lines.append(Text(printable(f"{problem.file}: {problem.reason}"), style="red"))
     if (more := len(prepared.problems) - LISTED_PROBLEMS) > 0:
         lines.append(Text(f"... and {more:,} more", style="red"))
-    return Group(*lines, _verdict(prepared))
+    return Group(*lines, _verdict(prepared), *_poses(prepared))
 
 
 def _verdict(prepared: Prepared) -> Text:
@@ -51,3 +52,22 @@ def _verdict(prepared: Prepared) -> Text:
     done = "Packed into" if prepared.outcome == "packed" else "Already prepared:"
     skipped = f", without {bad:,} bad files" if bad else ""
     return Text(f"{done} {printable(str(prepared.config.out))}{skipped}.", style="green")
+
+
+def _poses(prepared: Prepared) -> list[Text]:
+    """How many joints are missing, and what looks wrong with the others."""
+    poses = prepared.poses
+    if poses is None:
+        return []
+    lines = [Text(f"Key points from {printable(poses.source)}: {poses.missing:.1%} of the joints are missing.")]
+    notes = {
+        f"{poses.absent:,} of {poses.pictures:,} pictures have none": poses.absent,
+        f"{poses.others:,} are for pictures that the store does not have": poses.others,
+        f"{poses.empty:,} pictures have no joint at all: {', '.join(poses.empty_names)}": poses.empty,
+    }
+    notes |= {
+        f"{what} in {count:,} pictures: {', '.join(poses.implausible_names[what])}": count
+        for what, count in poses.implausible.items()
+    }
+    lines += [Text(printable(f"  {note}"), style="yellow") for note, count in notes.items() if count]
+    return [*lines, Text(printable(f"See ten of them in {prepared.config.out}/{SHEET}."))]

@@ -26,6 +26,11 @@ class PrepareConfig:
     """How many people to draw: `tiny` in seconds, `laptop` by default, `market` as many as Market-1501."""
     seed: int | None = None
     """Draws other people; 0 is the default."""
+    keypoints: Path | None = None
+    """Key points to keep beside the store: the CSV of Market-1501, a folder of FD-GAN's text files, or the 14-point
+    files. Drawn people need none: their own are kept."""
+    keypoints_as_estimated: bool = False
+    """Drawn people's key points with an estimator's errors: jittered, some dropped, left and right confused."""
     skip_bad: bool = False
     """Leave out the files with something wrong instead of refusing the set."""
     threads: int = os.cpu_count() or 1
@@ -37,5 +42,7 @@ class PrepareConfig:
             raise ValueError(f"--dataset {self.dataset} needs --source, its folder or .zip")
         if not drawn and (self.size, self.seed) != (None, None):
             raise ValueError("--size and --seed are for drawing --dataset people: leave them out with --source")
+        if self.keypoints_as_estimated and (self.dataset != "people" or self.keypoints is not None):
+            raise ValueError("--keypoints-as-estimated is for drawn people's own key points: leave it out")
         if self.threads < 1:
             raise ValueError(f"--threads {self.threads}: must be 1 or more")

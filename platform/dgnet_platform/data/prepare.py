@@ -13,6 +13,8 @@ from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.pack import pack
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import write_market
+from dgnet_platform.data.pose_files import read_pose_files
+from dgnet_platform.data.poses import KeyPoints, PoseReport, drawn_keypoints, found_keypoints
 from dgnet_platform.data.readers import read
 from dgnet_platform.data.records import Problem
 from dgnet_platform.data.source import Source, open_source
@@ -35,6 +37,8 @@ class Prepared:
     ignored: int
     """Files of the source that are no pictures of any split."""
     outcome: Literal["packed", "already packed", "refused"]
+    poses: PoseReport | None = None
+    """Of the key points, where there are any."""
 
 
 def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_progress) -> Prepared:
@@ -47,18 +51,22 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
     Raises:
         SourceError: The source cannot be used at all.
         StoreError: `config.out` holds something else, or is being written by another run.
+        PoseError: the key points cannot be used.
     """
     existing = _existing(config)
     with _source(config, progress) as source, _staging(config.out) as folder:
         listing = read(config.dataset, source)
         info, problems = pack(listing, folder, dataset=config.dataset, threads=config.threads, progress=progress)
         outcome: Literal["packed", "already packed", "refused"] = "packed"
+        points = None
         if problems and not config.skip_bad:
             outcome = "refused"
         elif existing is None:
+            points = _keypoints(config, Store.open(folder))
             _publish(folder, config.out)
         elif existing.info.fingerprint == info.fingerprint:
             existing.verify()
+            points = _keypoints(config, existing)
             outcome = "already packed"
         else:
             raise StoreError(
@@ -66,7 +74,27 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
                 f"{existing.info.fingerprint[:12]}, this source gives {info.fingerprint[:12]}): name another "
                 "--out, or remove it first"
             )
-    return Prepared(config=config, info=info, problems=problems, ignored=listing.ignored, outcome=outcome)
+    return Prepared(
+        config=config,
+        info=info,
+        problems=problems,
+        ignored=listing.ignored,
+        outcome=outcome,
+        poses=None if points is None else points.report,
+    )
+
+
+def _keypoints(config: PrepareConfig, store: Store) -> KeyPoints | None:
+    """Make the key points that are asked for, and put them beside the pictures of a store."""
+    if config.keypoints is not None:
+        index = {split: store.index(split) for split in store.info.splits}
+        points = found_keypoints(store, read_pose_files(config.keypoints, index))
+    elif config.dataset == "people":
+        points = drawn_keypoints(store, estimated=config.keypoints_as_estimated, threads=config.threads)
+    else:
+        return None
+    points.save(store)
+    return points
 
 
 def _existing(config: PrepareConfig) -> Store | None:
