@@ -37,12 +37,7 @@ def swap_fidelity(generated: Tensor, true: Tensor, *, batch_size: int = BATCH_SI
     Raises:
         ValueError: not uint8, of different shapes, or smaller than SSIM's window of 11 x 11.
     """
-    for name, pixels in (("generated", generated), ("true", true)):
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
-            found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
-            raise ValueError(f"{name} is {found}: uint8 (N, 3, H, W) is needed, see augment.denormalise")
-    if generated.shape != true.shape:
-        raise ValueError(f"generated is {tuple(generated.shape)}, true is {tuple(true.shape)}: resize one of them")
+    check_pictures(generated, true)
     parts = []
     for x, y in zip(generated.split(batch_size), true.to(generated.device).split(batch_size), strict=True):
         x, y = x.float(), y.float()
@@ -68,6 +63,11 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: the pictures are smaller than the window.
     """
+    return ssim_map(x, y).mean((1, 2, 3))
+
+
+def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """(N, C, H - 10, W - 10): `ssim` at each place where the window lies inside the picture; its errors."""
     H, W = x.shape[2:]
     if min(H, W) < _WINDOW:
         raise ValueError(f"pictures of {H} x {W}: SSIM's window needs {_WINDOW} x {_WINDOW} or more")
@@ -76,11 +76,21 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     covariance = product - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
     contrast_and_structure = (2 * covariance + _C2) / (variance_x + variance_y + _C2)
-    return (luminance * contrast_and_structure).mean((1, 2, 3))
+    return luminance * contrast_and_structure
 
 
 # ------------------------------------------------------------------------------------------------------------
 # What the above is made of
+
+
+def check_pictures(generated: Tensor, true: Tensor) -> None:
+    """Raises ValueError unless both are pictures (N, 3, H, W), uint8, of one shape."""
+    for name, pixels in (("generated", generated), ("true", true)):
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
+            raise ValueError(f"{name} is {found}: uint8 (N, 3, H, W) is needed, see augment.denormalise")
+    if generated.shape != true.shape:
+        raise ValueError(f"generated is {tuple(generated.shape)}, true is {tuple(true.shape)}: resize one of them")
 
 
 def _blurred(x: Tensor) -> Tensor:
