@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dgnet_core.methods import method_of
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import provenance as version
-from dgnet_platform.runs.experiment import identity_of
+from dgnet_platform.runs.experiment import identity_of, read_experiment
 from dgnet_platform.runs.presets import dgnet_experiment, teacher_experiment, teacher_of
 from dgnet_platform.runs.run import RECORD, STARTS, Run
 from dgnet_platform.storage import files as disk
