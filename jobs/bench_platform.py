@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -25,6 +25,8 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 from rich.table import Table
 
+from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.dgnet.state import TrainState
 from dgnet_core.dgnet.step import train_step
 from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import PairSampler, Position
@@ -40,8 +42,8 @@ from dgnet_platform.runs.run import Run
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.tracking import client as tracking
 from dgnet_platform.tracking.shipping import Shipper
-from dgnet_platform.training import worker
-from dgnet_platform.training.learner import DGNetLearner
+from dgnet_platform.training import loop
+from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.loop import _save, run_loop
 from dgnet_platform.training.validation import Validator
 
@@ -49,7 +51,7 @@ NEVER = 1_000_000_000
 """Iterations between what is not measured here."""
 
 
-def run_in(folder: Path) -> tuple[Run, DGNetLearner, Validator]:
+def run_in(folder: Path) -> tuple[Run, Learner, Validator]:
     """A run on drawn people, tracked by a database beside it, with what its loop needs."""
     prepare(PrepareConfig(dataset="people", size="tiny", out=folder / "people"))
     store = Store.open(folder / "people")
@@ -71,7 +73,7 @@ def run_in(folder: Path) -> tuple[Run, DGNetLearner, Validator]:
     network = experiment.model.network
     images = ImageSet.load(store, "train", height=network.height, width=network.width)
     teacher = Teacher(network, experiment.model.num_classes)
-    learner = DGNetLearner(experiment.model, images, torch.device("cpu"), teacher)
+    learner = Learner(experiment.model, images, torch.device("cpu"), teacher)
     validator = Validator(config=experiment.model, prefix="val", query=images, gallery=images, people=None)
     return run, learner, validator
 
@@ -82,7 +84,7 @@ def now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time(), sum(times.user + times.system for times in children)])
 
 
-def bare(learner: DGNetLearner, images: ImageSet, steps: int) -> np.ndarray:
+def bare(learner: Learner, images: ImageSet, steps: int) -> np.ndarray:
     """What so many steps take as anybody would write them."""
     state, config = learner.state, learner.config
     sampler = PairSampler(images.labels, config.batch_size, config.seed)
@@ -91,11 +93,11 @@ def bare(learner: DGNetLearner, images: ImageSet, steps: int) -> np.ndarray:
         rows = sampler.batch_at(state.iteration)
         position = Position(seed=config.seed, iteration=state.iteration)
         batch = training_batch(images.images[rows], images.labels[rows[:2]], position, config)
-        train_step(state, batch, config)
+        train_step(cast(TrainState, state), batch, cast(DGNetConfig, config))
     return now() - start
 
 
-def platform(run: Run, learner: DGNetLearner, validator: Validator, steps: int) -> tuple[np.ndarray, float]:
+def platform(run: Run, learner: Learner, validator: Validator, steps: int) -> tuple[np.ndarray, float]:
     """What so many steps of the platform's loop take, and the seconds of the checkpoint after them."""
     ends: list[np.ndarray] = []
     save = _save
@@ -106,7 +108,7 @@ def platform(run: Run, learner: DGNetLearner, validator: Validator, steps: int) 
         ends.append(now())
 
     start = now()
-    with patch.object(worker, "_save", timed_save):
+    with patch.object(loop, "_save", timed_save):
         run_loop(replace(run, until=learner.state.iteration + steps), learner, validator, report=lambda _: None)
     time.sleep(3)  # the last lines are carried away
     clock, own, _ = ends[0] - start

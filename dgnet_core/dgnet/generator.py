@@ -1,12 +1,14 @@
 """Pictures that a trained DG-Net draws: codes, swaps, interpolations."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, StructureEncoder, to_gray
-from dgnet_core.generation.grids import framed_grid, interpolation_grid, placed, to_pixels
+from dgnet_core.generation.grids import interpolation_grid, placed, to_pixels
 from dgnet_core.networks.modes import evaluating
 from dgnet_core.ranking.extraction import BATCH_SIZE
 
@@ -73,36 +75,15 @@ def render(
     return torch.cat(rendered)
 
 
+def drawing(networks: Generator) -> Callable[[Tensor, Tensor], Tensor]:
+    """What draws the appearance of one image in the structure of another, for pairs; see `render`."""
+    return partial(render, networks)
+
+
 def draw(networks: Generator, structure: Tensor, appearance: Tensor) -> Tensor:
     """G of codes, as `structure_codes` and `appearance_codes` give them, as pixels (N, 3, H, W), uint8, on the CPU."""
     with evaluating(networks.decoder):
         return to_pixels(networks.decoder(structure, appearance))
-
-
-def swap_grid(
-    networks: Generator, appearance_images: Tensor, structure_images: Tensor, *, batch_size: int = BATCH_SIZE
-) -> Tensor:
-    """All combinations (Figures 1 and 6): structures in the first row, appearances in the first column.
-
-    Args:
-        networks: E_a, E_s and G.
-        appearance_images: (A, 3, H, W), one for each row.
-        structure_images: (S, 3, H, W), one for each column.
-        batch_size: images drawn at once.
-
-    Returns:
-        One picture (3, H', W'), uint8, on the CPU: A + 1 by S + 1 cells, of which the corner is white.
-    """
-    appearance = appearance_codes(networks, appearance_images, batch_size=batch_size)
-    structure = structure_codes(networks, structure_images, batch_size=batch_size)
-    rows = torch.arange(len(appearance), device=appearance.device).repeat_interleave(len(structure))
-    columns = torch.arange(len(structure), device=structure.device).repeat(len(appearance))
-    body = [
-        draw(networks, structure[columns[batch]], appearance[rows[batch]])
-        for batch in torch.arange(len(rows), device=rows.device).split(batch_size)
-    ]
-    cells = torch.cat(body).unflatten(0, (len(appearance), len(structure)))
-    return framed_grid(cells, to_pixels(structure_images), to_pixels(appearance_images))
 
 
 def interpolate_appearance(

@@ -4,6 +4,7 @@ A release checkpoint is three files that hold `{"a": state_dict}` - `gen_*.pt` (
 (discriminator), `id_*.pt` (appearance encoder) - and a teacher's plain state dict, `net_last.pth`.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgnet_core.dgnet.config import DGNetConfig, paper
 from dgnet_core.dgnet.state import TrainState
+from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.config import TeacherConfig
+from dgnet_core.teacher.state import TeacherState
+
+Sources = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by the file of a release ("gen", "dis", "id", "teacher") and their names in it."""
 
 GENERATOR, DISCRIMINATOR, APPEARANCE, TEACHER = "gen", "dis", "id", "teacher"
 
@@ -65,6 +73,11 @@ def release_name(name: str) -> tuple[str, str]:
     raise KeyError(name)
 
 
+def _read(files: Mapping[str, Path]) -> Sources:
+    """The tensors in the files of a release."""
+    return {part: _tensors(path) for part, path in files.items()}
+
+
 def _tensors(path: Path) -> Mapping[str, Tensor]:
     """The state dict in a release file."""
     try:
@@ -72,7 +85,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path}: not a readable PyTorch file of tensors ({error})") from error
+        raise ValueError(f"{path} is no PyTorch file of tensors: fetch it again ({error})") from error
     if isinstance(content, Mapping) and isinstance(content.get("a"), Mapping):
         content = content["a"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -80,9 +93,9 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def _load(networks: Mapping[str, nn.Module], files: Mapping[str, Path]) -> None:
+@torch.no_grad()
+def _load(networks: Mapping[str, nn.Module], files: Mapping[str, Path], sources: Sources) -> None:
     """Copy the tensors of `files` into `networks`; nothing is changed unless everything fits."""
-    sources = {part: _tensors(path) for part, path in files.items()}
     wanted = {part: set() for part in files}
     copies: list[tuple[Tensor, Tensor]] = []
     for network, module in networks.items():
@@ -108,39 +121,115 @@ def _load(networks: Mapping[str, nn.Module], files: Mapping[str, Path]) -> None:
         ours.copy_(value)
 
 
-@torch.no_grad()
-def load_networks(state: TrainState, folder: Path, iteration: int | None = None) -> None:
+def release_files(folder: Path, iteration: int | None = None) -> dict[str, Path]:
+    """The three files of a release output folder.
+
+    Args:
+        folder: where they are.
+        iteration: the number in the files' names; None: the highest that an `id_*.pt` has.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    if iteration is None:
+        numbers = [re.search(r"_(\d+)\.pt$", path.name) for path in folder.glob(f"{APPEARANCE}_*.pt")]
+        iteration = max((int(number[1]) for number in numbers if number), default=None)
+        if iteration is None:
+            raise FileNotFoundError(f"{folder}: no {APPEARANCE}_*.pt of the release in this folder")
+    files = {part: folder / f"{part}_{iteration:08d}.pt" for part in (GENERATOR, DISCRIMINATOR, APPEARANCE)}
+    for file in files.values():
+        if not file.exists():
+            raise FileNotFoundError(f"{folder}: no {file.name} of the release in this folder")
+    return files
+
+
+def load_release(state: TrainState, folder: Path, iteration: int | None = None) -> None:
     """Load `gen_*.pt`, `dis_*.pt` and `id_*.pt` of a release output folder; optimisers stay as they are.
 
     Args:
         state: its networks receive the tensors.
         folder: where the three files are.
-        iteration: the number in the files' names; None: the highest.
+        iteration: as `release_files`.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is unreadable, lacks a tensor, or was trained on another number of classes.
     """
-    files: dict[str, Path] = {}
-    for part in (GENERATOR, DISCRIMINATOR, APPEARANCE):
-        found = {int(match[1]): p for p in folder.glob(f"{part}_*.pt") if (match := re.search(r"_(\d+)\.pt$", p.name))}
-        number = max(found, default=None) if iteration is None else iteration
-        if number is None or number not in found:
-            wanted = f"{part}_*.pt" if iteration is None else f"{part}_{iteration:08d}.pt"
-            raise FileNotFoundError(f"{folder}: no {wanted} of the release in this folder")
-        files[part] = found[number]
-    _load(state.networks, files)
+    files = release_files(folder, iteration)
+    _load(state.networks, files, _read(files))
 
 
-@torch.no_grad()
-def load_teacher(teacher: nn.Module, path: Path) -> None:
-    """Load a release teacher, `net_last.pth`.
+def open_release(folder: Path, device: torch.device | str = "cpu") -> tuple[TrainState, DGNetConfig]:
+    """The newest networks of a release output folder, and a configuration of their sizes for images of 256 x 128.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_release`.
+    """
+    files = release_files(folder)
+    sources = _read(files)
+    classes = len(_tensor(sources, "appearance_encoder.prim.classifier.weight"))
+    config = paper(classes, network=_sizes(sources))
+    state = TrainState.build(config, device, pretrained=False)
+    _load(state.networks, files, sources)
+    state.iteration = int(files[APPEARANCE].stem.rpartition("_")[2])
+    return state, config
+
+
+def open_teacher(path: Path) -> tuple[TeacherState, TeacherConfig]:
+    """A release teacher, `net_last.pth`, and a configuration of its sizes for images of 256 x 128.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is unreadable, lacks a tensor, or was trained on another number of classes.
+        ValueError: the file is unreadable, or lacks a tensor.
     """
-    _load({"teacher": teacher}, {TEACHER: path})
+    files = {TEACHER: path}
+    sources = _read(files)
+    classes = len(_tensor(sources, "teacher.head.classifier.weight"))
+    config = TeacherConfig(num_classes=classes, network=_descriptor_sizes(sources, "teacher", "head"))
+    state = TeacherState.build(config, pretrained=False)
+    _load(state.networks, files, sources)
+    return state, config
+
+
+def _tensor(sources: Sources, name: str) -> Tensor:
+    """A tensor by our name of it."""
+    part, theirs = release_name(name)
+    if theirs not in sources[part]:
+        raise ValueError(f"tensor {theirs!r} is missing from the {part} file: it is of another network")
+    return sources[part][theirs]
+
+
+def _depth(sources: Sources, pattern: str) -> int:
+    """How many of the tensors `pattern`.format(0), (1), ... there are."""
+    names = (release_name(pattern.format(number)) for number in itertools.count())
+    return next(number for number, (part, theirs) in enumerate(names) if theirs not in sources[part])
+
+
+def _descriptor_sizes(sources: Sources, network: str, head: str) -> NetworkConfig:
+    """Sizes of a ResNet and its head."""
+    depths = [_depth(sources, f"{network}.trunk.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3, 4)]
+    return NetworkConfig(
+        appearance_layers=(depths[0], depths[1], depths[2], depths[3]),
+        appearance_width=len(_tensor(sources, f"{network}.trunk.conv1.weight")),
+        bottleneck=len(_tensor(sources, f"{network}.{head}.reduce.weight")),
+        pretrained="none",
+    )
+
+
+def _sizes(sources: Sources) -> NetworkConfig:
+    """Sizes of all networks of DG-Net."""
+    appearance = _descriptor_sizes(sources, "appearance_encoder", "prim")
+    return NetworkConfig(
+        appearance_layers=appearance.appearance_layers,
+        appearance_width=appearance.appearance_width,
+        bottleneck=appearance.bottleneck,
+        pretrained="none",
+        structure_width=len(_tensor(sources, "structure_encoder.stem.0.conv.weight")),
+        residual_blocks=_depth(sources, "structure_encoder.blocks.{}.first.conv.weight"),
+        adain_width=len(_tensor(sources, "decoder.scales.0.0.weight")),
+        discriminator_width=len(_tensor(sources, "discriminator.scales.0.layers.0.conv.weight")),
+        discriminator_scales=_depth(sources, "discriminator.scales.{}.layers.0.conv.weight"),
+    )
 
 
 def release_state_dicts(networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
@@ -160,7 +249,7 @@ def release_state_dicts(networks: Mapping[str, nn.Module]) -> dict[str, dict[str
     return parts
 
 
-def save_networks(state: TrainState, folder: Path) -> None:
+def save_release(state: TrainState, folder: Path) -> None:
     """Write `gen_`, `dis_` and `id_*.pt` as the release does, named by the state's iteration."""
     for part, tensors in release_state_dicts(state.networks).items():
         torch.save({"a": tensors}, folder / f"{part}_{state.iteration:08d}.pt")

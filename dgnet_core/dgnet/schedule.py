@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dgnet_core.dgnet.config import DGNetConfig, LossConfig, RecipeConfig
-from dgnet_core.learning.schedule import ramp
+from dgnet_core.learning.schedule import Clock, decay, ramp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +46,20 @@ def ramp_end(config: DGNetConfig) -> int:
         loss.code_warmup.end(max(loss.appearance_code, loss.structure_code, loss.cycle)),
         loss.teacher_warmup.end(loss.prim),
     )
+
+
+def clock(config: DGNetConfig) -> Clock:
+    """When the terms that feed generated images back begin, and when all weights have stopped growing."""
+    return Clock(start=config.loss.teacher_warmup.start, end=ramp_end(config))
+
+
+def settings(config: DGNetConfig, iteration: int) -> dict[str, float]:
+    """Ramped loss weights and learning rates at a 0-based iteration."""
+    ramped = weights(config.loss, config.recipe, iteration)
+    rate = decay(config.optim.milestones, config.optim.decay, iteration)
+    return {
+        **{f"weight/{name}": value for name, value in vars(ramped).items()},
+        "lr/appearance": config.optim.appearance_lr * rate,
+        "lr/generator": config.optim.generator_lr * rate,
+        "lr/discriminator": config.optim.discriminator_lr * rate,
+    }

@@ -1,7 +1,7 @@
-"""The state of a training run: networks, optimisers, iteration - what a checkpoint holds."""
+"""DG-Net's training state."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,31 +9,18 @@ from torch import Tensor, nn
 from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, Discriminator, StructureEncoder
 from dgnet_core.learning.precision import dtype_of
-from dgnet_core.learning.steps import load_optimizer, to_device, trunk_and_heads
+from dgnet_core.learning.state import State, no_fault
+from dgnet_core.learning.steps import to_device, trunk_and_heads
 from dgnet_core.networks.resnet import load_imagenet
 from dgnet_core.teacher.networks import Teacher
 
 
-@dataclass
-class TrainState:
-    """Everything that changes from one iteration to the next, and the frozen teacher beside it."""
+@dataclass(kw_only=True, eq=False)
+class TrainState(State):
+    """DG-Net's state, and the frozen teacher beside it."""
 
-    appearance_encoder: AppearanceEncoder
-    structure_encoder: StructureEncoder
-    decoder: Decoder
-    discriminator: Discriminator
     teacher: Teacher | None
     """Labels generated images for L_prim; not part of the checkpoint, for it never changes."""
-    appearance_optimizer: torch.optim.SGD
-    generator_optimizer: torch.optim.Adam
-    """Structure encoder and decoder."""
-    discriminator_optimizer: torch.optim.Adam
-    identity_level: Tensor
-    """(2) fast and slow running mean of the identity loss on real images; NaN before the first iteration."""
-    fault: Tensor
-    """(2) int64: first iteration with a loss or gradient that was not finite, and which (see health); -1: none."""
-    iteration: int = 0
-    """Iterations done."""
 
     @classmethod
     def build(
@@ -66,85 +53,90 @@ class TrainState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = config.network
-            networks: list[nn.Module] = [
-                AppearanceEncoder(network, config.num_classes),
-                StructureEncoder(network),
-                Decoder(network),
-                Discriminator(network),
-            ]
+            appearance = AppearanceEncoder(network, config.num_classes)
+            structure, decoder, discriminator = StructureEncoder(network), Decoder(network), Discriminator(network)
         if pretrained and not config.trunk_from_teacher:
-            load_imagenet(networks[0].get_submodule("trunk"), network)
+            load_imagenet(appearance.trunk, network)
         if teacher is not None:
             teacher.requires_grad_(False).train()
-        for net in [*networks, teacher] if teacher is not None else networks:
-            to_device(net, config.step, device)
-        appearance, structure, decoder, discriminator = networks
+        for net in (appearance, structure, decoder, discriminator, teacher):
+            if net is not None:
+                to_device(net, config.step, device)
         if pretrained and config.trunk_from_teacher:
-            _load_trunk(appearance.get_submodule("trunk"), teacher)
+            _load_trunk(appearance.trunk, teacher)
         optim = config.optim
         adam: dict[str, Any] = {"betas": optim.adam_betas, "weight_decay": optim.weight_decay, "fused": True}
         return cls(
-            *networks,  # pyright: ignore[reportArgumentType]
+            networks={
+                "appearance_encoder": appearance,
+                "structure_encoder": structure,
+                "decoder": decoder,
+                "discriminator": discriminator,
+            },
+            optimizers={
+                "appearance_optimizer": trunk_and_heads(
+                    appearance.trunk,
+                    [appearance.prim, appearance.fine],
+                    lr=optim.appearance_lr,
+                    head_lr_factor=optim.head_lr_factor,
+                    momentum=optim.momentum,
+                    weight_decay=optim.weight_decay,
+                ),
+                "generator_optimizer": torch.optim.Adam(
+                    [*structure.parameters(), *decoder.parameters()], lr=optim.generator_lr, **adam
+                ),
+                "discriminator_optimizer": torch.optim.Adam(
+                    discriminator.parameters(), lr=optim.discriminator_lr, **adam
+                ),
+            },
+            memory={"identity_level": torch.full((2,), torch.nan, dtype=dtype_of(config.step), device=device)},
+            fault=no_fault(device),
             teacher=teacher,
-            appearance_optimizer=trunk_and_heads(
-                appearance.get_submodule("trunk"),
-                [appearance.get_submodule("prim"), appearance.get_submodule("fine")],
-                lr=optim.appearance_lr,
-                head_lr_factor=optim.head_lr_factor,
-                momentum=optim.momentum,
-                weight_decay=optim.weight_decay,
-            ),
-            generator_optimizer=torch.optim.Adam(
-                [*structure.parameters(), *decoder.parameters()], lr=optim.generator_lr, **adam
-            ),
-            discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), lr=optim.discriminator_lr, **adam),
-            identity_level=torch.full((2,), torch.nan, dtype=dtype_of(config.step), device=device),
-            fault=torch.full((2,), -1, device=device),
         )
 
     @property
-    def networks(self) -> dict[str, nn.Module]:
-        """The trained networks by name."""
-        names = ("appearance_encoder", "structure_encoder", "decoder", "discriminator")
-        return {name: getattr(self, name) for name in names}
+    def appearance_encoder(self) -> AppearanceEncoder:
+        """E_a, with the re-id heads."""
+        return cast(AppearanceEncoder, self.networks["appearance_encoder"])
 
     @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers by name."""
-        names = ("appearance_optimizer", "generator_optimizer", "discriminator_optimizer")
-        return {name: getattr(self, name) for name in names}
+    def structure_encoder(self) -> StructureEncoder:
+        """E_s."""
+        return cast(StructureEncoder, self.networks["structure_encoder"])
 
     @property
-    def device(self) -> torch.device:
-        """Where the networks live."""
-        return self.identity_level.device
+    def decoder(self) -> Decoder:
+        """G."""
+        return cast(Decoder, self.networks["decoder"])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and containers only, so `torch.load(weights_only=True)` reads it back."""
-        return {
-            "iteration": self.iteration,
-            "identity_level": self.identity_level,
-            "networks": {name: net.state_dict() for name, net in self.networks.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-        }
+    @property
+    def discriminator(self) -> Discriminator:
+        """D."""
+        return cast(Discriminator, self.networks["discriminator"])
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned.
+    @property
+    def appearance_optimizer(self) -> torch.optim.Optimizer:
+        """SGD on E_a."""
+        return self.optimizers["appearance_optimizer"]
 
-        Raises:
-            ValueError: keys are missing or unknown, or tensors are of other shapes.
-        """
-        if set(saved) != {"iteration", "identity_level", "networks", "optimizers"}:
-            raise ValueError(f"not a DG-Net training state: its keys are {sorted(saved)}")
-        try:
-            for name, net in self.networks.items():
-                net.load_state_dict(saved["networks"][name])
-            for name, optimizer in self.optimizers.items():
-                load_optimizer(optimizer, saved["optimizers"][name])
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"the training state is of another configuration: {error}") from error
-        self.identity_level.copy_(saved["identity_level"])
-        self.iteration = saved["iteration"]
+    @property
+    def generator_optimizer(self) -> torch.optim.Optimizer:
+        """Adam on E_s and G."""
+        return self.optimizers["generator_optimizer"]
+
+    @property
+    def discriminator_optimizer(self) -> torch.optim.Optimizer:
+        """Adam on D."""
+        return self.optimizers["discriminator_optimizer"]
+
+    @property
+    def identity_level(self) -> Tensor:
+        """(2) fast and slow running mean of the identity loss on real images; NaN before the first iteration."""
+        return self.memory["identity_level"]
+
+    @identity_level.setter
+    def identity_level(self, level: Tensor) -> None:
+        self.memory["identity_level"] = level
 
 
 def _load_trunk(trunk: nn.Module, teacher: Teacher | None) -> None:

@@ -4,6 +4,8 @@ B images a batch on this rank, K identities. Two batches, a and b, are trained o
 of its two batch means. Passes of one network are merged: twice the mean over the merged batch is that sum.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,17 @@ def identity_surge(state: TrainState, loss: Tensor, config: DGNetConfig) -> Tens
         return torch.zeros_like(loss)
     fast, slow = state.identity_level.clamp(min=watch.floor)
     return fast / slow
+
+
+def warning(config: DGNetConfig, metrics: Mapping[str, float]) -> str:
+    """What to do about a surge of the identity loss, or nothing if there is none."""
+    surge = metrics.get("identity_surge", 0.0)
+    if surge <= config.watch.factor:
+        return ""
+    return (
+        f"the identity loss on real images is {surge:.1f} times its usual level; if it stays there the run is lost:"
+        " lower loss.prim or loss.alpha, or start the warm-up later"
+    )
 
 
 def train_step(

@@ -99,6 +99,11 @@ class MethodConfig:
         check(self.iterations >= 1, self, "iterations", "at least 1")
         check(self.batch_size >= 2, self, "batch_size", "BatchNorm needs a batch of at least 2 on every rank")
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a run starts from a trained teacher, or asks it for labels."""
+        return False
+
     def rescaled(self, iterations: int) -> Self:
         """The same run at another length: warm-ups, ramps and milestones keep their share of it.
 

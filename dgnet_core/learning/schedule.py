@@ -1,6 +1,7 @@
 """Ramps and decays that several methods share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dgnet_core.learning.config import Warmup
 
@@ -13,3 +14,19 @@ def ramp(warmup: Warmup, maximum: float, iteration: int) -> float:
 def decay(milestones: Sequence[int], factor: float, iteration: int) -> float:
     """`factor` to the power of the milestones that are passed; they count from 1, as the release's schedulers do."""
     return factor ** sum(iteration + 1 >= milestone for milestone in milestones)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """When the ramped weights of a run grow."""
+
+    start: int
+    """The last iteration at which they are still 0."""
+    end: int
+    """The first iteration at which all of them have stopped growing."""
+
+    def phase(self, done: int) -> str:
+        """Where a run with so many iterations done stands, in words."""
+        if done <= self.start:
+            return f"before warm-up (until {self.start:,})"
+        return "ramp" if done < self.end else "full weights"

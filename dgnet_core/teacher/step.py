@@ -8,13 +8,7 @@ from dgnet_core.learning.batches import Batch, check_batch
 from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.precision import exact, layout_of
 from dgnet_core.learning.schedule import decay
-from dgnet_core.learning.steps import (
-    ReduceGrads,
-    clip,
-    dropped_logits,
-    keep_local,
-    set_rate,
-)
+from dgnet_core.learning.steps import ReduceGrads, clip, dropped_logits, keep_local, set_rate
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.state import TeacherState
 
@@ -68,3 +62,8 @@ def teacher_rate(config: TeacherConfig, iteration: int) -> float:
     """Learning rate of the teacher's trunk: from a tenth up in a straight line, then down at the milestones."""
     risen = min(1.0, iteration / config.warmup_iterations) if config.warmup_iterations else 1.0
     return config.lr * (0.1 + 0.9 * risen) * decay(config.milestones, config.decay, iteration)
+
+
+def teacher_settings(config: TeacherConfig, iteration: int) -> dict[str, float]:
+    """The learning rate at a 0-based iteration."""
+    return {"lr/trunk": teacher_rate(config, iteration)}

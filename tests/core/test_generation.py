@@ -11,16 +11,16 @@ from torch import Tensor
 
 from dgnet_core.dgnet.generator import (
     appearance_codes,
+    drawing,
     interpolate_appearance,
     interpolate_structure,
     render,
     structure_codes,
-    swap_grid,
 )
 from dgnet_core.dgnet.networks import pool_code, to_gray
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.generation.fidelity import ssim, swap_fidelity
-from dgnet_core.generation.grids import GAP, WIDE_GAP
+from dgnet_core.generation.grids import GAP, WIDE_GAP, swap_grid
 from dgnet_core.learning.augment import denormalise, normalise
 from dgnet_core.networks.modes import evaluating
 from dgnet_core.ranking.extraction import extract
@@ -101,7 +101,7 @@ def cell(grid: Tensor, row: int, column: int, wide_rows: tuple[int, ...], wide_c
 
 def test_swap_grid_has_structures_above_and_appearances_beside(state: TrainState):
     appearance, structure = images(2, 1), images(3, 2)
-    grid = swap_grid(state, appearance, structure, batch_size=4)
+    grid = swap_grid(drawing(state), appearance, structure)
     assert grid.dtype == torch.uint8
     assert grid.shape == (3, 3 * H + GAP + WIDE_GAP, 4 * W + 2 * GAP + WIDE_GAP)
     at = {"wide_rows": (1,), "wide_columns": (1,)}

@@ -513,7 +513,7 @@ def test_state_and_configuration_must_belong_together() -> None:
         TrainState.build(replace(config, num_classes=6), teacher=tiny_state(config).teacher)
     with pytest.raises(ValueError, match="another configuration"):
         tiny_state(replace(config, num_classes=6)).load_state_dict(tiny_state(config).state_dict())
-    with pytest.raises(ValueError, match="not a DG-Net training state"):
+    with pytest.raises(ValueError, match="not a training state of this method: its keys"):
         tiny_state(config).load_state_dict({"model": {}})
 
 

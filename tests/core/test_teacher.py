@@ -304,7 +304,7 @@ def test_state_and_configuration_must_belong_together(tmp_path: Path) -> None:
         teacher_step(state, teacher_batch(config, 0), replace(config, num_classes=6))
     with pytest.raises(ValueError, match="another configuration"):
         TeacherState.build(replace(config, num_classes=6)).load_state_dict(state.state_dict())
-    with pytest.raises(ValueError, match="not a teacher's training state"):
+    with pytest.raises(ValueError, match="not a training state of this method: its keys"):
         state.load_state_dict(TrainState.build(tiny_config()).state_dict())
     missing = NetworkConfig(**{**vars(config.network), "pretrained": str(tmp_path / "none.pth")})
     with pytest.raises(FileNotFoundError):

@@ -16,7 +16,6 @@ from PIL import Image
 from rich.console import Console
 
 from dgnet_core.dgnet import release
-from dgnet_core.dgnet.generator import render
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.generation.fidelity import swap_fidelity
 from dgnet_core.learning.augment import denormalise, normalise
@@ -223,7 +222,7 @@ def test_a_release_folder(store: Path, tmp_path: Path):
     state = TrainState.build(replace(CONFIG, num_classes=6, network=network))
     state.iteration = 100_000
     (tmp_path / "released").mkdir()
-    release.save_networks(state, tmp_path / "released")
+    release.save_release(state, tmp_path / "released")
     out = tmp_path / "results"
     assert run("--checkpoint", tmp_path / "released", "--store", store, "--out", out, "--swap-pairs", 2) == 0
     values = json.loads((out / JSON).read_text())
@@ -246,7 +245,7 @@ def test_pictures_are_drawn_again_from_others_of_the_same_person(trained: Path, 
     tensors = [normalise(torch.from_numpy(picture.copy())[None], SMALL.height, SMALL.width) for picture in pictures]
     means = []
     for i, j in pairs:
-        generated = denormalise(render(network.state, tensors[i], tensors[j]))
+        generated = denormalise(network.draw(tensors[i], tensors[j]))
         means.append(float(swap_fidelity(generated, denormalise(tensors[j])).ssim))
     assert scores["SSIM"] == pytest.approx(np.mean(means), abs=1e-4)
     assert set(scores) == {"L1", "PSNR", "SSIM"}

@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dgnet_core.dgnet.generator import render
-from dgnet_core.dgnet.release import save_networks
+from dgnet_core.dgnet.release import save_release
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.learning.augment import denormalise, normalise
 from dgnet_core.teacher.config import laptop_teacher
@@ -103,7 +102,7 @@ def test_a_set_shows_appearances_in_structures(whole: Path, config: GenerateConf
         size = networks.network.height, networks.network.width
         return torch.cat([normalise(torch.from_numpy(picture.copy())[None], *size) for picture in pictures])
 
-    expected = denormalise(render(networks.state, images("appearance"), images("structure")))
+    expected = denormalise(networks.draw(images("appearance"), images("structure")))
     for picture, path in zip(expected, table["path"].iloc[rows], strict=True):
         with Image.open(whole / path) as opened:
             assert opened.format == "JPEG"
@@ -224,7 +223,7 @@ def teacher(folder: Path) -> Path:
 
 
 def release_without_decoder(folder: Path) -> Path:
-    save_networks(TrainState.build(CONFIG), folder)
+    save_release(TrainState.build(CONFIG), folder)
     next(folder.glob("gen_*.pt")).unlink()
     return folder
 

@@ -9,13 +9,12 @@ import torch
 
 from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.runs.experiment import DGNetExperiment
-from dgnet_platform.runs.loading import TrainedTeacher
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.search import prefixes as prefix
 from dgnet_platform.search.prefixes import Prefix, ensure_prefix
 from dgnet_platform.training import worker
 from dgnet_platform.training.loop import run_loop
-from dgnet_platform.training.worker import prepare
+from dgnet_platform.training.worker import build_rank
 from tests.helpers.runs import tiny_experiment
 
 
@@ -27,8 +26,7 @@ def prefixes_in(tmp_path: Path, people_store: Path, monkeypatch: pytest.MonkeyPa
         teacher = Teacher(experiment.model.network, experiment.model.num_classes)
     file = tmp_path / "teacher.pth"
     file.write_bytes(b"teacher")
-    trained = TrainedTeacher(teacher=teacher, network=experiment.model.network)
-    monkeypatch.setattr(worker, "open_teacher", lambda *_: trained)
+    monkeypatch.setattr(worker, "load_teacher", lambda *_: teacher)
     monkeypatch.setattr(prefix.tracking, "connect", lambda *_: (None, "1"))
     monkeypatch.setattr(prefix.tracking, "open_run", lambda *_, **__: "run")
     monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
@@ -46,7 +44,7 @@ class Prefixes:
         self.trained: list[tuple[int, int]] = []
 
     def fit(self, run: Run) -> Outcome:
-        learner, validator = prepare(run, torch.device("cpu"))
+        learner, validator = build_rank(run, torch.device("cpu"))
         worker._restore(run, learner)
         return run_loop(run, learner, validator, report=lambda _: None)
 

@@ -11,10 +11,10 @@ from dgnet_core.dgnet.state import TrainState
 from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import Batch, PairSampler, Position, share
 from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
+from dgnet_core.learning.state import State
 from dgnet_core.networks.config import NetworkConfig
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
-from dgnet_core.teacher.state import TeacherState
 
 CLASSES = 5
 START = 3
@@ -77,7 +77,7 @@ def tiny_batch(config: DGNetConfig, iteration: int, rank: int = 0, world_size: i
     return training_batch(pixels[rows], labels[rows[:2]], position, config)
 
 
-def flat(state: TrainState | TeacherState) -> dict[str, Tensor]:
+def flat(state: State) -> dict[str, Tensor]:
     """Every tensor of a state by a path, for comparing two states bit for bit."""
     found: dict[str, Tensor] = {}
 
@@ -97,7 +97,7 @@ def flat(state: TrainState | TeacherState) -> dict[str, Tensor]:
     return found
 
 
-def assert_same(first: TrainState | TeacherState, second: TrainState | TeacherState) -> None:
+def assert_same(first: State, second: State) -> None:
     """Both states are equal in every bit."""
     a, b = flat(first), flat(second)
     assert a.keys() == b.keys()

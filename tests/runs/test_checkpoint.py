@@ -12,6 +12,7 @@ import torch
 from dgnet_core.dgnet import release
 from dgnet_core.dgnet.config import DGNetConfig, laptop
 from dgnet_core.dgnet.state import TrainState
+from dgnet_core.learning.state import State
 from dgnet_core.networks.config import NetworkConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.runs import checkpoint
@@ -49,7 +50,7 @@ def trained(seed: int = 0, iteration: int = 0, config: DGNetConfig = CONFIG) -> 
     return state
 
 
-def same_tensors(left: TrainState, right: TrainState) -> bool:
+def same_tensors(left: State, right: State) -> bool:
     pairs = zip(left.networks.values(), right.networks.values(), strict=True)
     return all(
         torch.equal(value, other.state_dict()[name]) for one, other in pairs for name, value in one.state_dict().items()
@@ -292,8 +293,8 @@ def test_a_release_folder_tells_its_sizes(tmp_path: Path):
     state = trained(config=replace(CONFIG, num_classes=7, network=RELEASED))
     older = trained(seed=1, iteration=90, config=replace(CONFIG, num_classes=7, network=RELEASED))
     state.iteration = 1000
-    release.save_networks(older, tmp_path)
-    release.save_networks(state, tmp_path)
+    release.save_release(older, tmp_path)
+    release.save_release(state, tmp_path)
     opened = open_trained(tmp_path)
     assert opened.network == RELEASED
     assert same_tensors(opened.state, state)
@@ -316,7 +317,7 @@ def test_a_release_teacher_tells_its_sizes(tmp_path: Path):
     opened = open_teacher(tmp_path / "net_last.pth")
     assert opened.network.appearance_layers == (1, 2, 1, 1)
     for name, value in teacher.state_dict().items():
-        assert torch.equal(value, opened.teacher.state_dict()[name])
+        assert torch.equal(value, opened.state.networks["teacher"].state_dict()[name])
     with pytest.raises(CheckpointError, match=r"net_first\.pth"):
         open_teacher(tmp_path / "net_first.pth")
 

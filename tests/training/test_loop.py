@@ -12,12 +12,11 @@ from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.experiment import identity_of
-from dgnet_platform.runs.loading import TrainedTeacher
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.training import loop, worker
-from dgnet_platform.training.learner import DGNetLearner
+from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.loop import run_loop
-from dgnet_platform.training.worker import prepare
+from dgnet_platform.training.worker import build_rank
 from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher
 
 
@@ -51,10 +50,8 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, un
     with torch.random.fork_rng():
         torch.manual_seed(5)
         teacher = Teacher(experiment.model.network, experiment.model.num_classes)
-    monkeypatch.setattr(
-        worker, "open_teacher", lambda *_: TrainedTeacher(teacher=teacher, network=experiment.model.network)
-    )
-    learner, validator = prepare(replace(run, teacher="here"), torch.device("cpu"))
+    monkeypatch.setattr(worker, "load_teacher", lambda *_: teacher)
+    learner, validator = build_rank(replace(run, teacher="here"), torch.device("cpu"))
     if stop_after is not None:
         _crash_after(learner, stop_after)
     worker._restore(run, learner)
@@ -69,14 +66,14 @@ class CrashError(RuntimeError):
 
 
 def _crash_after(learner, iterations):
-    step = learner.step
+    advance = learner.advance
 
     def crash():
         if learner.state.iteration == iterations:
             raise CrashError
-        return step()
+        return advance()
 
-    learner.step = crash
+    learner.advance = crash
 
 
 def test_a_run_from_beginning_to_end(start):
@@ -219,7 +216,7 @@ def test_a_learner_refuses_what_it_cannot_share(people_store, tmp_path, monkeypa
     experiment = tiny_experiment(people_store, tmp_path)
     images = None
     with pytest.raises(ValueError, match="batch_size = 8"):
-        DGNetLearner(experiment.model, images_of(people_store), torch.device("cpu"), images)
+        Learner(experiment.model, images_of(people_store), torch.device("cpu"), images)
 
 
 def test_a_machine_that_does_not_see_the_run_says_so(tmp_path):

@@ -16,7 +16,7 @@ from dgnet_platform.data.people.sizes import SIZES
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, TeacherExperiment
+from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, TaughtExperiment, TeacherExperiment
 from dgnet_platform.runs.presets import DRAWN, Preset, dgnet_experiment, teacher_experiment
 from dgnet_platform.runs.run import folder_of
 from dgnet_platform.storage.serialize import from_dict, to_dict
@@ -66,17 +66,13 @@ def parse(
     """
     first, _ = tyro.cli(Base, args=args, return_unknown_args=True, add_help=False)
     people, images = _counts(first)
-    kind, preset = (
-        (DGNetExperiment, dgnet_experiment)
-        if issubclass(options, DGNetExperiment)
-        else (TeacherExperiment, teacher_experiment)
-    )
+    preset = dgnet_experiment if options is TrainDGNet else teacher_experiment
     unset = preset(first.preset, people, images, first.iterations)
     default = unset if first.config is None else _from_file(first.config, unset)
-    shown = {field.name: getattr(default, field.name) for field in fields(kind)}
+    shown = {field.name: getattr(default, field.name) for field in fields(default)}
     given = tyro.cli(options, args=args, description=description, default=options(**shown, preset=first.preset))
     start = Start(**{field.name: getattr(given, field.name) for field in fields(Start)})
-    experiment = kind(**{field.name: getattr(given, field.name) for field in fields(kind)})
+    experiment = replace(default, **{name: getattr(given, name) for name in shown})
     if experiment.model.num_classes == people and experiment.hold_out:  # nobody said otherwise: the data decides
         experiment = _with_classes(experiment, people - held_out_people(people))
     return start, experiment
@@ -103,11 +99,8 @@ def base_experiment(base: Base) -> DGNetExperiment:
     experiment = replace(dgnet_experiment(base.preset, people, images, base.iterations), hold_out=True)
     if base.config is not None:
         experiment = _from_file(base.config, experiment)
-    assert isinstance(experiment, DGNetExperiment)
     if experiment.model.num_classes == people and experiment.hold_out:
-        found = _with_classes(experiment, people - held_out_people(people))
-        assert isinstance(found, DGNetExperiment)
-        return found
+        return _with_classes(experiment, people - held_out_people(people))
     return experiment
 
 
@@ -121,7 +114,7 @@ def _counts(first: Base) -> tuple[int, int]:
     return needed_classes(store, hold_out=False), store.count("train")
 
 
-def _from_file(path: Path, default: AnyExperiment) -> AnyExperiment:
+def _from_file(path: Path, default: Kind) -> Kind:
     """An experiment with the settings of a YAML file in place of the preset's.
 
     Raises:
@@ -129,7 +122,8 @@ def _from_file(path: Path, default: AnyExperiment) -> AnyExperiment:
     """
     values = read_yaml(path)
     try:
-        return from_dict(type(default), merged(to_dict(default), values))
+        kind: Any = type(default)
+        return from_dict(kind[type(default.model)], merged(to_dict(default), values))
     except ValueError as error:
         raise ExperimentError(f"--config {path}: {error}") from None
 
@@ -155,12 +149,12 @@ def merged(values: Mapping[str, Any], over: Any) -> Any:
     }
 
 
-def _with_classes(experiment: AnyExperiment, classes: int) -> AnyExperiment:
+def _with_classes(experiment: Kind, classes: int) -> Kind:
     """The experiment for so many identities."""
-    if isinstance(experiment, TeacherExperiment):
-        return replace(experiment, model=replace(experiment.model, num_classes=classes))
-    baseline = replace(experiment.baseline, num_classes=classes)
-    return replace(experiment, model=replace(experiment.model, num_classes=classes), baseline=baseline)
+    experiment = replace(experiment, model=replace(experiment.model, num_classes=classes))
+    if isinstance(experiment, TaughtExperiment):
+        return replace(experiment, baseline=replace(experiment.baseline, num_classes=classes))
+    return experiment
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from dgnet_core.learning.config import MethodConfig
 from dgnet_platform.cli.evaluate import tables
 from dgnet_platform.cli.options import Start, TrainDGNet, TrainTeacher, drawn_store, parse, with_data
 from dgnet_platform.cli.terminal import USER_ERRORS, greet, printable_lines
 from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import checkpoints
-from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment
+from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import teacher_of
 from dgnet_platform.runs.tracking_uri import ui_command
 from dgnet_platform.storage.serialize import to_dict
@@ -58,17 +59,17 @@ def _show_plan(start: Start, experiment: AnyExperiment, console: Console) -> Non
     else:
         experiment = replace(experiment, data=experiment.data or str(drawn_store(experiment.storage, start.preset)))
         teacher = None
-        if isinstance(experiment, DGNetExperiment) and experiment.model.needs_teacher:
+        if isinstance(experiment, TaughtExperiment) and experiment.model.needs_teacher:
             teacher, found = planned_teacher(experiment)
             lines.append(found)
-        if teacher is not None or not isinstance(experiment, DGNetExperiment):
+        if teacher is not None or not isinstance(experiment, TaughtExperiment):
             plan = make_plan(experiment, teacher=teacher, origin=start.resume_from, fork=start.fork)
             lines.append(_fate(plan))
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def planned_teacher(experiment: DGNetExperiment) -> tuple[Path | None, str]:
+def planned_teacher(experiment: TaughtExperiment[MethodConfig]) -> tuple[Path | None, str]:
     """The teacher of an experiment, if it is there already, and a line that says so."""
     named = named_teacher(experiment)
     if named is not None:

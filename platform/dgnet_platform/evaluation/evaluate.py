@@ -13,11 +13,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from dgnet_core.dgnet.networks import AppearanceEncoder
+from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.features import Features, multi_query
 from dgnet_core.ranking.reranking import Reranking
 from dgnet_core.ranking.retrieval import sweep_beta
-from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.data.cache import kept_here
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.store import Store
@@ -26,7 +25,7 @@ from dgnet_platform.evaluation.extraction import Extraction, Progress, extract_o
 from dgnet_platform.evaluation.pictures import ranked_picture, stored_pictures
 from dgnet_platform.evaluation.results import Evaluation, EvaluationError
 from dgnet_platform.evaluation.swaps import fidelity_rows, people_of, stored_grid
-from dgnet_platform.runs.loading import Trained, TrainedTeacher, digest_of, open_teacher, open_trained
+from dgnet_platform.runs.loading import TrainedNetworks, digest_of, open_teacher, open_trained
 
 SWEEP = tuple(tenth / 10 for tenth in range(11))
 """Weights of f_fine in a sweep."""
@@ -37,7 +36,7 @@ class _Model:
     """One thing that extracts features."""
 
     name: str
-    network: AppearanceEncoder | Teacher
+    network: DescriptorNetwork
     trained_on: str
 
 
@@ -53,16 +52,15 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     stores = _named([_checked(location, config.distributed, progress) for location in config.store])
     people = {name: people_of(store) for name, store in stores.items()}
     models: list[_Model] = []
-    trained: Trained | None = None
+    trained: TrainedNetworks | None = None
     source, size = "", (256, 128)
     if config.teacher is not None:
         baseline = open_teacher(config.teacher, device)
-        models.append(_Model(name="baseline", network=baseline.teacher, trained_on=_origin(baseline, stores)))
+        models += _models(baseline, stores)
         source, size = f"teacher {config.teacher.name}", (baseline.network.height, baseline.network.width)
     if config.checkpoint is not None:
         trained = open_trained(config.checkpoint, device)
-        encoder = trained.state.appearance_encoder
-        models.append(_Model(name="DG-Net", network=encoder, trained_on=_origin(trained, stores)))
+        models += _models(trained, stores)
         source, size = trained.source, (trained.network.height, trained.network.width)
 
     networks = {model.name: model.network for model in models}
@@ -181,7 +179,15 @@ def _named(stores: Sequence[Store]) -> dict[str, Store]:
     return named
 
 
-def _origin(trained: Trained | TrainedTeacher, stores: Mapping[str, Store]) -> str:
+def _models(trained: TrainedNetworks, stores: Mapping[str, Store]) -> list[_Model]:
+    """The network that describes, if there is one."""
+    method = trained.method
+    if method.describe is None:
+        return []
+    return [_Model(name=method.title, network=method.describe(trained.state), trained_on=_origin(trained, stores))]
+
+
+def _origin(trained: TrainedNetworks, stores: Mapping[str, Store]) -> str:
     """What networks were trained on, by the name of the store if it is one of these."""
     here = [name for name, store in stores.items() if store.info.fingerprint == trained.fingerprint]
     return here[0] if here else _title(trained.dataset) if trained.dataset else "unknown"

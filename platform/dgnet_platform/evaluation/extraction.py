@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgnet_core.dgnet.networks import AppearanceEncoder
 from dgnet_core.networks.modes import evaluating
+from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.extraction import extract_batch
 from dgnet_core.ranking.features import Features
-from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.compute.parts import Files, Part, claimed, make_parts, missing, parts_of
 from dgnet_platform.data.images import stream
 from dgnet_platform.data.store import Store
 
-Networks = Mapping[str, AppearanceEncoder | Teacher]
+Networks = Mapping[str, DescriptorNetwork]
 """Networks by name."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from dgnet_core.dgnet.generator import appearance_codes, draw, structure_codes
 from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, StructureEncoder
+from dgnet_core.dgnet.state import TrainState
 from dgnet_core.generation.grids import tile
 from dgnet_core.learning.augment import normalise
 from dgnet_core.learning.batches import stream_seed
@@ -144,10 +146,11 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
         "store": store.info.fingerprint,
         **{name: getattr(config, name) for name in ("split", "per_image", "seed", "batch_size", "quality")},
     }
+    state = cast(TrainState, trained.state)
     networks = Networks(
-        appearance_encoder=trained.state.appearance_encoder,
-        structure_encoder=trained.state.structure_encoder,
-        decoder=trained.state.decoder,
+        appearance_encoder=state.appearance_encoder,
+        structure_encoder=state.structure_encoder,
+        decoder=state.decoder,
     )
     arguments = {
         "networks": networks,

@@ -12,15 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgnet_core.dgnet.generator import render, swap_grid
 from dgnet_core.generation.fidelity import swap_fidelity
-from dgnet_core.generation.grids import framed_grid
+from dgnet_core.generation.grids import framed_grid, swap_grid
 from dgnet_core.learning.augment import denormalise, normalise
 from dgnet_platform.data.people.people import People, Shot
 from dgnet_platform.data.people.people_set import VERSION, shot_of
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.evaluation.pictures import captioned_grids, stored_pictures
-from dgnet_platform.runs.loading import Trained
+from dgnet_platform.runs.loading import TrainedNetworks
 
 APPEARANCES, STRUCTURES = 5, 7
 """Rows and columns of the swap grid."""
@@ -45,7 +44,7 @@ def people_of(store: Store) -> People | None:
 
 
 def fidelity_rows(
-    trained: Trained, store: Store, people: People, pairs: int, progress: Callable[[int, int], None]
+    trained: TrainedNetworks, store: Store, people: People, pairs: int, progress: Callable[[int, int], None]
 ) -> list[dict[str, object]]:
     """Rows of a table: L1, PSNR and SSIM of G(a_i, s_j) against the true picture, averaged.
 
@@ -66,7 +65,7 @@ def fidelity_rows(
     for number, (name, splits) in enumerate(groups.items()):
         shots = [shot_of(file) for split in splits for file in store.index(split)["file_name"]]
         if name == "seen":
-            trained_on = set(store.info.classes[: trained.state.appearance_encoder.prim.classifier.out_features])
+            trained_on = set(store.info.classes[: trained.config.num_classes])
             shots = [shot for shot in shots if shot.identity in trained_on]
         chosen = choose_pairs(shots, pairs)
         scores = fidelity(trained, people, chosen) if chosen else {}
@@ -77,7 +76,7 @@ def fidelity_rows(
 
 
 def fidelity(
-    trained: Trained, people: People, pairs: Sequence[tuple[Shot, Shot]], *, batch_size: int = 32
+    trained: TrainedNetworks, people: People, pairs: Sequence[tuple[Shot, Shot]], *, batch_size: int = 32
 ) -> dict[str, dict[str, float]]:
     """Mean L1, PSNR and SSIM of G(a_i, s_j), and of x_j as it is, against the true picture of each pair (i, j)."""
     scores: dict[str, list[Tensor]] = {"G(a_i, s_j)": [], "x_j as it is": []}
@@ -86,7 +85,7 @@ def fidelity(
         appearance = _drawn(people, [(i, i) for i, _ in batch], trained)
         structure = _drawn(people, [(j, j) for _, j in batch], trained)
         true = denormalise(_drawn(people, batch, trained))
-        for picture, images in zip(scores, (render(trained.state, appearance, structure), structure), strict=True):
+        for picture, images in zip(scores, (trained.draw(appearance, structure), structure), strict=True):
             parts = swap_fidelity(denormalise(images).cpu(), true)
             scores[picture].append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
     means = {picture: torch.cat(parts, dim=1).double().mean(dim=1).tolist() for picture, parts in scores.items()}
@@ -94,7 +93,7 @@ def fidelity(
 
 
 def reconstruction(
-    trained: Trained, pictures: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], *, batch_size: int = 32
+    trained: TrainedNetworks, pictures: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], *, batch_size: int = 32
 ) -> dict[str, float]:
     """Mean L1, PSNR and SSIM of G(a_i, s_j) against x_j, for i and j of the same person (paper, Eq. 2).
 
@@ -110,13 +109,13 @@ def reconstruction(
             torch.cat([_normalised(pictures[place], trained) for place in side])
             for side in zip(*pairs[first : first + batch_size], strict=True)
         )
-        generated = denormalise(render(trained.state, appearance, structure)).cpu()
+        generated = denormalise(trained.draw(appearance, structure)).cpu()
         parts = swap_fidelity(generated, denormalise(structure))
         scores.append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
     return dict(zip(("L1", "PSNR", "SSIM"), torch.cat(scores, dim=1).double().mean(dim=1).tolist(), strict=True))
 
 
-def stored_grid(trained: Trained, store: Store, people: People | None, title: str) -> Image.Image:
+def stored_grid(trained: TrainedNetworks, store: Store, people: People | None, title: str) -> Image.Image:
     """Swaps among queries of different persons; for drawn people beside the true ones."""
     index = store.index("query")
     rows = different_people(index["person_id"].tolist())
@@ -133,7 +132,11 @@ def different_people(person_ids: Sequence[int]) -> list[int]:
 
 
 def grid_picture(
-    trained: Trained, pictures: Sequence[np.ndarray], file_names: Sequence[str], people: People | None, title: str
+    trained: TrainedNetworks,
+    pictures: Sequence[np.ndarray],
+    file_names: Sequence[str],
+    people: People | None,
+    title: str,
 ) -> Image.Image:
     """Swaps among pictures (3, h, w) uint8 of different persons; for drawn people beside the true ones.
 
@@ -154,7 +157,7 @@ def grid_picture(
     grids = [
         (
             "rendered: each row an appearance, each column a structure",
-            swap_grid(trained.state, appearance, structure),
+            swap_grid(trained.draw, appearance, structure),
         )
     ]
     if people is not None:
@@ -196,13 +199,13 @@ def same_person_pairs(person_ids: Sequence[int], pairs: int) -> list[tuple[int, 
     return chosen
 
 
-def _drawn(people: People, pairs: Sequence[tuple[Shot, Shot]], trained: Trained) -> Tensor:
+def _drawn(people: People, pairs: Sequence[tuple[Shot, Shot]], trained: TrainedNetworks) -> Tensor:
     """Normalised pictures (N, 3, H, W) of the appearance of the first in the structure of the second."""
     pictures = [people.draw(appearance_of=i, structure_of=j).transpose(2, 0, 1) for i, j in pairs]
     return normalise(torch.from_numpy(np.stack(pictures)), trained.network.height, trained.network.width)
 
 
-def _normalised(picture: np.ndarray, trained: Trained) -> Tensor:
+def _normalised(picture: np.ndarray, trained: TrainedNetworks) -> Tensor:
     """A stored picture (3, h, w) as a normalised image (1, 3, H, W)."""
     pixels = torch.from_numpy(picture.copy())[None]
     return normalise(pixels, trained.network.height, trained.network.width)

@@ -18,12 +18,10 @@ from typing import Any, Self
 
 import torch
 
-from dgnet_core.dgnet.state import TrainState
-from dgnet_core.teacher.config import TeacherConfig
-from dgnet_core.teacher.networks import Teacher
-from dgnet_core.teacher.state import TeacherState
+from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.state import State
+from dgnet_core.methods import METHODS, build, method_of
 from dgnet_platform.errors import UserError
-from dgnet_platform.runs.experiment import KINDS, ModelConfig, kind_of
 from dgnet_platform.runs.provenance import code_version
 from dgnet_platform.storage.files import flush
 from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
@@ -31,8 +29,6 @@ from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
 FORMAT = 2
 """Version of the layout; a change that older code would misread raises it."""
 TENSORS, META = "tensors.pt", "meta.json"
-
-State = TrainState | TeacherState
 
 _NAME = re.compile(r"checkpoint_\d{8,}")
 _log = logging.getLogger(__name__)
@@ -50,7 +46,7 @@ class CheckpointFormatError(CheckpointError):
 class Meta:
     """What a checkpoint says of itself."""
 
-    config: ModelConfig
+    config: MethodConfig
     iteration: int
     """Iterations done."""
     dataset: str | None
@@ -69,7 +65,7 @@ class Meta:
 
     def to_json(self) -> str:
         """The content of `meta.json`."""
-        values = {**asdict(self), "format": FORMAT, "kind": kind_of(self.config), "config": to_dict(self.config)}
+        values = {**asdict(self), "format": FORMAT, "kind": method_of(self.config).name, "config": to_dict(self.config)}
         return json.dumps({**values, "digest": _digest(values)}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -88,29 +84,16 @@ class Meta:
         if digest != _digest({**values, "format": found}):
             raise CheckpointError(f"{damaged} (its digest does not fit)")
         try:
-            kind = KINDS[values.pop("kind")]
+            kind = METHODS[values.pop("kind")].config
             return cls(**{**values, "config": from_dict(kind, values["config"])})
         except (ConfigError, KeyError, TypeError) as error:
             remedy = f"it was written by {values.get('code')}, read it with that version"
             raise CheckpointError(f"{path} holds a configuration this code does not know ({error}): {remedy}") from None
 
 
-def build(
-    config: ModelConfig,
-    device: torch.device | str = "cpu",
-    *,
-    teacher: Teacher | None = None,
-    pretrained: bool = True,
-) -> State:
-    """The state of a run before its first iteration; see `TrainState.build` and `TeacherState.build`."""
-    if isinstance(config, TeacherConfig):
-        return TeacherState.build(config, device, pretrained=pretrained)
-    return TrainState.build(config, device, teacher=teacher, pretrained=pretrained)
-
-
 def save(
     state: State,
-    config: ModelConfig,
+    config: MethodConfig,
     folder: Path,
     *,
     dataset: str | None = None,
@@ -145,7 +128,7 @@ def save(
                 torch.save(state.state_dict(), file)
         except RuntimeError as error:  # how PyTorch reports a full disk
             raise OSError(f"{partial / TENSORS} could not be written ({error}): is the disk full?") from error
-        size, digest = measure(partial / TENSORS)
+        size, digest = size_and_digest(partial / TENSORS)
         meta = Meta(
             config=config,
             iteration=state.iteration,
@@ -198,7 +181,7 @@ def read_meta(path: Path) -> Meta:
 def verify(path: Path) -> Meta:
     """As `read_meta`, and that the tensors are those that were written, by their digest."""
     meta = read_meta(path)
-    if measure(path / TENSORS)[1] != meta.tensors_sha256:
+    if size_and_digest(path / TENSORS)[1] != meta.tensors_sha256:
         raise CheckpointError(
             f"{path / TENSORS} was changed after it was written: copy it again, or use another checkpoint"
         )
@@ -326,7 +309,7 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def measure(path: Path) -> tuple[int, str]:
+def size_and_digest(path: Path) -> tuple[int, str]:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

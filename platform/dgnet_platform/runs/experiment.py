@@ -9,22 +9,16 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.learning.config import MethodConfig
 from dgnet_core.teacher.config import TeacherConfig
-from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.storage.serialize import from_dict, to_dict
 
-ModelConfig = DGNetConfig | TeacherConfig
-KINDS: dict[str, type[DGNetConfig] | type[TeacherConfig]] = {"dgnet": DGNetConfig, "teacher": TeacherConfig}
-"""What is trained, by the name that checkpoints and runs give it, and the class that configures it."""
+Model = TypeVar("Model", bound=MethodConfig, covariant=True)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def kind_of(config: ModelConfig) -> str:
-    """The key of a configuration's class in `KINDS`."""
-    return next(name for name, cls in KINDS.items() if type(config) is cls)
 
 
 def check_name(name: str) -> None:
@@ -34,8 +28,8 @@ def check_name(name: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """What a training run has besides its model: data, machines, storage and tracking."""
+class Experiment(Generic[Model]):
+    """A training run: its method, data, machines, storage and tracking."""
 
     data: str = ""
     """The store to train on: folder or URI, made by jobs/prepare_data.py; none: people are drawn."""
@@ -70,6 +64,8 @@ class Experiment:
     """Iterations between checkpoints."""
     keep: int = 2
     """How many of the newest checkpoints stay; the best by validation mAP stays too."""
+    model: Model
+    """The method and its recipe."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -112,19 +108,9 @@ class Experiment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherExperiment(Experiment):
-    """Training of the re-id baseline, DG-Net's teacher."""
+class TaughtExperiment(Experiment[Model]):
+    """Training of a method that may need a teacher."""
 
-    model: TeacherConfig
-    """The baseline and its recipe."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DGNetExperiment(Experiment):
-    """Training of DG-Net."""
-
-    model: DGNetConfig
-    """DG-Net and its recipe."""
     teacher: str = "auto"
     """A teacher's checkpoint, the authors' net_last.pth, an MLflow run as run:ID, or auto: the one that `baseline`
     describes, trained on the same data once and found again later."""
@@ -132,12 +118,26 @@ class DGNetExperiment(Experiment):
     """What `teacher auto` trains."""
 
 
-AnyExperiment = TeacherExperiment | DGNetExperiment
-EXPERIMENTS: dict[str, type[TeacherExperiment] | type[DGNetExperiment]] = {
-    "teacher": TeacherExperiment,
-    "dgnet": DGNetExperiment,
-}
-"""Classes of experiments by the kind of model they train."""
+AnyExperiment = Experiment[MethodConfig]
+TeacherExperiment = Experiment[TeacherConfig]
+DGNetExperiment = TaughtExperiment[DGNetConfig]
+
+
+def read_experiment(kind: str, values: object) -> AnyExperiment:
+    """The experiment that `to_dict` was given.
+
+    Args:
+        kind: the name of its method.
+        values: a mapping of its fields; those with a default may be missing.
+
+    Raises:
+        KeyError: there is no such method.
+        ConfigError: see `from_dict`.
+    """
+    from dgnet_core.methods import METHODS  # imports torch, for which --help must not wait
+
+    method = METHODS[kind]
+    return from_dict((TaughtExperiment if method.taught else Experiment)[method.config], values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +145,12 @@ class Identity:
     """All that decides the result of a run; equal identities are the same run."""
 
     kind: str
-    """Of model: a key of EXPERIMENTS."""
+    """The name of the method."""
     dataset: str
     fingerprint: str
     """Of the store."""
     hold_out: bool
-    model: ModelConfig
+    model: MethodConfig
     teacher: str | None = None
     """Digest of the teacher's tensors; None: the run has no teacher."""
     origin: str | None = None
@@ -171,8 +171,10 @@ def identity_of(
     experiment: AnyExperiment, *, dataset: str, fingerprint: str, teacher: str | None, origin: str | None
 ) -> Identity:
     """The identity of an experiment on a store; digests as in `Identity`."""
+    from dgnet_core.methods import method_of  # imports torch, for which --help must not wait
+
     return Identity(
-        kind=kind_of(experiment.model),
+        kind=method_of(experiment.model).name,
         dataset=dataset,
         fingerprint=fingerprint,
         hold_out=experiment.hold_out,

@@ -4,10 +4,11 @@ from dataclasses import replace
 from typing import Literal
 
 from dgnet_core.dgnet import config as presets
+from dgnet_core.learning.config import MethodConfig
 from dgnet_core.teacher.config import laptop_teacher, paper_teacher
 from dgnet_platform.data.people.sizes import DrawnSize
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment
+from dgnet_platform.runs.experiment import DGNetExperiment, TaughtExperiment, TeacherExperiment
 
 Preset = Literal["laptop", "paper"]
 
@@ -45,8 +46,8 @@ def teacher_experiment(preset: Preset, classes: int, images: int, iterations: in
     return teacher_of(replace(around, baseline=model))
 
 
-def teacher_of(experiment: DGNetExperiment) -> TeacherExperiment:
-    """The experiment that trains the teacher of a DG-Net experiment, on the same data and machines."""
+def teacher_of(experiment: TaughtExperiment[MethodConfig]) -> TeacherExperiment:
+    """The experiment that trains the teacher of another one, on the same data and machines."""
     shared = {
         name: getattr(experiment, name)
         for name in (

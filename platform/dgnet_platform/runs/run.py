@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.runs.experiment import EXPERIMENTS, AnyExperiment
+from dgnet_platform.runs.experiment import AnyExperiment, read_experiment
 from dgnet_platform.storage.files import write_whole
-from dgnet_platform.storage.serialize import from_dict, to_dict
+from dgnet_platform.storage.serialize import to_dict
 
 RECORD = "run.json"
 STOP = "stop"
@@ -86,7 +86,7 @@ class Run:
             values = json.loads(path.read_text())
             if values.pop("format") != FORMAT:
                 raise ExperimentError(f"{path} is of another version: use the version that wrote it")
-            experiment = from_dict(EXPERIMENTS[values.pop("kind")], values.pop("experiment"))
+            experiment = read_experiment(values.pop("kind"), values.pop("experiment"))
             values.pop("judging", None)  # records of before had it; the search hands its judge in
             return cls(folder=folder, experiment=experiment, **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

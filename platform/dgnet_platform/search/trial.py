@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
@@ -157,8 +157,7 @@ def _run_trial(folder: Path, judge: Judge | None, sharing: bool, gpu_share: floa
 
 def _take_prefix(run: Run, progress: TrialProgress, fit: Callable[[Run], Outcome]) -> TrialProgress:
     """Give a trial that has done nothing yet the checkpoint and journal of its prefix."""
-    experiment = run.experiment
-    assert isinstance(experiment, DGNetExperiment)
+    experiment = cast(DGNetExperiment, run.experiment)  # a search's are
     fork = fork_of(experiment.model)
     if not 0 < fork < experiment.model.iterations or checkpoint.newest(run.folder) is not None:
         return progress

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dgnet_platform.errors import UserError
 
@@ -59,7 +59,7 @@ def from_dict(cls: type[Config], values: object) -> Config:
     """The configuration that `to_dict` was given.
 
     Args:
-        cls: its class.
+        cls: its class, with its argument if it is generic, such as Experiment[DGNetConfig].
         values: a mapping of its fields; those with a default may be missing.
 
     Raises:
@@ -104,14 +104,14 @@ def _section(cls: Any, location: tuple[int | str, ...]) -> Any:
     """The configuration class at a path; Optional and tuples are looked into."""
     for key in location:
         if isinstance(key, str):
-            kind = get_type_hints(cls)[key]
+            kind = _hints(cls)[key]
             cls = next(option for option in (kind, *get_args(kind)) if is_dataclass(option))
     return cls
 
 
 def _advice(cls: type, key: str, above: tuple[int | str, ...]) -> str:
     """Which key was meant: one of the section that is spelt alike, or one of that name further down."""
-    siblings = [field.name for field in fields(cls)]
+    siblings = list(_hints(cls))
     close = get_close_matches(key, siblings, n=1) or [name for name in _paths(cls) if name.split(".")[-1] == key]
     if close:
         return f"did you mean {_path((*above, close[0]))!r}?"
@@ -120,10 +120,18 @@ def _advice(cls: type, key: str, above: tuple[int | str, ...]) -> str:
 
 def _paths(cls: type) -> Iterator[str]:
     """Paths of all fields of a configuration class."""
-    for name, kind in get_type_hints(cls).items():
+    for name, kind in _hints(cls).items():
         yield name
         if is_dataclass(kind):
             yield from (f"{name}.{below}" for below in _paths(kind))  # pyright: ignore[reportArgumentType]
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """Types of a configuration class's fields by name; those of a generic one are its arguments."""
+    generic = get_origin(cls) or cls
+    given = dict(zip(getattr(generic, "__parameters__", ()), get_args(cls), strict=False))
+    hints = get_type_hints(generic)
+    return {field.name: given.get(hints[field.name], hints[field.name]) for field in fields(generic)}
 
 
 def _path(location: tuple[int | str, ...]) -> str:

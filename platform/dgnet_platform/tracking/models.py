@@ -15,8 +15,7 @@ from PIL import Image
 
 import dgnet_core
 import dgnet_platform
-from dgnet_core.ranking.features import BETA
-from dgnet_core.teacher.state import TeacherState
+from dgnet_core.methods import method_of
 from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.checkpoint import load_networks
 from dgnet_platform.runs.run import RESULTS, Run
@@ -37,7 +36,7 @@ def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str |
         register: name in the model registry; None: not registered.
 
     Returns:
-        The model's URI.
+        The model's URI; none for a method that describes nobody.
     """
     tags = connected.get_run(run.mlflow_run).data.tags
     if MODEL_TAG in tags:
@@ -46,6 +45,8 @@ def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str |
         results = run.folder / RESULTS
         connected.log_batch(run.mlflow_run, metrics=_figures(results, run.experiment.model.iterations))
         connected.log_artifacts(run.mlflow_run, str(results), RESULTS)
+        if method_of(run.experiment.model).describe is None:
+            return ""
         model_id = _log_model(run, checkpoint)
         connected.set_tag(run.mlflow_run, MODEL_TAG, model_id)
         uri = f"models:/{model_id}"
@@ -73,11 +74,10 @@ def _figures(results: Path, iteration: int) -> list[Metric]:
 def _log_model(run: Run, checkpoint: Path) -> str:
     """Log the network of a checkpoint as a pyfunc model; returns its id."""
     state, meta = load_networks(checkpoint)
-    network = state.teacher if isinstance(state, TeacherState) else state.appearance_encoder
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # environments without pip are fine
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run.mlflow_run), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*type hint.*")
-        signature = serving.export(network, meta.config, Path(temporary), BETA)
+        signature = serving.export(state, meta.config, Path(temporary))
         info = mlflow.pyfunc.log_model(
             name="descriptors",
             python_model=str(Path(serving.__file__)),

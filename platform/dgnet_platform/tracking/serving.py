@@ -6,6 +6,7 @@ store.
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,11 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-from dgnet_core.dgnet.config import DGNetConfig
-from dgnet_core.dgnet.networks import AppearanceEncoder
-from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.state import State
+from dgnet_core.methods import METHODS, method_of
 from dgnet_core.ranking.extraction import BATCH_SIZE, extract
 from dgnet_core.ranking.features import descriptor
-from dgnet_core.teacher.config import TeacherConfig
-from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.data.decode import PictureError, decode
 from dgnet_platform.storage.serialize import from_dict, to_dict
 
@@ -38,12 +37,14 @@ class Descriptors(PythonModel):
         """Build the network from the files that `export` wrote."""
         folder = Path(context.artifacts["network"])
         values = json.loads((folder / NETWORK).read_text())
-        config = from_dict(NetworkConfig, values["network"])
-        self._size = config.height, config.width
-        self._beta = float(values["beta"])
-        kind = {"dgnet": AppearanceEncoder, "teacher": Teacher}[values["kind"]]
+        method = METHODS[values["method"]]
+        config = from_dict(method.config, values["config"])
+        self._size = config.network.height, config.network.width
+        self._beta = list(method.features.values())[-1]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._network = kind(config, values["num_classes"]).to(device).requires_grad_(False)
+        state = method.build(config, device, pretrained=False)
+        assert method.describe is not None
+        self._network = method.describe(state).requires_grad_(False)
         self._network.load_state_dict(torch.load(folder / WEIGHTS, map_location=device, weights_only=True))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:  # noqa: ARG002 # pyright: ignore[reportIncompatibleMethodOverride]
@@ -77,30 +78,23 @@ class Descriptors(PythonModel):
         return torch.nn.functional.normalize(vectors).cpu().numpy()
 
 
-def export(
-    network: AppearanceEncoder | Teacher, config: DGNetConfig | TeacherConfig, folder: Path, beta: float
-) -> ModelSignature:
+def export(state: State, config: MethodConfig, folder: Path) -> ModelSignature:
     """Write what `Descriptors` needs of a trained network into a folder.
 
     Args:
-        network: the appearance encoder, or the baseline.
+        state: of a method that describes.
         config: its run's.
         folder: an empty one.
-        beta: weight of f_fine; the baseline has none.
 
     Returns:
         What goes in and comes out.
     """
-    is_teacher = isinstance(network, Teacher)
-    values = {
-        "kind": "teacher" if is_teacher else "dgnet",
-        "network": to_dict(config.network),
-        "num_classes": config.num_classes,
-        "beta": 0.0 if is_teacher else beta,
-    }
-    (folder / NETWORK).write_text(json.dumps(values, indent=2) + "\n")
-    torch.save(network.state_dict(), folder / WEIGHTS)
-    width = config.network.bottleneck * (1 if is_teacher else 2)
+    method = method_of(config)
+    assert method.describe is not None
+    config = replace(config, step=replace(config.step, compile=False))
+    (folder / NETWORK).write_text(json.dumps({"method": method.name, "config": to_dict(config)}, indent=2) + "\n")
+    torch.save(method.describe(state).state_dict(), folder / WEIGHTS)
+    width = config.network.bottleneck * min(2, len(method.features))  # one half, or both
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, COLUMN)]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),

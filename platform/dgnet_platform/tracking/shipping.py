@@ -24,7 +24,7 @@ from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from PIL import Image
 
-from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.methods import method_of
 from dgnet_platform.runs.archive import archive_of, follow
 from dgnet_platform.runs.checkpoint import CheckpointError, checkpoints, read_meta
 from dgnet_platform.runs.journal import Entry, Tail, read
@@ -183,9 +183,10 @@ def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
 def _since_warmup(run: Run, entry: Entry) -> list[Metric]:
     """A trial's figures by iterations since its own warm-up: where trials of a search can be compared."""
     model = run.experiment.model
-    if run.role != "trial" or not isinstance(model, DGNetConfig):
+    clock = method_of(model).clock
+    if run.role != "trial" or clock is None:
         return []
-    step = entry.iteration - model.loss.teacher_warmup.start
+    step = entry.iteration - clock(model).start
     figures = {name: value for name, value in entry.metrics.items() if name.startswith("val/")}
     return [Metric(f"since_warmup/{name}", value, entry.time, step) for name, value in figures.items()]
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dgnet_platform.runs.checkpoint import State
+from dgnet_core.learning.state import State
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients travel in pieces of about this size: one buffer for all would double the memory of large networks."""
@@ -45,15 +45,13 @@ def average_gradients(parameters: Sequence[nn.Parameter], share: float) -> None:
 
 
 def average_statistics(state: State, share: float) -> None:
-    """What follows the ranks' own batches, made equal: BatchNorm's running statistics and the watched loss level."""
+    """What follows the ranks' own batches, made equal: BatchNorm's running statistics and the state's memory."""
     if ranks()[1] == 1:
         return  # walking through all modules takes milliseconds
     statistics = [
         buffer for network in state.networks.values() for buffer in network.buffers() if buffer.is_floating_point()
     ]
-    if isinstance(getattr(state, "identity_level", None), Tensor):
-        statistics.append(state.identity_level)  # pyright: ignore[reportAttributeAccessIssue]
-    average(statistics, share)
+    average([*statistics, *state.memory.values()], share)
 
 
 def agree(value: Any) -> Any:

@@ -10,21 +10,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.methods import method_of
 from dgnet_platform.runs.journal import Entry, Tail
 from dgnet_platform.runs.run import Run
 
 EVERY = 15.0
 """Seconds between lines where there is no terminal."""
-_SHOWN = {
-    "L_img1": "image",
-    "L_s_id": "identity",
-    "L_adv": "adversarial",
-    "L_prim": "prim",
-    "L_fine": "fine",
-    "L_id": "identity",
-}
-"""Loss terms that are shown, by what they are called there."""
 
 
 class Display:
@@ -35,8 +26,8 @@ class Display:
         self._run, self._console = run, console
         self._tail = Tail(run.folder)
         self._iterations = model.iterations
-        self._loss = model.loss if isinstance(model, DGNetConfig) else None
-        self._factor = model.watch.factor if isinstance(model, DGNetConfig) else float("inf")
+        self._config, self._method = model, method_of(model)
+        self._clock = self._method.clock(model) if self._method.clock is not None else None
         self._last: Entry | None = None
         self._before: Entry | None = None
         self._figures: dict[str, float] = {}
@@ -102,26 +93,17 @@ class Display:
     def _take(self, entry: Entry) -> bool:
         """Remember an entry; returns whether the run was evaluated."""
         self._last, self._notice = entry, ""
-        surge = entry.metrics.get("health/identity_surge", 0)
-        if surge > self._factor and not self._warned:
-            self._warned = True
-            self._console.print(
-                f"iteration {entry.iteration:,}: the identity loss on real images is {surge:.1f} times its usual level;"
-                " if it stays there the run is lost: lower loss.prim or loss.alpha, or start the warm-up later",
-                style="yellow",
-                soft_wrap=True,
-            )
+        if self._method.warning is not None and not self._warned:
+            named = {name.partition("/")[2]: value for name, value in entry.metrics.items()}
+            if warning := self._method.warning(self._config, named):
+                self._warned = True
+                self._console.print(f"iteration {entry.iteration:,}: {warning}", style="yellow", soft_wrap=True)
         found = {name: value for name, value in entry.metrics.items() if name.startswith(("val/", "test/"))}
         self._figures = found or self._figures
         return bool(found)
 
     def _phase(self) -> str:
-        if self._loss is None or self._last is None:
-            return ""
-        done, warmup = self._last.iteration, self._loss.teacher_warmup
-        if done <= warmup.start:
-            return f"before warm-up (until {warmup.start:,})"
-        return "ramp" if done < warmup.end(self._loss.prim) else "full weights"
+        return self._clock.phase(self._last.iteration) if self._clock is not None and self._last is not None else ""
 
     def _line(self) -> str:
         """Losses, speed and figures in a few words."""
@@ -130,7 +112,9 @@ class Display:
         metrics = self._last.metrics
         parts = [self._phase()] if self._phase() else []
         parts += [
-            f"{title} {metrics[f'loss/{name}']:.3f}" for name, title in _SHOWN.items() if f"loss/{name}" in metrics
+            f"{title} {metrics[f'loss/{name}']:.3f}"
+            for name, title in self._method.shown.items()
+            if f"loss/{name}" in metrics
         ]
         parts.append(f"{metrics.get('speed/images_per_second', 0):.0f} images/s")
         return ", ".join([*parts, *self._evaluated()])

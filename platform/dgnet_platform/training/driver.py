@@ -13,7 +13,7 @@ from rich.progress import DownloadColumn, Progress
 from dgnet_platform.compute import cluster as machines
 from dgnet_platform.data.cache import kept_here
 from dgnet_platform.runs.archive import archive_of
-from dgnet_platform.runs.experiment import AnyExperiment, TeacherExperiment
+from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import teacher_of
 from dgnet_platform.runs.run import RESULTS, Outcome, Run
 from dgnet_platform.runs.tracking_uri import default_uri, is_gone
@@ -99,7 +99,7 @@ def train(
 
 def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | TrainedRun | None:
     """The teacher that a run needs, trained now if it is not there; if that was stopped, how it stands."""
-    if isinstance(experiment, TeacherExperiment) or not experiment.model.needs_teacher:
+    if not (isinstance(experiment, TaughtExperiment) and experiment.model.needs_teacher):
         return None
     if experiment.teacher != "auto":
         return named_teacher(experiment)

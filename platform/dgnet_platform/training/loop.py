@@ -15,7 +15,7 @@ from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.journal import Journal, read
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.training.collectives import agree, average, check_same, ranks
-from dgnet_platform.training.learner import Learner, advance
+from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.validation import Validator, save_pictures
 
 Judge = Callable[[int, Mapping[str, float]], str]
@@ -52,7 +52,7 @@ def run_loop(
         while state.iteration < last:
             fault = ""
             try:
-                window.add(advance(learner))
+                window.add(learner.advance())
             except FloatingPointError as error:
                 fault = str(error)
             t = state.iteration

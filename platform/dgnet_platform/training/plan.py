@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from dgnet_core.learning.batches import share
+from dgnet_core.learning.config import MethodConfig
+from dgnet_core.methods import build, method_of
 from dgnet_platform.data.held_out import needed_classes
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
@@ -15,7 +17,7 @@ from dgnet_platform.evaluation.results import JSON
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import CheckpointError
-from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, Identity, ModelConfig, identity_of, kind_of
+from dgnet_platform.runs.experiment import AnyExperiment, Identity, TaughtExperiment, identity_of
 from dgnet_platform.runs.loading import digest_of, open_teacher
 from dgnet_platform.runs.run import RESULTS, Outcome, Run, folder_of
 from dgnet_platform.runs.tracking_uri import default_uri, is_gone, usable
@@ -52,7 +54,7 @@ def make_plan(
     _check_data(experiment, store)
     digest = None
     if teacher is not None:
-        known = open_teacher(teacher).teacher.head.classifier.out_features
+        known = open_teacher(teacher).config.num_classes
         if known != experiment.model.num_classes:
             raise ExperimentError(
                 f"teacher {teacher} knows {known} identities, {store.location} has {experiment.model.num_classes} to"
@@ -130,7 +132,7 @@ def check_storage(plan: TrainingPlan) -> None:
     check_free(plan.folder, plan.experiment.model, max(1, plan.experiment.keep + 2 - here))  # the best, a half one
 
 
-def check_free(folder: Path, config: ModelConfig, count: int) -> None:
+def check_free(folder: Path, config: MethodConfig, count: int) -> None:
     """Check that a folder has room for so many checkpoints.
 
     Raises:
@@ -144,10 +146,10 @@ def check_free(folder: Path, config: ModelConfig, count: int) -> None:
         )
 
 
-def checkpoint_bytes(config: ModelConfig) -> int:
+def checkpoint_bytes(config: MethodConfig) -> int:
     """About how large a checkpoint is: parameters, and what their optimisers remember of each."""
     with torch.device("meta"):
-        state = checkpoint.build(config, "meta", pretrained=False)
+        state = build(config, "meta", pretrained=False)
     moments = {torch.optim.SGD: 1, torch.optim.Adam: 2}
     size = 0
     for optimizer in state.optimizers.values():
@@ -156,7 +158,7 @@ def checkpoint_bytes(config: ModelConfig) -> int:
     return size
 
 
-def named_teacher(experiment: DGNetExperiment) -> Path | None:
+def named_teacher(experiment: TaughtExperiment[MethodConfig]) -> Path | None:
     """The teacher that an experiment names, or None for `auto`.
 
     Raises:
@@ -205,8 +207,9 @@ def _check_origin(origin: Path, experiment: AnyExperiment) -> None:
     checkpoint.verify(origin)
     meta, model = checkpoint.read_meta(origin), experiment.model
     refusal = f"a run cannot start from {origin}: "
-    if kind_of(meta.config) != kind_of(model):
-        raise ExperimentError(f"{refusal}it is of a {kind_of(meta.config)}, the run of a {kind_of(model)}")
+    before, method = method_of(meta.config).name, method_of(model).name
+    if before != method:
+        raise ExperimentError(f"{refusal}it is of a {before}, the run of a {method}")
     if meta.iteration >= model.iterations:
         raise ExperimentError(
             f"{refusal}it has {meta.iteration:,} iterations done, the run ends after {model.iterations:,}: name an"

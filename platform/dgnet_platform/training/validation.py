@@ -5,11 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.state import State
+from dgnet_core.methods import method_of
+from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.extraction import extract
-from dgnet_core.ranking.features import BETA
 from dgnet_core.ranking.retrieval import sweep_beta
-from dgnet_core.teacher.state import TeacherState
 from dgnet_platform.data.images import ImageSet
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
@@ -22,12 +23,9 @@ from dgnet_platform.evaluation.swaps import (
     reconstruction,
     same_person_pairs,
 )
-from dgnet_platform.runs.checkpoint import State
-from dgnet_platform.runs.experiment import ModelConfig
-from dgnet_platform.runs.loading import Trained
+from dgnet_platform.runs.loading import TrainedNetworks
 from dgnet_platform.storage.files import flush
 
-BETAS = {"prim": 0.0, "fine": float("inf"), "both": BETA}
 SWEEP = tuple(step / 10 for step in range(11))
 """Weights of f_fine that are tried on held-out identities, to choose the best of."""
 PAIRS = 32
@@ -47,7 +45,7 @@ class Validation:
 class Validator:
     """Validates on a query and a gallery."""
 
-    config: ModelConfig
+    config: MethodConfig
     prefix: str
     """Before the names of metrics: "val" for held-out training identities, "test" for query and gallery."""
     query: ImageSet
@@ -56,13 +54,23 @@ class Validator:
     """Who is drawn in the pictures; None for photographs."""
 
     def __call__(self, state: State) -> Validation:
-        """Retrieval figures in [0, 1], ranked lists; for DG-Net swaps, and how close pictures come to the true ones.
+        """What the method can do: retrieval figures in [0, 1] and ranked lists, swaps and how close they come.
 
         `reconstruction/` is of pictures that are drawn from another one of the same person, `swap/` of swaps among
         drawn people.
         """
-        network = state.teacher if isinstance(state, TeacherState) else state.appearance_encoder
-        size = self.config.network.height, self.config.network.width
+        trained = TrainedNetworks(
+            state=state, config=self.config, source=f"iteration {state.iteration:,}", dataset=None, fingerprint=None
+        )
+        validation = Validation(metrics={}, pictures={})
+        if trained.method.describe is not None:
+            self._rank(trained, trained.method.describe(state), validation)
+        if trained.method.draw is not None:
+            self._draw(trained, validation)
+        return validation
+
+    def _rank(self, trained: TrainedNetworks, network: DescriptorNetwork, validation: Validation) -> None:
+        """Add retrieval figures and ranked lists."""
         precision = "bfloat16" if self.config.step.precision == "bfloat16" else "float32"
         query, gallery = (
             extract(
@@ -70,60 +78,57 @@ class Validator:
                 images.images,
                 images.person_ids,
                 images.camera_ids,
-                height=size[0],
-                width=size[1],
+                height=trained.network.height,
+                width=trained.network.width,
                 precision=precision,
             )
             for images in (self.query, self.gallery)
         )
-        betas = {"baseline": 0.0} if isinstance(state, TeacherState) else BETAS
+        features = trained.method.features
         swept = SWEEP if self.chooses_beta else ()
-        results = sweep_beta(query, gallery, [*betas.values(), *swept])
-        metrics = {
-            f"{self.prefix}/{feature}/{figure}": value
-            for feature, result in zip(betas, results, strict=False)
-            for figure, value in result.summary().items()
-            if not figure.startswith("queries")
-        }
+        results = sweep_beta(query, gallery, [*features.values(), *swept])
+        metrics = validation.metrics
+        for feature, result in zip(features, results, strict=False):
+            for figure, value in result.summary().items():
+                if not figure.startswith("queries"):
+                    metrics[f"{self.prefix}/{feature}/{figure}"] = value
         if swept:
-            by_beta = {b: r.mean_average_precision for b, r in zip(swept, results[len(betas) :], strict=True)}
+            by_beta = {b: r.mean_average_precision for b, r in zip(swept, results[len(features) :], strict=True)}
             best = max(by_beta, key=by_beta.__getitem__)
             metrics |= {f"{self.prefix}/best/mAP": by_beta[best], f"{self.prefix}/best/beta": best}
             metrics |= {f"{self.prefix}/mAP_by_beta/{b:g}": value for b, value in by_beta.items()}
-        title = f"iteration {state.iteration:,}"
-        beta = list(betas.values())[-1]
-        pictures = {
-            "ranked": ranked_picture(
-                title, query, gallery, _pictures_of(self.query), _pictures_of(self.gallery), beta, QUERIES_SHOWN
-            )
-        }
-        if not isinstance(state, TeacherState):
-            trained = Trained(state=state, network=self.config.network, source=title, dataset=None, fingerprint=None)
-            rows = different_people(self.query.person_ids.tolist())
-            names = [self.query.file_names[row] for row in rows]
-            pictures["swaps"] = grid_picture(trained, _pictures_of(self.query)(rows), names, self.people, title)
-            again = same_person_pairs(self.gallery.person_ids.tolist(), PAIRS)
-            if again:
-                rows = [place for pair in again for place in pair]
-                shown = _pictures_of(self.gallery)(rows)
-                scores = reconstruction(trained, shown, [(n, n + 1) for n in range(0, len(rows), 2)])
-                metrics |= {f"{self.prefix}/reconstruction/{figure}": value for figure, value in scores.items()}
-            if self.people is not None:
-                pairs = choose_pairs([shot_of(name) for name in self.gallery.file_names], PAIRS)
-                scores = fidelity(trained, self.people, pairs)["G(a_i, s_j)"] if pairs else {}
-                metrics |= {f"{self.prefix}/swap/{figure}": value for figure, value in scores.items()}
-        return Validation(metrics=metrics, pictures=pictures)
+        beta = list(features.values())[-1]
+        shown = _pictures_of(self.query), _pictures_of(self.gallery)
+        validation.pictures["ranked"] = ranked_picture(trained.source, query, gallery, *shown, beta, QUERIES_SHOWN)
+
+    def _draw(self, trained: TrainedNetworks, validation: Validation) -> None:
+        """Add swaps, and how close drawn pictures come to the true ones."""
+        rows = different_people(self.query.person_ids.tolist())
+        names = [self.query.file_names[row] for row in rows]
+        shown = _pictures_of(self.query)(rows)
+        validation.pictures["swaps"] = grid_picture(trained, shown, names, self.people, trained.source)
+        again = same_person_pairs(self.gallery.person_ids.tolist(), PAIRS)
+        if again:
+            shown = _pictures_of(self.gallery)([row for pair in again for row in pair])
+            scores = reconstruction(trained, shown, [(n, n + 1) for n in range(0, len(shown), 2)])
+            validation.metrics.update({f"{self.prefix}/reconstruction/{name}": value for name, value in scores.items()})
+        if self.people is not None:
+            pairs = choose_pairs([shot_of(name) for name in self.gallery.file_names], PAIRS)
+            scores = fidelity(trained, self.people, pairs)["G(a_i, s_j)"] if pairs else {}
+            validation.metrics.update({f"{self.prefix}/swap/{name}": value for name, value in scores.items()})
 
     @property
     def chooses_beta(self) -> bool:
         """Whether the weight of f_fine may be chosen here: not on query and gallery, which measure the choice."""
-        return isinstance(self.config, DGNetConfig) and self.prefix == "val"
+        return len(method_of(self.config).features) > 1 and self.prefix == "val"
 
     @property
     def objective(self) -> str:
-        """The metric to choose a checkpoint by."""
-        feature = "best" if self.chooses_beta else "both" if isinstance(self.config, DGNetConfig) else "baseline"
-        return f"{self.prefix}/{feature}/mAP"
+        """The metric to choose a checkpoint by: mAP of the best descriptor, or SSIM where nothing is described."""
+        features = method_of(self.config).features
+        if not features:
+            return f"{self.prefix}/reconstruction/SSIM"
+        return f"{self.prefix}/{'best' if self.chooses_beta else list(features)[-1]}/mAP"
 
 
 def _pictures_of(images: ImageSet) -> PicturesOf:

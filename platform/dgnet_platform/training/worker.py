@@ -14,6 +14,7 @@ import torch
 from ray.train.torch import get_device
 
 from dgnet_core.learning.memory import keep_freed_memory
+from dgnet_core.methods import method_of
 from dgnet_platform.data.cache import kept_here
 from dgnet_platform.data.images import ImageSet, validation_split
 from dgnet_platform.data.store import Store
@@ -23,12 +24,11 @@ from dgnet_platform.evaluation.evaluate import evaluate
 from dgnet_platform.evaluation.results import JSON, replacing, write
 from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment
-from dgnet_platform.runs.loading import open_teacher
+from dgnet_platform.runs.loading import load_teacher
 from dgnet_platform.runs.run import RESULTS, Run
 from dgnet_platform.tracking.shipping import Shipper
 from dgnet_platform.training.collectives import agree, gather, ranks
-from dgnet_platform.training.learner import DGNetLearner, Learner, TeacherLearner
+from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.loop import run_loop
 from dgnet_platform.training.validation import Validator
 
@@ -57,7 +57,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(experiment.threads)
     rank, _ = ranks()
     device = get_device()
-    learner, validator = prepare(run, device)
+    learner, validator = build_rank(run, device)
     _restore(run, learner)
     hosts = gather(_host())
     if rank == 0:
@@ -73,7 +73,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     return asdict(outcome)
 
 
-def prepare(run: Run, device: torch.device) -> tuple[Learner, Validator]:
+def build_rank(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     """What a run trains, before its first iteration, and how it is validated.
 
     Raises:
@@ -91,10 +91,8 @@ def prepare(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     else:
         query, gallery, prefix = (*map(load, ("query", "gallery")), "test") if rank == 0 else (images, images, "test")
     validator = Validator(config=experiment.model, prefix=prefix, query=query, gallery=gallery, people=people_of(store))
-    if isinstance(experiment, TeacherExperiment):
-        return TeacherLearner(experiment.model, images, device), validator
-    teacher = open_teacher(Path(run.teacher), device).teacher if run.teacher is not None else None
-    return DGNetLearner(experiment.model, images, device, teacher), validator
+    teacher = load_teacher(Path(run.teacher), device) if run.teacher is not None else None
+    return Learner(experiment.model, images, device, teacher), validator
 
 
 def _restore(run: Run, learner: Learner) -> None:
@@ -117,11 +115,12 @@ def _evaluate(run: Run, learner: Learner, device: torch.device) -> None:
     if (out / JSON).exists():
         return
     path = run.folder / f"checkpoint_{learner.state.iteration:08d}"
+    draws = method_of(run.experiment.model).draw is not None  # else it is a teacher
     config = EvaluateConfig(
         store=(run.experiment.data,),
         out=out,
-        checkpoint=path if isinstance(run.experiment, DGNetExperiment) else None,
-        teacher=path if isinstance(run.experiment, TeacherExperiment) else Path(run.teacher) if run.teacher else None,
+        checkpoint=path if draws else None,
+        teacher=Path(run.teacher) if run.teacher else None if draws else path,
         device="cpu" if device.type == "cpu" else "cuda",
     )
     with replacing(out) as folder:

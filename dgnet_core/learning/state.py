@@ -1,0 +1,65 @@
+"""The state of a training run: networks, optimisers, memory, iteration - what a checkpoint holds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgnet_core.learning.steps import load_optimizer
+
+
+@dataclass(kw_only=True, eq=False)
+class State:
+    """Everything that changes from one iteration to the next, of any method."""
+
+    networks: dict[str, nn.Module]
+    """The trained networks by name."""
+    optimizers: dict[str, torch.optim.Optimizer]
+    """The optimisers by name."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """What else an iteration hands to the next, by name: floating point, averaged over ranks after each iteration."""
+    fault: Tensor
+    """(2) int64: first iteration with a loss or gradient that was not finite, and which (see health); -1: none."""
+    watched: dict[tuple[str, ...], int] = field(default_factory=dict)
+    """What `fault` counts (see health): the names that iterations returned, and the number of the first of them."""
+    iteration: int = 0
+    """Iterations done."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return self.fault.device
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and containers only, so `torch.load(weights_only=True)` reads it back."""
+        return {
+            "iteration": self.iteration,
+            **self.memory,
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned.
+
+        Raises:
+            ValueError: keys are missing or unknown, or tensors are of other shapes.
+        """
+        if set(saved) != {"iteration", *self.memory, "networks", "optimizers"}:
+            raise ValueError(f"not a training state of this method: its keys are {sorted(saved)}")
+        try:
+            for name, network in self.networks.items():
+                network.load_state_dict(saved["networks"][name])
+            for name, optimizer in self.optimizers.items():
+                load_optimizer(optimizer, saved["optimizers"][name])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"the training state is of another configuration: {error}") from error
+        for name, tensor in self.memory.items():
+            tensor.copy_(saved[name])
+        self.iteration = saved["iteration"]
+
+
+def no_fault(device: torch.device | str) -> Tensor:
+    """The `fault` of a state that has none yet."""
+    return torch.full((2,), -1, device=device)

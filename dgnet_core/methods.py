@@ -1,0 +1,137 @@
+"""The table of methods: all that the platform needs to know of each. A new one is a folder, and a row here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from dgnet_core.dgnet import generator
+from dgnet_core.dgnet import schedule as dgnet_schedule
+from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.dgnet.state import TrainState
+from dgnet_core.dgnet.step import train_step, warning
+from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.schedule import Clock
+from dgnet_core.learning.state import State
+from dgnet_core.networks.resnet import DescriptorNetwork
+from dgnet_core.ranking.features import BETA
+from dgnet_core.teacher.config import TeacherConfig
+from dgnet_core.teacher.networks import Teacher
+from dgnet_core.teacher.state import TeacherState
+from dgnet_core.teacher.step import teacher_settings, teacher_step
+
+Config = TypeVar("Config", bound=MethodConfig)
+TheState = TypeVar("TheState", bound=State)
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""Images (N, 3, H, W) of pairs of images: how the person of the first looks in the pose of the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Generic[Config, TheState]):
+    """One row: how a method is built, trained, followed and used.
+
+    A method of several stages is still one step: which stage it is in is a function of the iteration.
+    """
+
+    name: str
+    """As checkpoints, runs and their names have it."""
+    title: str
+    """What tables of results call it."""
+    config: type[Config]
+    """Class of its settings."""
+    build: Callable[..., TheState]
+    """`build(config, device="cpu", *, pretrained=True)` -> the state before iteration 0, a pure function of the
+    configuration; if `taught`, also with `teacher`."""
+    step: Callable[..., dict[str, Tensor]]
+    """`step(state, batch, config, *, reduce_grads)` advances the state by one iteration. It returns scalars: losses of
+    generators and encoders as L_..., of discriminators as D_..., norms of gradients as grad_..., all of which must be
+    finite, and others."""
+    settings: Callable[[Config, int], dict[str, float]]
+    """Loss weights as weight/... and learning rates as lr/... at a 0-based iteration."""
+    sets: tuple[int, ...]
+    """What an iteration reads of the sampler's index sets: 0 batch a, 1 batch b, 2 and 3 the positives of both."""
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """Losses that a terminal shows, and what it calls them."""
+    taught: bool = False
+    """Whether it may need a trained teacher; `needs_teacher` of the configuration says whether a run does."""
+    describe: Callable[[TheState], DescriptorNetwork] | None = None
+    """The network whose descriptors are ranked; None: the method describes nobody."""
+    features: Mapping[str, float] = field(default_factory=dict)
+    """Descriptors that are ranked by, the best last, and the weight of the fine half in each."""
+    draw: Callable[[TheState], Draw] | None = None
+    """What draws new images of a person; None: the method draws nothing."""
+    clock: Callable[[Config], Clock] | None = None
+    """When a run's ramped weights grow; None: it has none, and can be judged from its first iteration."""
+    warning: Callable[[Config, Mapping[str, float]], str] | None = None
+    """What whoever follows the run has to know of an iteration's metrics, or nothing."""
+
+
+METHODS: dict[str, Method[Any, Any]] = {
+    method.name: method
+    for method in (
+        Method(
+            name="dgnet",
+            title="DG-Net",
+            config=DGNetConfig,
+            build=TrainState.build,
+            step=train_step,
+            settings=dgnet_schedule.settings,
+            sets=(0, 1, 2, 3),
+            shown={
+                "L_img1": "image",
+                "L_s_id": "identity",
+                "L_adv": "adversarial",
+                "L_prim": "prim",
+                "L_fine": "fine",
+            },
+            taught=True,
+            describe=lambda state: state.appearance_encoder,
+            features={"prim": 0.0, "fine": float("inf"), "both": BETA},
+            draw=generator.drawing,
+            clock=dgnet_schedule.clock,
+            warning=warning,
+        ),
+        Method(
+            name="teacher",
+            title="baseline",
+            config=TeacherConfig,
+            build=TeacherState.build,
+            step=teacher_step,
+            settings=teacher_settings,
+            sets=(0,),
+            shown={"L_id": "identity"},
+            describe=lambda state: state.teacher,
+            features={"baseline": 0.0},
+        ),
+    )
+}
+
+
+def method_of(config: MethodConfig) -> Method[Any, Any]:
+    """The method that a configuration configures."""
+    return next(method for method in METHODS.values() if type(config) is method.config)
+
+
+def build(
+    config: MethodConfig,
+    device: torch.device | str = "cpu",
+    *,
+    teacher: Teacher | None = None,
+    pretrained: bool = True,
+) -> State:
+    """The state of a run before its first iteration.
+
+    Args:
+        config: the run's.
+        device: where the networks live.
+        teacher: for methods that are taught; others leave it alone.
+        pretrained: load the weights that the run starts from; False when a checkpoint will be loaded anyway.
+
+    Raises:
+        ValueError, FileNotFoundError, RuntimeError: the teacher does not fit, or the weights are not to be had.
+    """
+    method = method_of(config)
+    taught = {"teacher": teacher} if method.taught else {}
+    return method.build(config, device, pretrained=pretrained, **taught)
