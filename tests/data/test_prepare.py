@@ -1,6 +1,7 @@
 """From a source to a store and the job that does it: all or nothing, with a report of what is bad."""
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -127,7 +128,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pack_module, "flush", disk_full)
+    monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
         packed(source, tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
@@ -175,6 +176,8 @@ def test_only_one_run_writes(tmp_path: Path):
         with pytest.raises(UserError, match="is being written by another run: wait"):
             packed(source, out)
         assert (folder / "train.parquet").read_bytes() == b"half"
+        shutil.rmtree(folder)
+    assert not out.exists()
     assert packed(source, out).outcome == "packed"
 
 

@@ -1,8 +1,6 @@
 """Experiments: stored and rebuilt, named after what decides their result, with clear errors."""
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from dgnet_platform.runs import provenance as version
 from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment, identity_of
 from dgnet_platform.runs.presets import dgnet_experiment, teacher_experiment, teacher_of
 from dgnet_platform.runs.run import RECORD, STARTS, Run
-from dgnet_platform.storage import files as disk
 from dgnet_platform.storage.serialize import differences, flat, from_dict, to_dict
 from tests.helpers.runs import tiny_experiment, tiny_teacher
 
@@ -135,18 +132,6 @@ def test_half_a_line_of_the_starts_counts_for_nothing(tmp_path):
         file.write('{"time": 1, "iter')
     run.note_start(7, ["b"])
     assert [(start["iteration"], start["hosts"]) for start in run.starts] == [(0, ["a"]), (7, ["b"])]
-
-
-def test_a_lock_keeps_others_out_whoever_they_are(tmp_path):
-    with (tmp_path / "lock").open("w") as file:
-        disk.lock(file)
-        with (tmp_path / "lock").open("w") as other, pytest.raises(BlockingIOError):
-            disk.lock(other, wait=False)
-        posix = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        command = [sys.executable, "-c", posix, tmp_path / "lock"]  # as an NFS server does for its clients
-        assert b"BlockingIOError" in subprocess.run(command, capture_output=True, check=False).stderr
-    with (tmp_path / "lock").open("w") as file:
-        disk.lock(file, wait=False)
 
 
 def test_the_code_that_trains_has_a_digest_of_its_own(tmp_path):

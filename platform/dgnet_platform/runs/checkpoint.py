@@ -25,7 +25,7 @@ from dgnet_core.teacher.state import TeacherState
 from dgnet_platform.errors import UserError
 from dgnet_platform.runs.experiment import KINDS, ModelConfig, kind_of
 from dgnet_platform.runs.provenance import code_version
-from dgnet_platform.storage.files import flush
+from dgnet_platform.storage.files import appearing
 from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
 
 FORMAT = 2
@@ -136,10 +136,8 @@ def save(
         OSError: it could not be written; what was there before still is.
     """
     path = folder / f"checkpoint_{state.iteration:08d}"
-    partial = folder / f".{path.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
-    partial.mkdir(parents=True)
-    try:
+    with appearing(path) as partial:
+        partial.mkdir()
         try:
             with (partial / TENSORS).open("wb") as file:
                 torch.save(state.state_dict(), file)
@@ -159,14 +157,6 @@ def save(
             tensors_sha256=digest,
         )
         (partial / META).write_text(meta.to_json())
-        for written in (partial / TENSORS, partial / META, partial):
-            flush(written)
-        if path.exists():
-            _remove(path)
-        partial.rename(path)
-        flush(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -22,6 +20,7 @@ import numpy as np
 
 from dgnet_platform.data.people.people import DISTRACTOR, JUNK, People, Shot
 from dgnet_platform.data.people.sizes import SIZES, Size
+from dgnet_platform.storage.files import appearing
 
 VERSION = 1
 """Of the drawing. Another version draws other pixels for the same seed."""
@@ -135,9 +134,7 @@ def write_market(
     folders = plan(size, people.seed)
     files = [f"{name}/{file}" for name, content in folders.items() for file in content]
     chunks = [files[k : k + 64] for k in range(0, len(files), 64)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial_set = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with appearing(folder, flushed=False) as partial_set:
         for name in folders:
             (partial_set / name).mkdir(parents=True)
         done = 0
@@ -147,10 +144,6 @@ def write_market(
                 progress(done, len(files))
         about = {"drawn_people": VERSION, "seed": people.seed, "height": people.height, "width": people.width}
         (partial_set / "people.json").write_text(json.dumps(about | {"size": asdict(size)}, indent=2) + "\n")
-        partial_set.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial_set, ignore_errors=True)
-        raise
     return folder
 
 
