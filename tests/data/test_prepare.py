@@ -14,7 +14,7 @@ import pytest
 
 from dgnet_platform.data import pack as pack_module
 from dgnet_platform.data.config import PrepareConfig
-from dgnet_platform.data.decode import MAX_PIXELS, PictureError, decode, measure
+from dgnet_platform.data.decode import MAX_PIXELS, PictureError, decode, picture_size
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
 from dgnet_platform.data.people.sizes import SIZES, DrawnSize
@@ -88,7 +88,7 @@ def test_bad_picture_is_refused_or_skipped(tmp_path: Path, kind: str):
     assert prepared.outcome == "refused"
     (problem,) = prepared.problems
     assert problem.file == bad
-    for read in (decode, measure):
+    for read in (decode, picture_size):
         with pytest.raises(PictureError, match=message):
             read(content)
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
@@ -257,7 +257,7 @@ def test_a_stopped_job_says_so_and_leaves_nothing(
     def stop(picture: bytes) -> tuple[int, int]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pack_module, "measure", stop)
+    monkeypatch.setattr(pack_module, "picture_size", stop)
     source = write_market(tmp_path / "market")
     args = ["--dataset", "market1501", "--source", str(source), "--out", str(tmp_path / "store")]
     assert prepare_data.main(args) == 130

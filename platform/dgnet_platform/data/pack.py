@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dgnet_platform.data.decode import PictureError, measure
+from dgnet_platform.data.decode import PictureError, picture_size
 from dgnet_platform.data.records import SPLITS, Listing, Problem, Record, unmatched, unmatched_problem
 from dgnet_platform.data.source import Source, SourceError
 from dgnet_platform.data.store import (
@@ -143,7 +143,7 @@ def _examine(record: Record, image: bytes | Problem) -> _Picture | Problem:
     if isinstance(image, Problem):
         return image
     try:
-        width, height = measure(image)
+        width, height = picture_size(image)
     except PictureError as error:
         return Problem(file=record.path, reason=f"{error}: replace it by a whole picture, or remove it")
     digest = row_digest(

@@ -8,12 +8,15 @@ structure_of=shot_of(other))`.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -152,8 +155,20 @@ def _each(work: Callable[[list[str]], int], chunks: list[list[str]], workers: in
         yield from map(work, chunks)
         return
     # Spawned, not forked: a fork of a process with threads (Ray, PyTorch) may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(work, chunks)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it: Ctrl-C is for this one
+        try:
+            counts = pool.map(work, chunks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from counts
+
+
+def _end_with_parent() -> None:
+    """Have this worker end when the process that started it does, even if that is killed."""
+    parent = parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _write_files(people: People, folder: Path, files: list[str]) -> int:
