@@ -49,8 +49,8 @@ def split_folder_reader(
         if not (wrong := misnamed(pictures)):
             return ""
         return (
-            f"its folders are there, but {len(wrong):,} of {len(pictures):,} names are not such as {example}; the first "
-            f"is {wrong[0]}. Own data is read with --dataset folder and a manifest.csv"
+            f"its folders are there, but {len(wrong):,} of {len(pictures):,} names are not such as {example}; the "
+            f"first is {wrong[0]}. Own data is read with --dataset folder and a manifest.csv"
         )
 
     def read(source: Source) -> Listing:
