@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from dgnet_platform.data.readers import READERS, Dataset, read
+from dgnet_platform.data.readers import READERS, Dataset, read_source
 from dgnet_platform.data.readers.folder import number_identities
 from dgnet_platform.data.records import Listing
 from dgnet_platform.data.source import SourceError, open_source
@@ -439,7 +439,7 @@ def test_link_to_nothing_is_told(tmp_path: Path):
     write(tmp_path, FOLDER)
     (tmp_path / "train/truck 7/b_c1.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with open_source(tmp_path) as source:
-        assert len(read("folder", source).records) == len(FOLDER) + 1
+        assert len(read_source("folder", source).records) == len(FOLDER) + 1
         with pytest.raises(SourceError, match=r"b_c1\.jpg cannot be read .*: check the disk"):
             source.read("train/truck 7/b_c1.jpg")
 

@@ -16,7 +16,7 @@ from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import write_market
 from dgnet_platform.data.pose_files import read_pose_files
 from dgnet_platform.data.poses import KeyPoints, PoseReport, drawn_keypoints, found_keypoints
-from dgnet_platform.data.readers import read
+from dgnet_platform.data.readers import read_source
 from dgnet_platform.data.records import Problem
 from dgnet_platform.data.source import Source, open_source
 from dgnet_platform.data.store import Store, StoreError, StoreInfo
@@ -58,7 +58,7 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
     _existing(config)  # refuses before anything is made
     with _staging(config.out) as folder, _source(config, progress) as source:
         existing = _existing(config)  # now that others are kept out
-        listing = read(config.dataset, source)
+        listing = read_source(config.dataset, source)
         info, problems = pack(listing, folder, dataset=config.dataset, threads=config.threads, progress=progress)
         outcome: Literal["packed", "already packed", "refused"] = "packed"
         points = None

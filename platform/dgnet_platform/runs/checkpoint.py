@@ -268,8 +268,6 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
     Returns:
         What was removed, oldest first.
     """
-    if keep_last < 1:
-        raise ValueError(f"keep_last: must be at least 1, got {keep_last}; a run resumes from its newest checkpoint")
     metas: dict[Path, Meta] = {}
     for path in checkpoints(folder):
         try:

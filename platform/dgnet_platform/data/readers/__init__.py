@@ -20,7 +20,7 @@ READERS: dict[Dataset, Reader] = {
 }
 
 
-def read(dataset: Dataset, source: Source) -> Listing:
+def read_source(dataset: Dataset, source: Source) -> Listing:
     """All records of a source that holds `dataset` at its root or one folder down.
 
     Raises:
