@@ -184,6 +184,13 @@ def test_only_one_run_writes(tmp_path: Path):
 # The job.
 
 
+def test_job_reports_pictures_that_no_split_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, out = write_market(tmp_path / "market"), tmp_path / "store"
+    shutil.copytree(source / "bounding_box_train", source / "extra")
+    assert prepare_data.main(["--dataset", "market1501", "--source", str(source), "--out", str(out)]) == 0
+    assert "Pictures of no split are among them: 6 in extra." in capsys.readouterr().out
+
+
 def test_job_reports_counts_and_where_they_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source, out = write_market(tmp_path / "market"), tmp_path / "store"
     args = ["--dataset", "market1501", "--source", str(source), "--out", str(out)]

@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from dgnet_platform.data.pose_files import read_pose_files
 from dgnet_platform.data.poses import KeyPoints, PoseReport, drawn_keypoints, found_keypoints
 from dgnet_platform.data.readers import read_source
 from dgnet_platform.data.records import Problem
-from dgnet_platform.data.source import Source, open_source
+from dgnet_platform.data.source import Source, is_picture, open_source
 from dgnet_platform.data.store import Store, StoreError, StoreInfo
 from dgnet_platform.storage.files import staging
 from dgnet_platform.storage.remote import RemoteError, check_writable, open_place, put, refusal
@@ -37,6 +38,8 @@ class Prepared:
     problems: list[Problem]
     ignored: int
     """Files of the source that are no pictures of any split."""
+    unused: Mapping[str, int]
+    """Pictures among them, by their folder at the top."""
     outcome: Literal["packed", "already packed", "refused"]
     poses: PoseReport | None = None
     """Of the key points, where there are any."""
@@ -78,11 +81,14 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
             )
         if outcome != "packed":
             shutil.rmtree(folder)
+    used = {record.path for record in listing.records} | {problem.file for problem in problems}
+    unused = Counter(n.partition("/")[0] for n in listing.source.names if is_picture(n) and n not in used)
     return Prepared(
         config=config,
         info=info,
         problems=problems,
         ignored=listing.ignored,
+        unused=unused,
         outcome=outcome,
         poses=None if points is None else points.report,
     )
