@@ -25,6 +25,7 @@ from dgnet_platform.errors import UserError, printable
 def main(args: Sequence[str] | None = None) -> int:
     """Run the job with the given or the command line's arguments; returns the exit status."""
     console = Console()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's end cleans up, as Ctrl-C does
     try:
         config = tyro.cli(PrepareConfig, args=args, description=__doc__)
         bar = Progress(

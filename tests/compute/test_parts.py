@@ -13,7 +13,7 @@ import torch
 
 from dgnet_core.dgnet.state import TrainState
 from dgnet_platform.compute import cluster as machines
-from dgnet_platform.compute.parts import Part, claimed, make_parts, missing, parts_of
+from dgnet_platform.compute.parts import Part, make_parts, missing, owned, parts_of
 from dgnet_platform.data.store import StoreError
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.evaluation.config import GenerateConfig
@@ -99,14 +99,14 @@ class Work:
 def test_a_lost_worker_is_replaced_and_a_refusal_is_the_workers_own(tmp_path, cluster):
     parts, written, out = parts_of("train", 9, 2), [], tmp_path / "out"
     arguments = {"marker": tmp_path / "died", "refuses": -1}
-    with claimed(out, {}):
+    with owned(out, {}):
         make_parts(out, parts, Work, arguments, workers=2, gpus=None, progress=written.append)
         assert (tmp_path / "died").exists()
         assert sorted(part.first for part in written) == [0, 2, 4, 6, 8]
         assert missing(out, parts) == []
         assert (out / "train-00004" / "rows").read_bytes() == b"8 9"
     other = tmp_path / "other"
-    with claimed(other, {}):
+    with owned(other, {}):
         with pytest.raises(StoreError) as refused:
             make_parts(other, parts, Work, arguments | {"refuses": 2}, workers=1, gpus=False, progress=written.append)
         assert str(refused.value) == "rows 2 to 4: prepare the store again"

@@ -1,11 +1,17 @@
 import hashlib
 import io
 import itertools
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image, ImageFilter
 
@@ -353,3 +359,30 @@ def test_confusable_people_differ_in_the_picture(people):
         difference.append(np.abs(pictures[0] - pictures[1]).mean())
     assert min(difference) > 0.2  # gray levels, of pictures alike to the last grain of noise otherwise
     assert np.median(difference) > 2
+
+
+DRAWS = """
+import sys, threading
+from dgnet_platform.data.people.people import People
+from dgnet_platform.data.people.people_set import write_market
+if __name__ == "__main__":
+    write_market(People(0), sys.argv[1], "laptop", workers=2, progress=lambda *done: print(*done, flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_process_that_draws(tmp_path: Path, number: signal.Signals):
+    (tmp_path / "draws.py").write_text(DRAWS)
+    command = [sys.executable, tmp_path / "draws.py", tmp_path / "people"]
+    # A session of its own: Ctrl-C goes to all processes of a terminal.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as draws:
+        assert draws.stdout is not None
+        assert draws.stdout.readline()
+        workers = psutil.Process(draws.pid).children(recursive=True)
+        assert len(workers) >= 2
+        (os.killpg if number == signal.SIGINT else os.kill)(draws.pid, number)
+        said = draws.communicate(timeout=60)[1]
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert said.count("Traceback") == (number == signal.SIGINT), said  # that of the process itself

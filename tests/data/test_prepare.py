@@ -1,6 +1,7 @@
 """From a source to a store and the job that does it: all or nothing, with a report of what is bad."""
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from dgnet_platform.data import pack as pack_module
 from dgnet_platform.data.config import PrepareConfig
-from dgnet_platform.data.decode import MAX_PIXELS, PictureError, decode, measure
+from dgnet_platform.data.decode import MAX_PIXELS, PictureError, decode, picture_size
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
 from dgnet_platform.data.people.sizes import SIZES, DrawnSize
@@ -87,7 +88,7 @@ def test_bad_picture_is_refused_or_skipped(tmp_path: Path, kind: str):
     assert prepared.outcome == "refused"
     (problem,) = prepared.problems
     assert problem.file == bad
-    for read in (decode, measure):
+    for read in (decode, picture_size):
         with pytest.raises(PictureError, match=message):
             read(content)
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
@@ -127,7 +128,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pack_module, "flush", disk_full)
+    monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
         packed(source, tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
@@ -175,10 +176,19 @@ def test_only_one_run_writes(tmp_path: Path):
         with pytest.raises(UserError, match="is being written by another run: wait"):
             packed(source, out)
         assert (folder / "train.parquet").read_bytes() == b"half"
+        shutil.rmtree(folder)
+    assert not out.exists()
     assert packed(source, out).outcome == "packed"
 
 
 # The job.
+
+
+def test_job_reports_pictures_that_no_split_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, out = write_market(tmp_path / "market"), tmp_path / "store"
+    shutil.copytree(source / "bounding_box_train", source / "extra")
+    assert prepare_data.main(["--dataset", "market1501", "--source", str(source), "--out", str(out)]) == 0
+    assert "Pictures of no split are among them: 6 in extra." in capsys.readouterr().out
 
 
 def test_job_reports_counts_and_where_they_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -254,7 +264,7 @@ def test_a_stopped_job_says_so_and_leaves_nothing(
     def stop(picture: bytes) -> tuple[int, int]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pack_module, "measure", stop)
+    monkeypatch.setattr(pack_module, "picture_size", stop)
     source = write_market(tmp_path / "market")
     args = ["--dataset", "market1501", "--source", str(source), "--out", str(tmp_path / "store")]
     assert prepare_data.main(args) == 130

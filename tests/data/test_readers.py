@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from dgnet_platform.data.readers import READERS, Dataset, read
+from dgnet_platform.data.readers import READERS, Dataset, read_source
 from dgnet_platform.data.readers.folder import number_identities
 from dgnet_platform.data.records import Listing
 from dgnet_platform.data.source import SourceError, open_source
@@ -197,6 +197,7 @@ def test_manifest_finds_names_in_the_other_unicode_form(tmp_path: Path):
         (["0002", "-1", "0", "17"], {"-1": -1, "0": 0, "0002": 2, "17": 17}),
         (["2", "0002"], {"0002": 1, "2": 2}),
         (["b", "a", "7"], {"7": 1, "a": 2, "b": 3}),
+        (["-1", "0", "3"], {"-1": -1, "0": 0, "3": 3}),
         (["-2", "5"], {"-2": 1, "5": 2}),
         (["99999999999999999999"], {"99999999999999999999": 1}),
         ([], {}),
@@ -204,6 +205,42 @@ def test_manifest_finds_names_in_the_other_unicode_form(tmp_path: Path):
 )
 def test_number_identities(names: list[str], numbers: dict[str, int]):
     assert number_identities(names) == numbers == number_identities(reversed(names))
+
+
+@pytest.mark.parametrize("written", ["./pictures/b.jpg", r"pictures\b.jpg", "{folder}/pictures/b.jpg"])
+def test_manifest_with_paths_written_another_way(tmp_path: Path, written: str):
+    folder = write_manifest(tmp_path / "own")
+    (folder / "manifest.csv").write_text(f"{COLUMNS}{written.format(folder=folder)},1,1,train\n")
+    assert rows(listing_of("folder", folder)) == {("train", "pictures/b.jpg", 1, 1)}
+
+
+def test_a_query_makes_person_0_a_person(tmp_path: Path):
+    names = ["query/0/a_c1_1.jpg", "gallery/0/a_c2_1.jpg", "gallery/-1/j_c1_1.jpg", "gallery/3/d_c1_1.jpg"]
+    write(tmp_path, names)
+    listing = listing_of("folder", tmp_path)
+    assert listing.problems == ()
+    assert {(record.split, record.person_id) for record in listing.records} == {
+        ("query", 1), ("gallery", 1), ("gallery", -1), ("gallery", 4),
+    }  # fmt: skip
+    assert listing.person_names == {1: "0", -1: "-1", 4: "3"}
+
+
+def test_market_as_dgnets_authors_sort_it_trains_on_all_of_train(tmp_path: Path):
+    names = [
+        "train/0002/0002_c1s1_000451_03.jpg", "val/0002/0002_c2s1_000451_03.jpg",
+        "train_all/0002/0002_c1s1_000451_03.jpg", "train_all/0002/0002_c2s1_000451_03.jpg",
+        "query/0001/0001_c1s1_000451_00.jpg", "gallery/0001/0001_c2s1_000451_03.jpg",
+        "gallery/0000/0000_c2s1_000451_03.jpg", "gallery/-1/-1_c2s1_000451_03.jpg",
+        "multi-query/0001/0001_c1s1_000451_00.jpg",
+    ]  # fmt: skip
+    write(tmp_path / "pytorch", names)
+    with pytest.raises(SourceError, match="it looks like an own data set, so pass --dataset folder"):
+        listing_of("market1501", tmp_path)
+    listing = listing_of("folder", tmp_path)
+    assert [(r.split, r.person_id, r.camera_id) for r in listing.records] == [
+        ("train", 2, 1), ("train", 2, 2), ("gallery", -1, 2), ("gallery", 0, 2), ("gallery", 1, 2),
+        ("multi_query", 1, 1), ("query", 1, 1),
+    ]  # fmt: skip
 
 
 # Bad input: each is named with its file and with what to do.
@@ -255,6 +292,32 @@ def test_unknown_folder_tells_what_was_expected(tmp_path: Path):
         listing_of("market1501", tmp_path)
 
 
+def test_names_of_another_shape_are_told(tmp_path: Path):
+    write(tmp_path, [name.replace("s1_", "_") for name in MARKET])
+    with pytest.raises(
+        SourceError, match=r"folders are there, but \d+ of \d+ names are not such as 0002_c1s1_.*first is"
+    ):
+        listing_of("market1501", tmp_path)
+
+
+def test_pictures_of_an_unread_kind_are_told(tmp_path: Path):
+    write(tmp_path, ["train/a/1_c1_.tif"])
+    with pytest.raises(
+        SourceError, match=r"1 pictures such as train/a/1_c1_.tif are of a kind .* convert them to .jpg"
+    ):
+        listing_of("folder", tmp_path)
+    write(tmp_path, ["pictures/b.jpg"])
+    (tmp_path / "manifest.csv").write_text(f"{COLUMNS}train/a/1_c1_.tif,1,1,train\npictures/b.jpg,1,1,train\n")
+    [problem] = listing_of("folder", tmp_path).problems
+    assert "line 2: names a file of a kind that is not read (those are .jpg," in problem.reason
+
+
+def test_a_set_of_one_camera_cannot_be_evaluated_on(tmp_path: Path):
+    write(tmp_path, ["train/1/a_c1_1.jpg", "query/2/a_c1_1.jpg", "gallery/2/a_c1_2.jpg"])
+    with pytest.raises(SourceError, match="Number the cameras, or leave query and gallery out"):
+        listing_of("folder", tmp_path)
+
+
 def test_two_copies_are_ambiguous(tmp_path: Path):
     write(tmp_path / "a", DUKE)
     write(tmp_path / "b", DUKE)
@@ -304,7 +367,7 @@ def test_missing_msmt17_list(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "file", "message"),
     [
-        ("pictures/z.jpg,anna,1,train", "pictures/z.jpg", "line 5: names a picture that is not there"),
+        ("pictures/z.jpg,anna,1,train", "pictures/z.jpg", "line 5: names a picture that is missing"),
         ("pictures/b.jpg,anna,north,train", "pictures/b.jpg", "'north' is not a whole number"),
         ("pictures/b.jpg,anna,,train", "pictures/b.jpg", "'' is not a whole number"),
         ("pictures/b.jpg,,1,train", "pictures/b.jpg", "person_id is empty"),
@@ -376,7 +439,7 @@ def test_link_to_nothing_is_told(tmp_path: Path):
     write(tmp_path, FOLDER)
     (tmp_path / "train/truck 7/b_c1.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with open_source(tmp_path) as source:
-        assert len(read("folder", source).records) == len(FOLDER) + 1
+        assert len(read_source("folder", source).records) == len(FOLDER) + 1
         with pytest.raises(SourceError, match=r"b_c1\.jpg cannot be read .*: check the disk"):
             source.read("train/truck 7/b_c1.jpg")
 

@@ -18,7 +18,7 @@ from dgnet_core.dgnet.state import TrainState
 from dgnet_core.learning.augment import denormalise, normalise
 from dgnet_core.teacher.config import laptop_teacher
 from dgnet_core.teacher.state import TeacherState
-from dgnet_platform.compute.parts import RECORD, PartsError, claimed
+from dgnet_platform.compute.parts import RECORD, PartsError, owned
 from dgnet_platform.data import images as images_module
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.decode import PictureError
@@ -270,7 +270,7 @@ def test_folders_of_others_are_left_alone(
     with pytest.raises(PartsError, match=rf"{RECORD} is damaged"):
         generate(replace(config, out=damaged), lambda *_: None)
     settings = json.loads((whole / RECORD).read_text())
-    with claimed(whole, settings), pytest.raises(PartsError, match="is being written by another run"):
+    with owned(whole, settings), pytest.raises(PartsError, match="is being written by another run"):
         generate(config, lambda *_: None)
 
 

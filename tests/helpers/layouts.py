@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from dgnet_platform.data.readers import Dataset, read
+from dgnet_platform.data.readers import Dataset, read_source
 from dgnet_platform.data.records import Listing
 from dgnet_platform.data.source import open_source
 from tests.helpers.market import encode
@@ -44,7 +44,7 @@ def zipped(folder: Path, prefix: str) -> Path:
 
 def listing_of(dataset: Dataset, path: Path) -> Listing:
     with open_source(path) as source:
-        listing = read(dataset, source)
+        listing = read_source(dataset, source)
         for record in listing.records:
             assert listing.source.read(record.path) == PICTURE
         return listing

@@ -21,7 +21,7 @@ from pyarrow import fs
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.state import TeacherState
 from dgnet_platform.data import cache
-from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.cache import cached
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
@@ -89,23 +89,23 @@ def test_a_data_set_is_packed_to_s3(s3, people_store):
 
 def test_a_store_is_downloaded_once(s3, people_store, node):
     store, told = upload(people_store, f"{s3}/once"), []
-    kept = kept_here(store, lambda done, total: told.append((done, total)))
+    kept = cached(store, lambda done, total: told.append((done, total)))
     size = sum(file.stat().st_size for file in people_store.iterdir())
     assert told[-1] == (size, size)
     assert isinstance(kept.filesystem, fs.LocalFileSystem)
     assert rows(kept) == rows(store) == rows(Store.open(people_store))
     assert (kept.location, kept.info) == (store.location, store.info)
-    again = kept_here(Store.open(f"{s3}/once"), lambda *_: pytest.fail("it was downloaded again"))
+    again = cached(Store.open(f"{s3}/once"), lambda *_: pytest.fail("it was downloaded again"))
     assert again.root == kept.root
     local = Store.open(people_store)
-    assert kept_here(local) is local
+    assert cached(local) is local
 
 
 def test_one_process_downloads_while_others_wait(s3, people_store, node):
     upload(people_store, f"{s3}/shared")
     code = (
         "import sys; from dgnet_platform.data.store import Store; from dgnet_platform.data.cache import *;"
-        "told = []; kept_here(Store.open(sys.argv[1]), lambda *_: told.append(1)); print(len(told))"
+        "told = []; cached(Store.open(sys.argv[1]), lambda *_: told.append(1)); print(len(told))"
     )
     command = [sys.executable, "-c", code, f"{s3}/shared"]
     found = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -116,27 +116,27 @@ def test_one_process_downloads_while_others_wait(s3, people_store, node):
 def test_stores_longest_unused_make_room_but_never_one_in_use(s3, people_store, node, monkeypatch):
     size = sum(file.stat().st_size for file in people_store.iterdir())
     monkeypatch.setenv("DGNET_CACHE_GIB", str(2.5 * size / 2**30))
-    first, second = (Path(kept_here(upload(people_store, f"{s3}/{name}")).root) for name in ("a", "b"))
+    first, second = (Path(cached(upload(people_store, f"{s3}/{name}")).root) for name in ("a", "b"))
     os.utime(first, (1, 1))
-    third = Path(kept_here(upload(people_store, f"{s3}/c")).root)
+    third = Path(cached(upload(people_store, f"{s3}/c")).root)
     assert first.exists()
     assert second.exists()  # all are in use: the limit has to wait
     os.utime(second, (2, 2))
     for folder in (first, second):
         cache._used.pop(folder).close()
-    Path(kept_here(upload(people_store, f"{s3}/d")).root)
+    Path(cached(upload(people_store, f"{s3}/d")).root)
     assert not first.exists()
     assert not second.exists()
     assert third.exists()
     monkeypatch.setenv("DGNET_CACHE_GIB", "much")
     with pytest.raises(StoreError, match="DGNET_CACHE_GIB is 'much'"):
-        kept_here(upload(people_store, f"{s3}/e"))
+        cached(upload(people_store, f"{s3}/e"))
 
 
 def test_a_store_that_does_not_fit_is_refused(s3, people_store, node, monkeypatch):
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000})())
     with pytest.raises(StoreError, match=r"GiB free, the store takes .*DGNET_CACHE"):
-        kept_here(upload(people_store, f"{s3}/large"))
+        cached(upload(people_store, f"{s3}/large"))
     assert not [path for path in node.iterdir() if path.is_dir()]
 
 

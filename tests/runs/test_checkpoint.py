@@ -269,8 +269,6 @@ def test_prune_keeps_the_last_and_the_best(tmp_path: Path):
     assert prune(tmp_path, keep_last=2, keep_best="unheard of") == [paths[3]]
     assert names(tmp_path) == [paths[5].name, paths[6].name]
     assert prune(tmp_path, keep_last=1) == [paths[5]]
-    with pytest.raises(ValueError, match="keep_last: must be at least 1"):
-        prune(tmp_path, keep_last=0)
 
 
 # ------------------------------------------------------------------------------------------------------------

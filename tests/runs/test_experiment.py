@@ -1,8 +1,7 @@
 """Experiments: stored and rebuilt, named after what decides their result, with clear errors."""
 
 import re
-import subprocess
-import sys
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from dgnet_platform.runs import provenance as version
 from dgnet_platform.runs.experiment import identity_of, read_experiment
 from dgnet_platform.runs.presets import dgnet_experiment, teacher_experiment, teacher_of
 from dgnet_platform.runs.run import RECORD, STARTS, Run
-from dgnet_platform.storage import files as disk
 from dgnet_platform.storage.serialize import differences, flat, to_dict
 from tests.helpers.runs import tiny_experiment, tiny_teacher
 
@@ -139,30 +137,26 @@ def test_half_a_line_of_the_starts_counts_for_nothing(tmp_path):
     assert [(start["iteration"], start["hosts"]) for start in run.starts] == [(0, ["a"]), (7, ["b"])]
 
 
-def test_a_lock_keeps_others_out_whoever_they_are(tmp_path):
-    with (tmp_path / "lock").open("w") as file:
-        disk.lock(file)
-        with (tmp_path / "lock").open("w") as other, pytest.raises(BlockingIOError):
-            disk.lock(other, wait=False)
-        posix = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        command = [sys.executable, "-c", posix, tmp_path / "lock"]  # as an NFS server does for its clients
-        assert b"BlockingIOError" in subprocess.run(command, capture_output=True, check=False).stderr
-    with (tmp_path / "lock").open("w") as file:
-        disk.lock(file, wait=False)
-
-
 def test_the_code_that_trains_has_a_digest_of_its_own(tmp_path):
-    before = version.training_digest()
+    folders = tuple(Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in version._FOLDERS)
+    core, platform = folders
+
+    def digest(reworded: Path | None = None) -> str:
+        if reworded is not None:
+            reworded.write_text(reworded.read_text() + "# reworded\n")
+        version.training_digest.cache_clear()
+        return version.training_digest(folders)
+
+    before = digest()
+    assert before == version.training_digest()
     assert re.fullmatch("[0-9a-f]{64}", before)
-    source = tmp_path / "core" / "step.py"
-    source.parent.mkdir()
-    source.write_text("loss = 1")
-    digests = {version._digest_of(tmp_path / "core")}
-    source.write_text("loss = 2")
-    digests.add(version._digest_of(tmp_path / "core"))
-    source.rename(source.with_name("other.py"))
-    digests.add(version._digest_of(tmp_path / "core"))
-    assert len(digests) == 3
+    for leaves in ("data/readers/market.py", "data/prepare.py", "search/space.py", "cli/train.py"):
+        assert digest(platform / leaves) == before, leaves
+    digests = [before, digest(platform / "data" / "decode.py"), digest(platform / "training" / "loop.py")]
+    digests += [digest(core / "dgnet" / "step.py"), digest(core / "networks" / "blocks.py")]
+    (core / "networks" / "blocks.py").write_bytes((version._FOLDERS[0] / "networks" / "blocks.py").read_bytes())
+    assert digest() == digests[-2]
+    assert len(set(digests)) == 5
 
 
 def test_a_damaged_record_is_named(tmp_path):

@@ -37,6 +37,9 @@ def report(prepared: Prepared) -> RenderableType:
     elif reader.published:
         lines.append(Text("All counts are the published ones."))
     lines.append(Text(f"{prepared.ignored:,} other files were ignored."))
+    if prepared.unused:
+        folders = ", ".join(f"{count:,} in {folder}" for folder, count in sorted(prepared.unused.items()))
+        lines.append(Text(printable(f"Pictures of no split are among them: {folders}."), style="yellow"))
     for problem in prepared.problems[:LISTED_PROBLEMS]:
         lines.append(Text(printable(f"{problem.file}: {problem.reason}"), style="red"))
     if (more := len(prepared.problems) - LISTED_PROBLEMS) > 0:

@@ -21,6 +21,7 @@ from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import DGNetExperiment, check_name
 from dgnet_platform.runs.presets import ITERATIONS, TRIALS, Preset, teacher_of
+from dgnet_platform.runs.run import training_alone
 from dgnet_platform.runs.tracking_uri import ui_command, usable
 from dgnet_platform.search.display import SearchDisplay
 from dgnet_platform.search.driver import Search, place_trials
@@ -30,7 +31,6 @@ from dgnet_platform.search.results import Results
 from dgnet_platform.search.sharing import Costs, SharingPlan, plan, simulated_ends
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.search.study import FILE
-from dgnet_platform.storage.files import locked
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import TrainingError, train
 from dgnet_platform.training.interrupts import elsewhere, stopping
@@ -204,7 +204,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     archive = archive_of(base)
     if archive is not None:
         archive.check()
-    with locked(planned.folder):
+    with training_alone(planned.folder):
         if archive is not None and not (planned.folder / FILE).exists() and archive.fetch(planned.folder):
             console.print(f"Brought search {planned.name} back from {archive.location}.", soft_wrap=True)
         placement = place_trials(planned)

@@ -4,12 +4,9 @@ Workers make the files of a part, wherever they run. This process alone writes t
 a part appears there at once and whole.
 """
 
-import fcntl
 import json
 import logging
-import os
 import pickle
-import shutil
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -20,13 +17,10 @@ from typing import Any
 import torch
 
 from dgnet_platform.errors import UserError
-from dgnet_platform.storage.files import flush, write_whole
+from dgnet_platform.storage.files import appearing, locked, write_whole
 from dgnet_platform.storage.serialize import differences
-from dgnet_platform.threads import map_in_threads
 
 RECORD = "settings.json"
-WRITERS = 8
-"""Threads that write the files of a part: each waits for the disk."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +58,7 @@ def parts_of(split: str, rows: int, size: int) -> list[Part]:
 
 
 @contextmanager
-def claimed(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+def owned(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """Have a folder for the parts of one job to oneself; its record says with what settings they are made.
 
     Args:
@@ -72,21 +66,15 @@ def claimed(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         settings: all that decides what the parts hold, as JSON has it.
 
     Raises:
-        PartsError: it holds something else or parts of other settings, or another process is writing there.
+        PartsError: it holds something else, or parts of other settings.
+        UserError: another process is writing there.
     """
     if folder.exists() and not folder.is_dir():
         raise PartsError(f"{folder} is a file: name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PartsError(f"{folder} is being written by another run: wait for it, or name another --out") from None
+    busy = f"{folder} is being written by another run: wait for it, or name another --out"
+    with locked(folder / ".lock", busy):
         _check_record(folder, settings)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def missing(folder: Path, parts: Sequence[Part]) -> list[Part]:
@@ -107,7 +95,7 @@ def make_parts(
     """Make parts and write each to a folder of its name.
 
     Args:
-        folder: claimed.
+        folder: owned.
         parts: what to make.
         work: how; what it raises, this function raises.
         arguments: can be pickled; each goes to each machine once.
@@ -223,16 +211,7 @@ def _check_record(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _write(folder: Path, name: str, files: Files) -> None:
     """Write a part such that it is there as a whole or not at all, whatever is switched off meanwhile."""
-    partial = folder / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
-    partial.mkdir()
-    for _ in map_in_threads(lambda file: _flushed(partial / file[0], file[1]), files.items(), WRITERS):
-        pass
-    flush(partial)
-    partial.rename(folder / name)
-    flush(folder)
-
-
-def _flushed(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    flush(path)
+    with appearing(folder / name) as partial:
+        partial.mkdir()
+        for file, content in files.items():
+            (partial / file).write_bytes(content)

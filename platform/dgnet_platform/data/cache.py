@@ -3,7 +3,6 @@
 `DGNET_CACHE` names another folder than ~/.cache/dgnet, and `DGNET_CACHE_GIB` another limit than 50 GiB.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import IO
 from pyarrow import fs
 
 from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.storage.files import appearing, lock, locked
 from dgnet_platform.storage.remote import get, remedy_for
 from dgnet_platform.threads import no_progress
 
@@ -24,7 +24,7 @@ _used: dict[Path, IO[str]] = {}
 """Locks of the stores that this process reads; they end with it."""
 
 
-def kept_here(store: Store, progress: Callable[[int, int], None] = no_progress) -> Store:
+def cached(store: Store, progress: Callable[[int, int], None] = no_progress) -> Store:
     """The same store, read from this machine's disk: a local one as it is, another one from the cache.
 
     It is downloaded if it is not in the cache, by one process while others wait. Stores longest unused are removed
@@ -44,14 +44,11 @@ def kept_here(store: Store, progress: Callable[[int, int], None] = no_progress) 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder not in _used:
-            _used[folder] = folder.with_suffix(".lock").open("w")
-        lock = _used[folder]
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        while not folder.exists():  # changing a lock's kind lets go of it in between
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _used[folder] = folder.with_suffix(".lock").open("a+")
+            lock(_used[folder], shared=True)  # from now on it is not removed
+        with locked(folder.with_suffix(".download")):
             if not folder.exists():
                 _download(store, folder, progress)
-            fcntl.flock(lock, fcntl.LOCK_SH)
         os.utime(folder)
     except OSError as error:
         remedy = remedy_for(error) or "can that folder be written? DGNET_CACHE names another one"
@@ -76,12 +73,9 @@ def _download(store: Store, folder: Path, progress: Callable[[int, int], None]) 
         done += more
         progress(done, total)
 
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for file in files:
-        get(store.filesystem, file.path, partial / file.base_name, advance)
-    partial.rename(folder)
+    with appearing(folder) as partial:
+        for file in files:
+            get(store.filesystem, file.path, partial / file.base_name, advance)
 
 
 def _make_room(folder: Path, needed: int) -> None:
@@ -101,9 +95,10 @@ def _make_room(folder: Path, needed: int) -> None:
     for other, size in sizes.items():
         if total + needed <= limit and needed <= shutil.disk_usage(folder.parent).free:
             break
-        with other.with_suffix(".lock").open("w") as lock:
+        name = other.name.removeprefix(".").partition(".")[0]  # also of a download that was killed
+        with (other.parent / f"{name}.lock").open("w") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, wait=False)
             except BlockingIOError:
                 continue
             shutil.rmtree(other)

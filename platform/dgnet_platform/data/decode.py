@@ -27,6 +27,8 @@ class PictureError(UserError):
 def decode(encoded: bytes, place: np.ndarray | None = None) -> np.ndarray:
     """The upright RGB pixels (height, width, 3) uint8 of a picture.
 
+    Of 16 bits of grey the upper 8 are taken, as viewers do. What is transparent becomes black.
+
     Args:
         encoded: The picture's file.
         place: (height, width, 3) uint8, contiguous. A JPEG of this size is decoded there, and this array returned.
@@ -44,7 +46,7 @@ def decode(encoded: bytes, place: np.ndarray | None = None) -> np.ndarray:
     return _read(encoded, _pixels)
 
 
-def measure(encoded: bytes) -> tuple[int, int]:
+def picture_size(encoded: bytes) -> tuple[int, int]:
     """Width and height of the upright picture, after a proof that all of it decodes.
 
     Of a JPEG every coefficient is read, which is all that can fail, but pixels are made for an eighth of the
@@ -95,10 +97,13 @@ def _read(encoded: bytes, take: Callable[[Image.Image], Result]) -> Result:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    if image.mode != "RGB" or "exif" in image.info:
+    if image.mode != "RGB" or "exif" in image.info or "transparency" in image.info:
         image = ImageOps.exif_transpose(image)
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:  # the colours of transparent pixels are not meant to be seen
+            black = Image.new("RGBA", image.size, "black")
+            image = Image.alpha_composite(black, image.convert("RGBA"))
         image = image.convert("RGB")
     return np.asarray(image)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dgnet_platform.data.decode import PictureError, measure
+from dgnet_platform.data.decode import PictureError, picture_size
 from dgnet_platform.data.records import SPLITS, Listing, Problem, Record, unmatched, unmatched_problem
 from dgnet_platform.data.source import Source, SourceError
 from dgnet_platform.data.store import (
@@ -21,7 +21,6 @@ from dgnet_platform.data.store import (
     split_info,
     store_fingerprint,
 )
-from dgnet_platform.storage.files import flush
 from dgnet_platform.threads import map_in_threads
 
 ROW_GROUP_BYTES = 32 * 2**20
@@ -44,7 +43,7 @@ class _Picture(NamedTuple):
 def pack(
     listing: Listing, folder: Path, *, dataset: str, threads: int, progress: Callable[[int, int], None]
 ) -> tuple[StoreInfo, list[Problem]]:
-    """Write the pictures of a listing to `folder`, one Parquet file a split, and flush them to the disk.
+    """Write the pictures of a listing to `folder`, one Parquet file a split.
 
     Args:
         listing: What to pack, checked.
@@ -89,8 +88,6 @@ def pack(
         info = _info(listing, dataset, kept, digests, skipped=len(problems))
         for writer in writers.values():
             writer.finish(info)
-    for file in folder.iterdir():
-        flush(file)
     return info, problems
 
 
@@ -146,7 +143,7 @@ def _examine(record: Record, image: bytes | Problem) -> _Picture | Problem:
     if isinstance(image, Problem):
         return image
     try:
-        width, height = measure(image)
+        width, height = picture_size(image)
     except PictureError as error:
         return Problem(file=record.path, reason=f"{error}: replace it by a whole picture, or remove it")
     digest = row_digest(

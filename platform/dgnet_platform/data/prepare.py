@@ -1,7 +1,9 @@
 """Preparing a data set: from a folder, a .zip or a drawing to a store, with a report."""
 
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,11 @@ from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import write_market
 from dgnet_platform.data.pose_files import read_pose_files
 from dgnet_platform.data.poses import KeyPoints, PoseReport, drawn_keypoints, found_keypoints
-from dgnet_platform.data.readers import read
+from dgnet_platform.data.readers import read_source
 from dgnet_platform.data.records import Problem
-from dgnet_platform.data.source import Source, open_source
+from dgnet_platform.data.source import Source, is_picture, open_source
 from dgnet_platform.data.store import Store, StoreError, StoreInfo
-from dgnet_platform.storage.files import put_in_place, staging
+from dgnet_platform.storage.files import staging
 from dgnet_platform.storage.remote import RemoteError, check_writable, open_place, put, refusal
 from dgnet_platform.threads import no_progress
 
@@ -36,6 +38,8 @@ class Prepared:
     problems: list[Problem]
     ignored: int
     """Files of the source that are no pictures of any split."""
+    unused: Mapping[str, int]
+    """Pictures among them, by their folder at the top."""
     outcome: Literal["packed", "already packed", "refused"]
     poses: PoseReport | None = None
     """Of the key points, where there are any."""
@@ -50,12 +54,14 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
 
     Raises:
         SourceError: The source cannot be used at all.
-        StoreError: `config.out` holds something else, or is being written by another run.
+        StoreError: `config.out` holds something else.
         PoseError: the key points cannot be used.
+        UserError: `config.out` is being written by another run.
     """
-    existing = _existing(config)
-    with _source(config, progress) as source, _staging(config.out) as folder:
-        listing = read(config.dataset, source)
+    _existing(config)  # refuses before anything is made
+    with _staging(config.out) as folder, _source(config, progress) as source:
+        existing = _existing(config)  # now that others are kept out
+        listing = read_source(config.dataset, source)
         info, problems = pack(listing, folder, dataset=config.dataset, threads=config.threads, progress=progress)
         outcome: Literal["packed", "already packed", "refused"] = "packed"
         points = None
@@ -63,7 +69,6 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
             outcome = "refused"
         elif existing is None:
             points = _keypoints(config, Store.open(folder))
-            _publish(folder, config.out)
         elif existing.info.fingerprint == info.fingerprint:
             existing.verify()
             points = _keypoints(config, existing)
@@ -74,11 +79,16 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
                 f"{existing.info.fingerprint[:12]}, this source gives {info.fingerprint[:12]}): name another "
                 "--out, or remove it first"
             )
+        if outcome != "packed":
+            shutil.rmtree(folder)
+    used = {record.path for record in listing.records} | {problem.file for problem in problems}
+    unused = Counter(n.partition("/")[0] for n in listing.source.names if is_picture(n) and n not in used)
     return Prepared(
         config=config,
         info=info,
         problems=problems,
         ignored=listing.ignored,
+        unused=unused,
         outcome=outcome,
         poses=None if points is None else points.report,
     )
@@ -128,28 +138,27 @@ def _is_uri(out: str | Path) -> bool:
 
 @contextmanager
 def _staging(out: str | Path) -> Iterator[Path]:
-    """An empty folder to pack into: beside a local store, a temporary one before an upload."""
+    """An empty folder, whose content is the store at `out` in the end, unless the folder is removed."""
     if not _is_uri(out):
         with staging(Path(out)) as folder:
             yield folder
         return
     with tempfile.TemporaryDirectory(prefix="store-") as temporary:
-        yield Path(temporary)
+        folder = Path(temporary) / "store"
+        folder.mkdir()
+        yield folder
+        if folder.exists():
+            _upload(folder, str(out))
 
 
-def _publish(folder: Path, out: str | Path) -> None:
-    """Make a packed folder the store at `out`. Opening one that is not uploaded to its end is refused."""
-    if not _is_uri(out):
-        put_in_place(folder, Path(out))
-        return
-    filesystem, root = open_place(str(out))
+def _upload(folder: Path, uri: str) -> None:
+    """Copy a packed folder to a URI. Opening a store that is not uploaded to its end is refused."""
+    filesystem, root = open_place(uri)
     try:
         for file in sorted(folder.iterdir()):
             put(file, filesystem, f"{root}/{file.name}")
     except OSError as error:
-        raise StoreError(
-            f"{refusal(str(out), error)}; remove what is there, then run the same command again"
-        ) from error
+        raise StoreError(f"{refusal(uri, error)}; remove what is there, then run the same command again") from error
 
 
 @contextmanager

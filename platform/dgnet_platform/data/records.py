@@ -75,6 +75,8 @@ class Reader:
     """Whether a source has this layout at its root, seen by names alone."""
     read: Callable[[Source], Listing]
     """All records of a recognised source; raises SourceError when a part of it is missing."""
+    near_miss: Callable[[Source], str] = lambda _: ""
+    """Why a source is not recognised that has this layout's folders, and what to do; nothing for other sources."""
     published: Mapping[str, Published] = field(default_factory=dict)
     """Sizes by split; empty for own data."""
 
@@ -124,6 +126,11 @@ def checked(listing: Listing) -> Listing:
     if not (by_split["train"] or by_split["query"]):
         raise SourceError(f"{where} has pictures neither in train nor in query and gallery")
     lonely = set(unmatched(by_split["query"], by_split["gallery"]))
+    if lonely and len(lonely) == len(by_split["query"]):
+        raise SourceError(
+            f"{where} cannot be evaluated on: the gallery shows no query's person under another camera. Number the "
+            "cameras, or leave query and gallery out: training needs neither"
+        )
     return replace(
         listing,
         records=tuple(sorted((record for record in records if record not in lonely), key=_place)),

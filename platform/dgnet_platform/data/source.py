@@ -20,6 +20,8 @@ MAX_ENTRY_BYTES = 64 * 2**20
 MAX_ARCHIVE_BYTES = 200 * 2**30
 """What a .zip may declare to unpack to, in all; MSMT17, the largest public set here, is below 3 GiB."""
 
+UNREAD_ENDINGS = (".avif", ".gif", ".heic", ".jfif", ".ppm", ".tif", ".tiff")
+"""Of pictures too, but of kinds that are not read."""
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX(/|$))")
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 _LOCAL_HEADER = struct.Struct("<4s22xHH")

@@ -17,7 +17,7 @@ from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.features import Features, multi_query
 from dgnet_core.ranking.reranking import Reranking
 from dgnet_core.ranking.retrieval import sweep_beta
-from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.cache import cached
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.config import EvaluateConfig
@@ -149,7 +149,7 @@ def _checked(location: str, distributed: bool, progress: Progress) -> Store:
     for split in ("query", "gallery"):
         if split not in store.info.splits:
             raise EvaluationError(f"{location} has no {split}, only {', '.join(store.info.splits)}: name another store")
-    store = store if distributed else kept_here(store, partial(progress, f"{location}: bytes"))
+    store = store if distributed else cached(store, partial(progress, f"{location}: bytes"))
     query, gallery = store.index("query"), store.index("gallery")
     seen_by: defaultdict[int, set[int]] = defaultdict(set)
     for person, camera in zip(gallery["person_id"], gallery["camera_id"], strict=True):

@@ -17,7 +17,7 @@ from dgnet_core.networks.modes import evaluating
 from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.extraction import extract_batch
 from dgnet_core.ranking.features import Features
-from dgnet_platform.compute.parts import Files, Part, claimed, make_parts, missing, parts_of
+from dgnet_platform.compute.parts import Files, Part, make_parts, missing, owned, parts_of
 from dgnet_platform.data.images import stream
 from dgnet_platform.data.store import Store
 
@@ -139,7 +139,7 @@ def extract_on_workers(
         "precision": how.precision,
     }
     folder = folder / store.info.fingerprint[:12]
-    with claimed(folder, {**settings, **decisive}):
+    with owned(folder, {**settings, **decisive}):
         lacking = missing(folder, [part for split in splits for part in parts[split]])
         done = Counter({split: store.count(split) for split in splits})
         for part in lacking:

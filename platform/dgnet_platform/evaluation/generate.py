@@ -25,7 +25,7 @@ from dgnet_core.dgnet.state import TrainState
 from dgnet_core.generation.grids import tile
 from dgnet_core.learning.augment import normalise
 from dgnet_core.learning.batches import stream_seed
-from dgnet_platform.compute.parts import Files, Part, PartsError, claimed, make_parts, missing, parts_of
+from dgnet_platform.compute.parts import Files, Part, PartsError, make_parts, missing, owned, parts_of
 from dgnet_platform.data.decode import decode
 from dgnet_platform.data.images import decode_table
 from dgnet_platform.data.readers.folder import COLUMNS, MANIFEST
@@ -163,7 +163,7 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
         "threads": config.threads,
     }
     total = len(pictures) * config.per_image
-    with claimed(config.out, settings):
+    with owned(config.out, settings):
         lacking = missing(config.out, parts)
         made = sum(map(len, lacking)) * config.per_image
         done = total - made

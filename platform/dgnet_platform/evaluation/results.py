@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import pandas as pd
 from PIL import Image
 
-from dgnet_platform.storage.files import flush, put_in_place, staging
+from dgnet_platform.storage.files import flush, staging
 
 
 class EvaluationError(ValueError):
@@ -51,12 +50,9 @@ def replacing(out: Path) -> Iterator[Path]:
 
     Raises:
         EvaluationError: `out` holds something else than earlier results.
-        StoreError: another run is writing there.
+        UserError: another run is writing there.
         OSError: it cannot be written to.
     """
-    former = out.parent / f".{out.name}.former"
-    if former.exists() and not out.exists():  # a run was killed between the two renames
-        former.rename(out)
     if out.exists() and not out.is_dir():
         raise EvaluationError(f"--out {out} is a file: name a folder")
     if out.exists() and any(out.iterdir()) and not _is_results(out):
@@ -65,11 +61,6 @@ def replacing(out: Path) -> Iterator[Path]:
         raise PermissionError(f"--out {out}: results are replaced as a whole, and {out.parent} cannot be written to")
     with staging(out) as folder:
         yield folder
-        if out.exists():
-            rmtree(former, ignore_errors=True)
-            out.rename(former)
-        put_in_place(folder, out)
-        rmtree(former, ignore_errors=True)
 
 
 def write(evaluation: Evaluation, folder: Path) -> None:

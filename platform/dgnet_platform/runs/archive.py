@@ -21,6 +21,7 @@ from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.checkpoint import META, TENSORS, CheckpointError, checkpoints, iteration_of
 from dgnet_platform.runs.experiment import Experiment
 from dgnet_platform.runs.journal import JOURNAL
+from dgnet_platform.storage.files import appearing
 from dgnet_platform.storage.remote import RemoteError, check_writable, get, open_place, put, refusal
 
 POLL, RETRY = 5.0, 5.0
@@ -170,18 +171,15 @@ class Archive:
 
     def _fetch_checkpoint(self, path: Path) -> bool:
         """Bring a checkpoint here, where it appears at once; returns whether it was as it was written."""
-        partial = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        for name in (TENSORS, META):
-            get(self._filesystem, self._path(path / name), partial / name)
-        try:
-            checkpoint.verify(partial)
-        except CheckpointError as error:
-            _log.warning("%s in the archive %s is damaged: %s", path.name, self.location, error)
-            shutil.rmtree(partial)
-            return False
-        partial.rename(path)
-        return True
+        with appearing(path) as partial:
+            for name in (TENSORS, META):
+                get(self._filesystem, self._path(path / name), partial / name)
+            try:
+                checkpoint.verify(partial)
+            except CheckpointError as error:
+                _log.warning("%s in the archive %s is damaged: %s", path.name, self.location, error)
+                shutil.rmtree(partial)
+        return path.exists()
 
     @contextmanager
     def _named(self) -> Iterator[None]:

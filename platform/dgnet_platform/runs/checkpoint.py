@@ -23,7 +23,7 @@ from dgnet_core.learning.state import State
 from dgnet_core.methods import METHODS, build, method_of
 from dgnet_platform.errors import UserError
 from dgnet_platform.runs.provenance import code_version
-from dgnet_platform.storage.files import flush
+from dgnet_platform.storage.files import appearing
 from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
 
 FORMAT = 2
@@ -119,10 +119,8 @@ def save(
         OSError: it could not be written; what was there before still is.
     """
     path = folder / f"checkpoint_{state.iteration:08d}"
-    partial = folder / f".{path.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
-    partial.mkdir(parents=True)
-    try:
+    with appearing(path) as partial:
+        partial.mkdir()
         try:
             with (partial / TENSORS).open("wb") as file:
                 torch.save(state.state_dict(), file)
@@ -142,14 +140,6 @@ def save(
             tensors_sha256=digest,
         )
         (partial / META).write_text(meta.to_json())
-        for written in (partial / TENSORS, partial / META, partial):
-            flush(written)
-        if path.exists():
-            _remove(path)
-        partial.rename(path)
-        flush(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 
@@ -261,8 +251,6 @@ def prune(folder: Path, *, keep_last: int, keep_best: str | None = None) -> list
     Returns:
         What was removed, oldest first.
     """
-    if keep_last < 1:
-        raise ValueError(f"keep_last: must be at least 1, got {keep_last}; a run resumes from its newest checkpoint")
     metas: dict[Path, Meta] = {}
     for path in checkpoints(folder):
         try:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dgnet_platform.storage.files import appearing
+
 JOURNAL = "metrics.jsonl"
 
 
@@ -103,12 +105,8 @@ def _parse(line: bytes) -> Entry | None:
 
 def copy(source: Path, target: Path, iteration: int) -> None:
     """Write the lines of a journal up to `iteration` as a new file: who reads what was there before notices."""
-    partial = target.with_name(f".{target.name}.partial")
-    with source.open("rb") as file, partial.open("wb") as kept:
+    with appearing(target) as partial, source.open("rb") as file, partial.open("wb") as kept:
         for line in iter(file.readline, b""):
             entry = _parse(line) if line.endswith(b"\n") else None
             if entry is not None and entry.iteration <= iteration:
                 kept.write(line)
-        kept.flush()
-        os.fsync(kept.fileno())
-    partial.rename(target)

@@ -3,14 +3,14 @@
 import json
 import os
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import AnyExperiment, read_experiment
-from dgnet_platform.storage.files import write_whole
+from dgnet_platform.storage.files import locked, write_whole
 from dgnet_platform.storage.serialize import to_dict
 
 RECORD = "run.json"
@@ -20,6 +20,8 @@ RESULTS = "results"
 """Folder of the final evaluation."""
 STARTS = "starts.jsonl"
 """File in a run's folder with a line for each time that its workers started: from which iteration, on which hosts."""
+TRAINING_LOCK = ".training.lock"
+"""File in a run's folder, held by whoever trains it."""
 FORMAT = 1
 """Version of the record."""
 
@@ -131,6 +133,11 @@ class Run:
     def forget_stop(self) -> None:
         """Nobody asked any more: the run starts."""
         (self.folder / STOP).unlink(missing_ok=True)
+
+
+def training_alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other commands from training the run, or searching, in a folder; raises UserError if one does."""
+    return locked(folder / TRAINING_LOCK, f"run {folder.name} is being trained by another command: wait for it")
 
 
 def folder_of(storage: str, name: str) -> Path:

@@ -31,7 +31,7 @@ from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.runs.tracking_uri import is_gone
 from dgnet_platform.search.sharing import prefix_of
-from dgnet_platform.storage.files import lock
+from dgnet_platform.storage.files import appearing, lock
 from dgnet_platform.storage.remote import RemoteError
 from dgnet_platform.storage.serialize import flat, to_dict
 from dgnet_platform.tracking import client as tracking
@@ -192,12 +192,10 @@ def adopt(path: Path, folder: Path) -> None:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 _link(source / file, folder / file)
     journal.copy(source / JOURNAL, folder / JOURNAL, iteration)
-    partial = folder / f".{path.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    for file in path.iterdir():
-        _link(file, partial / file.name)
-    partial.rename(folder / path.name)  # last: a run with a checkpoint has all that came before it
+    with appearing(folder / path.name, flushed=False) as partial:  # last: a run with a checkpoint has all before it
+        partial.mkdir()
+        for file in path.iterdir():
+            _link(file, partial / file.name)
 
 
 def collect(storage: Path, limit: int) -> list[Path]:

@@ -18,10 +18,10 @@ from dgnet_platform.runs import checkpoint, journal
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import DGNetExperiment
 from dgnet_platform.runs.journal import JOURNAL
-from dgnet_platform.runs.run import STOP, Ending, Outcome, Run
+from dgnet_platform.runs.run import STOP, TRAINING_LOCK, Ending, Outcome, Run
 from dgnet_platform.search.prefixes import PrefixError, adopt, ensure_prefix
 from dgnet_platform.search.sharing import fork_of
-from dgnet_platform.storage.files import LOCK, lock, write_whole
+from dgnet_platform.storage.files import locked, write_whole
 from dgnet_platform.storage.serialize import from_dict, to_dict
 from dgnet_platform.tracking import client as tracking
 from dgnet_platform.training import trainer as launch
@@ -111,8 +111,7 @@ def run_trial(folder: Path, *, judge: Judge | None, sharing: bool, gpu_share: fl
     Raises:
         Exception: a worker failed; the reason is in the trial's progress.
     """
-    with (folder / LOCK).open("w") as file:
-        lock(file)  # the process of a driver that was just killed may need a moment to die
+    with locked(folder / TRAINING_LOCK):  # the process of a driver that was just killed may need a moment to die
         return _run_trial(folder, judge, sharing, gpu_share)
 
 

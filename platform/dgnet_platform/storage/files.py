@@ -1,5 +1,6 @@
 """What has to outlive a crash of the machine, and who may touch it meanwhile."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dgnet_platform.errors import ExperimentError, UserError
+from dgnet_platform.errors import UserError
+from dgnet_platform.threads import map_in_threads
 
-_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-"""Linux's `struct flock`."""
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
+_FLUSHING = 8
+"""Threads that wait for the disk."""
 
 
 def flush(path: Path) -> None:
@@ -24,86 +27,138 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def appearing(path: Path, *, flushed: bool = True) -> Iterator[Path]:
+    """A path beside `path` to write a file or a folder to, which takes the place of `path` at the end, whole.
+
+    A crash of the process or the machine leaves what was at `path` before, or all that is new. An exception leaves what
+    was there before, and so does a block that writes nothing, or removes what it wrote.
+
+    Args:
+        path: its folder is made; what is there is replaced.
+        flushed: wait until all is on the disk; False: for what can be made again.
+
+    Raises:
+        OSError: it cannot be written; the file is named.
+    """
+    partial, former = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.former")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)  # of a process that was killed here
+        if former.exists() and not path.exists():  # killed between the two renames
+            former.rename(path)
+        yield partial
+        if not partial.exists():
+            return
+        if flushed:
+            for _ in map_in_threads(flush, partial.rglob("*"), _FLUSHING):
+                pass
+            flush(partial)
+        if path.is_dir():  # a folder with files in it cannot be renamed over
+            _remove(former)
+            path.rename(former)
+        partial.rename(path)
+        _remove(former)
+        if flushed:
+            flush(path.parent)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # of a descriptor: a full disk, for one
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        _remove(partial)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and wait until it is on the disk; raises OSError."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    flush(partial)
-    partial.rename(path)
-    flush(path.parent)
+    with appearing(path) as partial:
+        partial.write_bytes(content)
 
 
-def lock(file: IO, *, wait: bool = True) -> None:
-    """Keep others out until a file, open for writing, is closed.
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def lock(file: IO, *, wait: bool = True, shared: bool = False) -> None:
+    """Keep others out until a file is closed.
 
     These locks belong to the open file, as `flock`'s do. But where a folder is served by NFS, `flock` on the server
     does not see who holds it on a client, while these exclude each other.
 
+    Args:
+        file: open for writing, and for reading if the lock is shared.
+        wait: until whoever holds it lets go.
+        shared: only keep those out who want it for themselves.
+
     Raises:
-        BlockingIOError: somebody else holds it, and shall not be waited for.
+        BlockingIOError: it is held, and was not to be waited for.
+        UserError: the file system has no locks.
     """
-    if not hasattr(fcntl, "F_OFD_SETLK"):  # only Linux has them
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
-    fcntl.fcntl(file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, _WHOLE_FILE)
+    try:
+        if not hasattr(fcntl, "F_OFD_SETLK"):  # only Linux has them
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            return
+        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+        whole_file = struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)  # Linux's `struct flock`
+        fcntl.fcntl(file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, whole_file)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        raise UserError(
+            f"{Path(file.name).parent} is on a file system without locks ({error.strerror}): mount it with them "
+            "(Lustre: -o flock; NFS: version 4, or a lock daemon), or name a folder elsewhere"
+        ) from None
+
+
+@contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold the lock file at `path`, which is removed at the end.
+
+    Args:
+        path: its folder is made.
+        busy: what is wrong when another process holds it, and what to do; None: wait for it.
+
+    Raises:
+        UserError: `busy`, or the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as file:
+            try:
+                lock(file, wait=busy is None)
+            except BlockingIOError:
+                raise UserError(busy) from None
+            except UserError:
+                path.unlink(missing_ok=True)
+                raise
+            if not _is_open_at(path, file):
+                continue  # who held it has removed it meanwhile
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_open_at(path: Path, file: IO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` for one writer at a time, removed at the end unless it was published.
-
-    A run that was killed leaves the folder behind; its name starts with a dot and ends in `.partial`, and the
-    next run takes it over. The lock is on the folder itself, so it ends with the process that holds it.
+    """An empty folder for one writer at a time, which takes the place of `out` at the end; as `appearing`.
 
     Raises:
-        UserError: Another process is writing there.
+        UserError: another process is writing there, or the file system has no locks.
     """
-    folder = out.parent / f".{out.name}.partial"
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out} is being written by another run: wait for it, or name another --out") from None
-        if not _is_open_at(folder, descriptor):
-            raise UserError(f"{out} was just written by another run: run the same command again")
-        for leftover in folder.iterdir():
-            leftover.unlink()
-        try:
-            yield folder
-        finally:
-            if _is_open_at(folder, descriptor):
-                shutil.rmtree(folder)
-    finally:
-        os.close(descriptor)
-
-
-def _is_open_at(folder: Path, descriptor: int) -> bool:
-    return folder.exists() and os.path.samestat(folder.stat(), os.fstat(descriptor))
-
-
-def put_in_place(folder: Path, out: Path) -> None:
-    """Make a finished staging folder the store at `out`, in one step that a crash cannot halve."""
-    flush(folder)
-    folder.rename(out)
-    flush(out.parent)
-
-
-LOCK = ".training.lock"
-"""Held by whoever trains the run of a folder."""
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one command at a time trains a run.
-
-    Raises:
-        ExperimentError: another one does.
-    """
-    with (folder / LOCK).open("w") as file:
-        try:
-            lock(file, wait=False)
-        except BlockingIOError:
-            raise ExperimentError(f"run {folder.name} is being trained by another command: wait for it") from None
-        yield
+    busy = f"{out} is being written by another run: wait for it, or name another --out"
+    with locked(out.with_name(f".{out.name}.lock"), busy), appearing(out) as folder:
+        folder.mkdir()
+        yield folder

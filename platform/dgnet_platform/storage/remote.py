@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dgnet_platform.errors import UserError
+from dgnet_platform.storage.files import appearing
 
 _CREDENTIALS = (
     "credentials are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from ~/.aws or from the machine's role"
@@ -101,15 +102,13 @@ def check_writable(location: str) -> tuple[fs.FileSystem, str]:
 
 def put(source: Path, filesystem: fs.FileSystem, target: str) -> None:
     """Copy a local file to a place, where it appears whole or not at all; raises OSError."""
-    beside = target
     if isinstance(filesystem, fs.LocalFileSystem):
-        filesystem.create_dir(target.rpartition("/")[0])
-        beside = f"{target}.partial"
+        with appearing(Path(target)) as partial:
+            shutil.copyfile(source, partial)
+        return
     # pyarrow's own copy_files takes a failed upload for a finished one.
-    with source.open("rb") as file, filesystem.open_output_stream(beside) as stream:
+    with source.open("rb") as file, filesystem.open_output_stream(target) as stream:
         shutil.copyfileobj(file, stream, CHUNK)
-    if beside != target:
-        filesystem.move(beside, target)
 
 
 def get(filesystem: fs.FileSystem, source: str, target: Path, progress: Callable[[int], None] = lambda _: None) -> None:
@@ -124,15 +123,11 @@ def get(filesystem: fs.FileSystem, source: str, target: Path, progress: Callable
     Raises:
         OSError: it could not be copied.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.partial")
-    with filesystem.open_input_stream(source) as stream, beside.open("wb") as file:
-        while chunk := stream.read(CHUNK):
-            file.write(chunk)
-            progress(len(chunk))
-        file.flush()
-        os.fsync(file.fileno())
-    size = filesystem.get_file_info(source).size
-    if beside.stat().st_size != size:
-        raise OSError(f"{source} ended after {beside.stat().st_size:,} of {size:,} bytes")
-    beside.rename(target)
+    with appearing(target) as partial:
+        with filesystem.open_input_stream(source) as stream, partial.open("wb") as file:
+            while chunk := stream.read(CHUNK):
+                file.write(chunk)
+                progress(len(chunk))
+        size, came = filesystem.get_file_info(source).size, partial.stat().st_size
+        if came != size:
+            raise OSError(f"{source} ended after {came:,} of {size:,} bytes")

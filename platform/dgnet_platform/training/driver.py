@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
 from dgnet_platform.compute import cluster as machines
-from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.cache import cached
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import teacher_of
-from dgnet_platform.runs.run import RESULTS, Outcome, Run
+from dgnet_platform.runs.run import RESULTS, Outcome, Run, training_alone
 from dgnet_platform.runs.tracking_uri import default_uri, is_gone
-from dgnet_platform.storage.files import locked
 from dgnet_platform.storage.serialize import flat, to_dict
 from dgnet_platform.tracking import client as tracking
 from dgnet_platform.tracking.models import publish
@@ -82,7 +81,7 @@ def train(
     while True:
         plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
         check_storage(plan)
-        with locked(plan.folder):
+        with training_alone(plan.folder):
             if _bring_back(plan, console):
                 continue  # now there is a run to go on with, or to fork from
             connected, run = _track(plan)
@@ -122,7 +121,7 @@ def _bring_store(plan: TrainingPlan, console: Console) -> None:
         return
     with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console, transient=True) as bar:
         task = bar.add_task("downloading the store", visible=False)
-        kept_here(plan.store, lambda done, total: bar.update(task, completed=done, total=total, visible=True))
+        cached(plan.store, lambda done, total: bar.update(task, completed=done, total=total, visible=True))
 
 
 def _track(plan: TrainingPlan) -> tuple[MlflowClient, Run]:

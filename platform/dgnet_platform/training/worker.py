@@ -15,7 +15,7 @@ from ray.train.torch import get_device
 
 from dgnet_core.learning.memory import keep_freed_memory
 from dgnet_core.methods import method_of
-from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.cache import cached
 from dgnet_platform.data.images import ImageSet, validation_split
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
@@ -81,7 +81,7 @@ def build_rank(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     """
     experiment = run.experiment
     network = experiment.model.network
-    store = kept_here(Store.open(experiment.data))
+    store = cached(Store.open(experiment.data))
     load = partial(ImageSet.load, store, height=network.height, width=network.width)
     rank, _ = ranks()
     images = load("train")

@@ -8,20 +8,22 @@ structure_of=shot_of(other))`.
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
-import uuid
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 
 from dgnet_platform.data.people.people import DISTRACTOR, JUNK, People, Shot
 from dgnet_platform.data.people.sizes import SIZES, Size
+from dgnet_platform.storage.files import appearing
 
 VERSION = 1
 """Of the drawing. Another version draws other pixels for the same seed."""
@@ -135,9 +137,7 @@ def write_market(
     folders = plan(size, people.seed)
     files = [f"{name}/{file}" for name, content in folders.items() for file in content]
     chunks = [files[k : k + 64] for k in range(0, len(files), 64)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial_set = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with appearing(folder, flushed=False) as partial_set:
         for name in folders:
             (partial_set / name).mkdir(parents=True)
         done = 0
@@ -147,10 +147,6 @@ def write_market(
                 progress(done, len(files))
         about = {"drawn_people": VERSION, "seed": people.seed, "height": people.height, "width": people.width}
         (partial_set / "people.json").write_text(json.dumps(about | {"size": asdict(size)}, indent=2) + "\n")
-        partial_set.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial_set, ignore_errors=True)
-        raise
     return folder
 
 
@@ -159,8 +155,20 @@ def _each(work: Callable[[list[str]], int], chunks: list[list[str]], workers: in
         yield from map(work, chunks)
         return
     # Spawned, not forked: a fork of a process with threads (Ray, PyTorch) may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(work, chunks)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it: Ctrl-C is for this one
+        try:
+            counts = pool.map(work, chunks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from counts
+
+
+def _end_with_parent() -> None:
+    """Have this worker end when the process that started it does, even if that is killed."""
+    parent = parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _write_files(people: People, folder: Path, files: list[str]) -> int:

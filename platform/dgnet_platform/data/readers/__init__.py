@@ -7,7 +7,7 @@ from dgnet_platform.data.readers.folder import FOLDER
 from dgnet_platform.data.readers.market import DRAWN_PEOPLE, MARKET
 from dgnet_platform.data.readers.msmt17 import MSMT17
 from dgnet_platform.data.records import Listing, Reader, checked
-from dgnet_platform.data.source import Source, SourceError
+from dgnet_platform.data.source import PICTURE_ENDINGS, UNREAD_ENDINGS, Source, SourceError
 
 READERS: dict[Dataset, Reader] = {
     "people": DRAWN_PEOPLE,
@@ -20,7 +20,7 @@ READERS: dict[Dataset, Reader] = {
 }
 
 
-def read(dataset: Dataset, source: Source) -> Listing:
+def read_source(dataset: Dataset, source: Source) -> Listing:
     """All records of a source that holds `dataset` at its root or one folder down.
 
     Raises:
@@ -35,9 +35,16 @@ def read(dataset: Dataset, source: Source) -> Listing:
     if found:
         return checked(reader.read(found[0]))
     looks = [(name, other) for name, other in READERS.items() if any(map(other.recognises, levels))]
-    advice = (
-        f"it looks like {looks[0][1].title}, so pass --dataset {looks[0][0]}"
-        if looks
-        else f"expected {reader.layout}; found {', '.join(source.top_folders()) or 'no folder'} at the top"
-    )
+    if looks:
+        advice = f"it looks like {looks[0][1].title}, so pass --dataset {looks[0][0]}"
+    elif near := next(filter(None, map(reader.near_miss, levels)), ""):
+        advice = near
+    else:
+        advice = f"expected {reader.layout}; found {', '.join(source.top_folders()) or 'no folder'} at the top"
+    unread = [name for name in source.names if name.lower().endswith(UNREAD_ENDINGS)]
+    if unread:
+        kinds = ", ".join(PICTURE_ENDINGS)
+        advice += (
+            f". {len(unread):,} pictures such as {unread[0]} are of a kind that is not read: convert them to {kinds}"
+        )
     raise SourceError(f"{source.path} is not {reader.title}: {advice}")

@@ -3,18 +3,23 @@
 Either `<split>/<identity>/<anything>_c<camera>_<anything>.jpg`, or a `manifest.csv` with the columns `path`
 (relative to it), `person_id`, `camera_id` and `split`. Splits are train, query, gallery and multi_query.
 Identities may be any text. Where all are different whole numbers they keep those, with -1 for junk and 0 for
-distractors as in Market-1501; otherwise they are numbered from 1 in their sorted order, over all splits.
+distractors as in Market-1501; but where a query shows identity 0, it is a person like the others, and all numbers are
+one higher. Other identities are numbered from 1 in their sorted order, over all splits.
+
+The folders into which DG-Net's authors sort Market-1501 are read too: `train_all` instead of `train` and `val`, which
+are its parts, and `multi-query`.
 """
 
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dgnet_platform.data.readers.split_folders import bare_name, stored_name
-from dgnet_platform.data.records import JUNK, SPLITS, Listing, Problem, Reader, Record
-from dgnet_platform.data.source import Source, SourceError, climbs_out, is_picture
+from dgnet_platform.data.records import DISTRACTOR, JUNK, SPLITS, Listing, Problem, Reader, Record
+from dgnet_platform.data.source import PICTURE_ENDINGS, Source, SourceError, climbs_out, is_picture
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("path", "person_id", "camera_id", "split")
@@ -33,13 +38,23 @@ class _Named:
 
 
 def _recognises(source: Source) -> bool:
-    return MANIFEST in source.names or any(_parts(name) for name in source.names if is_picture(name))
+    splits = _splits(source)
+    return MANIFEST in source.names or any(_parts(name, splits) for name in source.names if is_picture(name))
 
 
-def _parts(name: str) -> tuple[str, str, str] | None:
-    """Split, identity and the rest of `<split>/<identity>/<file>`."""
+def _splits(source: Source) -> dict[str, str]:
+    """Splits by the names of their folders."""
+    splits = {split: split for split in SPLITS}
+    if "train_all" in source.top_folders():
+        del splits["train"]
+        splits |= {"train_all": "train", "multi-query": "multi_query"}
+    return splits
+
+
+def _parts(name: str, splits: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """Split, identity and the rest of `<folder>/<identity>/<file>`."""
     parts = name.split("/", 2)
-    return (parts[0], parts[1], parts[2]) if len(parts) == 3 and parts[0] in SPLITS else None
+    return (splits[parts[0]], parts[1], parts[2]) if len(parts) == 3 and parts[0] in splits else None
 
 
 def _read(source: Source) -> Listing:
@@ -47,7 +62,9 @@ def _read(source: Source) -> Listing:
     rows = list(_from_manifest(source) if has_manifest else _from_folders(source))
     named = [row for row in rows if isinstance(row, _Named)]
     problems = tuple(row for row in rows if isinstance(row, Problem))
-    numbers = number_identities(row.identity for row in named)
+    numbers = number_identities(
+        (row.identity for row in named), {row.identity for row in named if row.split == "query"}
+    )
     records = tuple(
         Record(
             path=row.path,
@@ -69,21 +86,24 @@ def _read(source: Source) -> Listing:
     )
 
 
-def number_identities(names: Iterable[str]) -> dict[str, int]:
-    """A number for each name, the same for the same set of names in any order."""
+def number_identities(names: Iterable[str], queried: Collection[str] = ()) -> dict[str, int]:
+    """A number for each name, the same for the same sets of names in any order; `queried` are those of queries."""
     distinct = sorted(set(names))
     if all(re.fullmatch(r"-?\d{1,9}", name, re.ASCII) for name in distinct):
         numbers = {name: int(name) for name in distinct}
         if len(set(numbers.values())) == len(distinct) and min(numbers.values(), default=0) >= JUNK:
-            return numbers
+            if DISTRACTOR not in {numbers[name] for name in queried}:
+                return numbers
+            return {name: number if number == JUNK else number + 1 for name, number in numbers.items()}
     return {name: number for number, name in enumerate(distinct, start=1)}
 
 
 def _from_folders(source: Source) -> Iterator[_Named | Problem]:
     with_camera = 0
     found: list[_Named | Problem] = []
+    splits = _splits(source)
     for name in source.names:
-        parts = _parts(name)
+        parts = _parts(name, splits)
         if parts is None or not is_picture(name):
             continue
         split, identity, rest = parts
@@ -126,10 +146,12 @@ def _from_manifest(source: Source) -> Iterator[_Named | Problem]:
     if not any(row["camera_id"] for _, row in lines):
         raise SourceError(f"{where} shows zero cameras: fill its column camera_id")
     files = {stored_name(name): name for name in source.names}
+    root = f"{Path(source.where('')).resolve().as_posix()}/"
     for number, row in lines:
         path, identity, camera, split = (row[column] for column in COLUMNS)
+        path = path.replace("\\", "/").removeprefix(root).removeprefix("./")
         if climbs_out(path):
-            raise SourceError(f"{where} line {number}: {path!r} leads out of the data set: use paths below it")
+            raise SourceError(f"{where} line {number}: {path!r} leads out of the data set: use paths relative to it")
         file_name, reason = stored_name(path), None
         if split not in SPLITS:
             reason = f"split {split!r} is none of {', '.join(SPLITS)}"
@@ -137,8 +159,10 @@ def _from_manifest(source: Source) -> Iterator[_Named | Problem]:
             reason = "person_id is empty"
         elif not re.fullmatch(r"\d{1,9}", camera, re.ASCII):
             reason = f"camera_id {camera!r} is not a whole number"
-        elif file_name not in files or not is_picture(path):
-            reason = "names a picture that is not there"
+        elif file_name not in files:
+            reason = "names a picture that is missing"
+        elif not is_picture(path):
+            reason = f"names a file of a kind that is not read (those are {', '.join(PICTURE_ENDINGS)})"
         if reason:
             reason = f"{MANIFEST} line {number}: {reason}: correct or remove the line"
             yield Problem(file=path or MANIFEST, reason=reason)

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dgnet_platform.data.records import Listing, Problem, Published, Reader, Record
 from dgnet_platform.data.source import PICTURE_ENDINGS, Source, SourceError, is_picture
@@ -33,9 +33,25 @@ def split_folder_reader(
 
     def recognises(source: Source) -> bool:
         """Most pictures of at least one split folder are named as this data set names them."""
-        pictures = [name for name in source.names if _split_of(name, within) and is_picture(name)]
-        parsed = sum(bool(name_pattern.fullmatch(bare_name(name))) for name in pictures)
-        return parsed * 2 > len(pictures)
+        pictures = pictures_of(source)
+        return 2 * len(misnamed(pictures)) < len(pictures)
+
+    def pictures_of(source: Source) -> list[str]:
+        """Those that lie in split folders; in folders of theirs, they are of another layout."""
+        depth = within.count("/") + 1
+        return [n for n in source.names if _split_of(n, within) and n.count("/") == depth and is_picture(n)]
+
+    def misnamed(pictures: Sequence[str]) -> list[str]:
+        return [name for name in pictures if not name_pattern.fullmatch(bare_name(name))]
+
+    def near_miss(source: Source) -> str:
+        pictures = pictures_of(source)
+        if not (wrong := misnamed(pictures)):
+            return ""
+        return (
+            f"its folders are there, but {len(wrong):,} of {len(pictures):,} names are not such as {example}; the "
+            f"first is {wrong[0]}. Own data is read with --dataset folder and a manifest.csv"
+        )
 
     def read(source: Source) -> Listing:
         for folder in REQUIRED:
@@ -64,7 +80,9 @@ def split_folder_reader(
         return Listing(records=tuple(records), source=source, problems=tuple(problems), ignored=ignored)
 
     layout = f"{within}{{{', '.join(REQUIRED)}}}/{example}"
-    return Reader(title=title, layout=layout, recognises=recognises, read=read, published=published)
+    return Reader(
+        title=title, layout=layout, recognises=recognises, read=read, near_miss=near_miss, published=published
+    )
 
 
 def _split_of(name: str, within: str) -> str | None:

@@ -1,0 +1,133 @@
+"""Files that appear at once and whole, and locks."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from dgnet_platform.errors import UserError
+from dgnet_platform.storage.files import appearing, lock, locked, staging, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "made" / "record"
+    with appearing(path) as partial:
+        partial.write_text("old")
+        assert not path.exists()
+    with pytest.raises(IsADirectoryError), appearing(path) as partial:
+        partial.write_text(f"half, and {tmp_path.read_text()}")
+    assert path.read_text() == "old"
+    write_whole(path, b"new")
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["record"]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path):
+    path = tmp_path / "folder"
+    for name in ("old", "new"):
+        with appearing(path) as partial:
+            partial.mkdir()
+            (partial / name).touch()
+    assert names(path) == ["new"]
+    with appearing(path):
+        pass  # nothing was written
+    assert names(path) == ["new"]
+    assert names(tmp_path) == ["folder"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dgnet_platform.storage.files import appearing
+if sys.argv[2] == "between":
+    rename = Path.rename
+    def once(self, target):
+        rename(self, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path.rename = once
+with appearing(Path(sys.argv[1])) as partial:
+    partial.mkdir()
+    (partial / "new").touch()
+    if sys.argv[2] == "writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["writing", "between"])
+def test_what_was_there_outlives_a_kill(tmp_path: Path, moment: str):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    subprocess.run([sys.executable, "-c", KILLED, path, moment], check=False)
+    with appearing(path) as partial:
+        assert names(path) == ["old"]
+        assert not partial.exists()
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path):
+    with pytest.raises(OSError, match="No space left on device") as raised, appearing(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() on a descriptor does
+    assert raised.value.filename == str(tmp_path / "file")
+
+
+def test_a_lock_keeps_others_out_whoever_they_are(tmp_path: Path):
+    with (tmp_path / "lock").open("w") as file:
+        lock(file)
+        with (tmp_path / "lock").open("w") as other, pytest.raises(BlockingIOError):
+            lock(other, wait=False)
+        posix = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        command = [sys.executable, "-c", posix, tmp_path / "lock"]  # as an NFS server does for its clients
+        assert b"BlockingIOError" in subprocess.run(command, capture_output=True, check=False).stderr
+    with (tmp_path / "lock").open("w") as file:
+        lock(file, wait=False)
+
+
+def test_a_shared_lock_is_for_many(tmp_path: Path):
+    with (tmp_path / "lock").open("a+") as one, (tmp_path / "lock").open("a+") as two:
+        lock(one, shared=True)
+        lock(two, shared=True)
+        with (tmp_path / "lock").open("w") as other, pytest.raises(BlockingIOError):
+            lock(other, wait=False)
+
+
+def test_a_lock_file_is_removed_and_its_lock_never_had_by_two(tmp_path: Path):
+    path, inside, most = tmp_path / "lock", 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            with locked(path):
+                inside += 1
+                most = max(most, inside)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert names(tmp_path) == []
+    with locked(path), pytest.raises(UserError, match="wait for it"), locked(path, "busy: wait for it"):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    without = pytest.raises(UserError, match=f"{tmp_path} is on a file system without locks .* mount it with them")
+    with without, staging(tmp_path / "store"):
+        pass
+    assert names(tmp_path) == []
