@@ -4,34 +4,28 @@ import io
 import logging
 import math
 import random
-import sys
 from dataclasses import replace
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
-import optuna
 import pytest
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
 from PIL import Image
 from rich.console import Console
 
 from dgnet_platform.search.figures import figures
-from dgnet_platform.search.leaderboard import TrialRow, front, leaderboard, leaderboard_table, ranked
+from dgnet_platform.search.leaderboard import TrialRow, against_preset, front, leaderboard, leaderboard_table, ranked
+from dgnet_platform.search.space import Space
 
-SCALES: dict[str, BaseDistribution] = {
-    "prim": FloatDistribution(0, 4),
-    "alpha": FloatDistribution(0.05, 1, log=True),
-    "warmup_start": IntDistribution(10_000, 50_000, step=5_000),
-    "soft_label": CategoricalDistribution(["dynamic", "none"]),
-}
+SPACE = Space({
+    "prim": {"low": 0, "high": 4}, "alpha": {"low": 0.05, "high": 1, "log": True},
+    "warmup_start": {"low": 10_000, "high": 50_000, "step": 5_000}, "soft_label": {"choices": ["dynamic", "none"]},
+})  # fmt: skip
 ALL = ["importances", "parallel_coordinates", "slices", "history", "alpha_beta", "iterations"]
 
 
-def search(count: int, **fixed: object) -> tuple[optuna.Study, list[TrialRow]]:
+def search(count: int, **fixed: object) -> list[TrialRow]:
     """Random trials; every fourth was stopped, every seventh failed. `fixed` parameters have one value."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize")
     rng, rows = random.Random(0), []
     for number in range(count):
         values = {
@@ -42,7 +36,6 @@ def search(count: int, **fixed: object) -> tuple[optuna.Study, list[TrialRow]]:
         state = "failed" if number % 7 == 6 else "stopped" if number % 4 == 3 else "finished"
         if state == "failed":
             rows.append(TrialRow(number=number, name=f"t{number}", state=state, reason="no GPU", values=values))
-            study.add_trial(create_trial(params=values, distributions=SCALES, state=TrialState.FAIL))
             continue
         by_beta = {beta / 10: score - (beta / 10 - 0.5) ** 2 / 10 for beta in range(11)} | {math.inf: 0.1}
         rows.append(
@@ -52,8 +45,7 @@ def search(count: int, **fixed: object) -> tuple[optuna.Study, list[TrialRow]]:
                 reason="not among the best" if state == "stopped" else "", by_beta=by_beta,
             )
         )  # fmt: skip
-        study.add_trial(create_trial(params=values, distributions=SCALES, value=by_beta[0.5]))
-    return study, rows
+    return rows
 
 
 def printed(rows: list[TrialRow], most: int | None = None) -> str:
@@ -71,40 +63,36 @@ def check(pictures: dict[str, Image.Image]) -> None:
 
 
 def test_an_ordinary_search_has_every_picture():
-    study, rows = search(30)
-    pictures = figures(study, rows)
+    pictures = figures(SPACE, search(30))
     assert list(pictures) == ALL
     check(pictures)
 
 
 def test_pictures_touch_no_global_state():
-    study, rows = search(8)
-    before, loaded = dict(mpl.rcParams.items()), "matplotlib.pyplot" in sys.modules
-    figures(study, rows)
-    assert dict(mpl.rcParams.items()) == before
-    assert ("matplotlib.pyplot" in sys.modules) == loaded
+    before = {name: value for name, value in mpl.rcParams.items() if name != "backend"}
+    figures(SPACE, search(8))
+    assert {name: value for name, value in mpl.rcParams.items() if name != "backend"} == before
+    assert plt.get_fignums() == []
 
 
 def test_a_single_trial_has_what_it_can_have(caplog):
     caplog.set_level(logging.INFO)
-    study, rows = search(1)
-    pictures = figures(study, rows)
+    pictures = figures(SPACE, search(1))
     assert list(pictures) == ["history", "alpha_beta", "iterations"]
     check(pictures)
-    assert "No picture of importances: 1 trials have a result, at least 4 are needed." in caplog.text
+    assert "No picture of importances: 1 trials are finished, at least 4 are needed." in caplog.text
     assert "No picture of slices: no parameter varies among the trials with a result." in caplog.text
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 64])
 def test_any_number_of_trials_is_drawn(count):
-    check(figures(*search(count)))
+    check(figures(SPACE, search(count)))
 
 
 def test_nothing_at_all_has_no_pictures(caplog):
     caplog.set_level(logging.INFO)
     failed = [TrialRow(number=n, name=f"t{n}", state="failed", reason="lost") for n in range(3)]
-    empty = optuna.create_study()
-    assert figures(empty, []) == figures(empty, failed) == {}
+    assert figures(SPACE, []) == figures(SPACE, failed) == {}
     assert "No picture of iterations: no trial has trained." in caplog.text
     for rows in ([], failed):
         assert list(leaderboard(rows)["mAP"].dropna()) == []
@@ -112,53 +100,51 @@ def test_nothing_at_all_has_no_pictures(caplog):
 
 
 def test_constant_parameters_are_left_out():
-    study, rows = search(12, alpha=0.2, soft_label="none", warmup_start=30_000)
-    pictures = figures(study, rows)
+    rows = search(12, alpha=0.2, soft_label="none", warmup_start=30_000)
+    pictures = figures(SPACE, rows)
     assert list(pictures) == ALL
     check(pictures)
     assert "all: alpha 0.2, warmup_start 30,000, soft_label none" in printed(rows)
-    assert list(figures(*search(12, alpha=0.2, soft_label="none", warmup_start=30_000, prim=2.0))) == [
-        "importances", "history", "alpha_beta", "iterations",
-    ]  # fmt: skip
+    rows = search(12, alpha=0.2, soft_label="none", warmup_start=30_000, prim=2.0)
+    assert list(figures(SPACE, rows)) == ["history", "alpha_beta", "iterations"]
 
 
 def test_equal_results_are_drawn(caplog):
     caplog.set_level(logging.INFO)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study, rows = optuna.create_study(direction="maximize"), []
+    rows = []
     for number in range(6):
         values = {"prim": float(number) / 2, "alpha": 0.1, "warmup_start": 10_000, "soft_label": "none"}
-        study.add_trial(create_trial(params=values, distributions=SCALES, value=0.5))
         row = TrialRow(number=number, name="t", state="finished", values=values, objective=0.5, iterations=10)
         rows.append(row)
-    assert list(figures(study, rows)) == ["parallel_coordinates", "slices", "history", "iterations"]
+    assert list(figures(SPACE, rows)) == ["parallel_coordinates", "slices", "history", "iterations"]
     assert "No picture of importances: all results are equal." in caplog.text
     assert "No picture of alpha_beta: no trial has mAP over beta and an alpha." in caplog.text
 
 
 def test_odd_rows_are_drawn():
-    """Values that are no numbers, results that are NaN, a state of its own, one beta only, parameters that differ."""
+    """Results that are NaN, a state of its own, one beta only, a setting outside the space, parameters of no space."""
     rows = [
-        TrialRow(number=0, name="a", state="finished", values={"alpha": 0.1, "x": "u"}, objective=0.2, iterations=5,
+        TrialRow(number=0, name="a", state="finished", values={"alpha": 3.0, "prim": 1.0}, objective=0.2, iterations=5,
                  by_beta={0.5: 0.2}),
-        TrialRow(number=1, name="b", state="running", values={"alpha": 0.3, "x": 3}, objective=math.nan),
-        TrialRow(number=2, name="c", state="running", values={"alpha": 0.3, "x": None, "y": 1}, objective=0.3,
+        TrialRow(number=1, name="b", state="running", values={"alpha": 0.3, "prim": 3.0}, objective=math.nan),
+        TrialRow(number=2, name="c", state="running", values={"alpha": 0.3, "prim": 2.0, "x": None}, objective=0.3,
                  by_beta={0.5: math.nan, 2.0: 0.1}),
     ]  # fmt: skip
-    pictures = figures(optuna.create_study(), rows)
+    pictures = figures(SPACE, rows)
     assert list(pictures) == ["parallel_coordinates", "slices", "history", "iterations"]
     assert "nan" not in printed(rows).lower()
 
 
-def test_a_study_of_two_objectives_is_drawn():
-    study, rows = search(20)
-    pareto = optuna.create_study(directions=["maximize", "minimize"])
-    for trial, row in zip(study.trials, rows, strict=True):
-        if row.objective is not None:
-            values = [row.objective, row.objective**2]
-            pareto.add_trial(create_trial(params=trial.params, distributions=SCALES, values=values))
-    two = [replace(row, second=row.objective and 1 - row.objective) for row in rows]
-    pictures = figures(pareto, two)
+def test_trials_that_all_stopped_early_are_drawn():
+    stopped = [replace(row, state="stopped") for row in search(6)]
+    pictures = figures(SPACE, stopped)
+    assert list(pictures) == ALL[1:]
+    check(pictures)
+
+
+def test_a_search_of_two_objectives_is_drawn():
+    rows = [replace(row, second=row.objective and 1 - row.objective) for row in search(20)]
+    pictures = figures(SPACE, rows)
     assert list(pictures) == [*ALL[:4], "front", *ALL[4:]]
     check(pictures)
 
@@ -178,12 +164,12 @@ def test_the_best_compromises():
     text = printed(rows)
     assert text.count("*") == 3 + 1  # and the note
     assert "SSIM" in text
-    assert not front(search(8)[1])
-    assert "SSIM" not in leaderboard(search(8)[1])
+    assert not front(search(8))
+    assert "SSIM" not in leaderboard(search(8))
 
 
 def test_the_leaderboard_has_finished_trials_first_and_failed_ones_last():
-    _, rows = search(16)
+    rows = search(16)
     best = ranked(rows)
     states = [row.state for row in best]
     assert states == sorted(states, key=["finished", "stopped", "failed"].index)
@@ -200,7 +186,7 @@ def test_the_leaderboard_has_finished_trials_first_and_failed_ones_last():
 
 
 def test_the_leaderboard_is_printed():
-    _, rows = search(16)
+    rows = search(16)
     text = printed(rows)
     assert f"{100 * (ranked(rows)[0].objective or 0):.2f}" in text
     assert "warmup" in text
@@ -208,3 +194,21 @@ def test_the_leaderboard_is_printed():
     short = printed(rows, 5)
     assert "and 11 more" in short
     assert len(short) < len(text)
+
+
+def test_the_best_trial_is_compared_with_the_preset():
+    def row(number: int, score: float | None, state: str = "finished", *, preset: bool = False) -> TrialRow:
+        return TrialRow(number=number, name="t", state=state, objective=score, is_preset=preset)
+
+    preset, better, worse = row(0, 0.50, preset=True), row(1, 0.5231), row(2, 0.4)
+    assert against_preset([preset, worse, better]) == (
+        "Trial 1 is 2.31 points of mAP above the preset (trial 0), one run each."
+    )
+    assert "2.31 points of mAP above" in printed([preset, worse, better])
+    assert against_preset([preset, worse]) == "No trial is better than the preset (trial 0)."
+    assert against_preset([preset, row(1, 0.5)]) == "No trial is better than the preset (trial 0)."
+    stopped = row(0, 0.3, "stopped", preset=True)
+    assert "The preset (trial 0) did not finish (stopped)" in against_preset([stopped, better])
+    failed = row(0, None, "failed", preset=True)  # and was tried again
+    assert "above the preset (trial 4)" in against_preset([failed, better, row(4, 0.5, preset=True)])
+    assert against_preset([preset, better][1:]) == against_preset([row(0, None, "trains", preset=True)]) == ""

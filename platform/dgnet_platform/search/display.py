@@ -1,6 +1,9 @@
-"""What a person sees of a search under way: one live table on a terminal, a line for each change elsewhere."""
+"""What a person sees of a search under way: one live table on a terminal, lines elsewhere."""
 
 import threading
+import time
+from collections.abc import Sequence
+from statistics import fmean
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +15,7 @@ from rich.text import Text
 
 from dgnet_platform.search.leaderboard import FAILED, FINISHED, STOPPED, TrialRow
 from dgnet_platform.search.results import Results
+from dgnet_platform.training.display import LINES_EVERY, in_words
 
 EVERY = 1.0
 """Seconds between looks at the journals."""
@@ -33,6 +37,8 @@ class SearchDisplay:
         self._rows: list[TrialRow] = []
         self._told: dict[int, str] = {}
         self._notice = ""
+        self._clock: tuple[float, int] | None = None  # when iterations were first seen to be trained, and how many
+        self._line_at = time.monotonic()
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=2, transient=True)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="search display", daemon=True)
@@ -40,6 +46,7 @@ class SearchDisplay:
     def __enter__(self) -> Self:
         self._rows = self._results.rows()
         self._told = {row.number: row.state for row in self._rows}  # what was before needs no line
+        self._spent_before = _spent(self._rows)
         if self._console.is_terminal:
             self._live.start()
         self._thread.start()
@@ -63,6 +70,9 @@ class SearchDisplay:
 
     def _update(self) -> None:
         self._rows = self._results.rows()
+        now, spent = time.monotonic(), _spent(self._rows)
+        if self._clock is None and spent > self._spent_before:  # what was before that is start-up
+            self._clock = now, spent
         if self._console.is_terminal:
             return
         for row in self._rows:
@@ -70,12 +80,31 @@ class SearchDisplay:
                 self._told[row.number] = row.state
                 line = f"trial {row.number} {_WORDS.get(row.state, row.state)}: {_values(row)}{_result(row)}"
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if now - self._line_at >= LINES_EVERY and not self._over.is_set():
+            self._line_at = now
+            line = f"{self._results.plan.name}: {self._progress()}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _progress(self) -> str:
+        """How far the search is, what it took and takes, and how long it will take."""
+        results, rows = self._results, self._rows
+        spent, last = _spent(rows), results.plan.base.model.iterations
+        over = [row for row in rows if row.state in (FINISHED, STOPPED)]
+        each = fmean(row.trained_iterations for row in over) if over else last
+        active = sum(last - row.iterations for row in rows if row.state not in _STYLES)
+        left = results.study.missing * each + active  # at most: some of those under way will stop early
+        text = (
+            f"{len(over)} of {results.study.target} trials, {spent:,} of about {spent + left:,.0f} iterations trained"
+        )
+        if self._clock is None or spent <= self._clock[1]:
+            return text
+        speed = (spent - self._clock[1]) / (time.monotonic() - self._clock[0])
+        return f"{text}, {speed:.3g} a second, about {in_words(left / speed)} left"
 
     def _panel(self) -> RenderableType:
         plan, rows = self._results.plan, self._rows
-        done = sum(row.state in (FINISHED, STOPPED) for row in rows)
-        table = Table(title=f"{plan.name}: {done} of {self._results.study.target} trials", title_justify="left",
-                      box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
+        title = f"{plan.name}: {self._progress()}"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         names = list(plan.space.searched)
         for column in ("trial", *(name.replace("_", " ") for name in names), "iteration", "mAP"):
             table.add_column(column, justify="right")
@@ -91,6 +120,11 @@ class SearchDisplay:
             progress = f"{row.iterations:,}/{last:,}"
             table.add_row(str(row.number), *values, progress, figure, state, style=_STYLES.get(row.state))
         return Group(table, Text(self._notice, style="yellow")) if self._notice else table
+
+
+def _spent(rows: Sequence[TrialRow]) -> int:
+    """Iterations that were trained, of prefixes too."""
+    return sum(row.trained_iterations for row in rows)
 
 
 def _values(row: TrialRow) -> str:

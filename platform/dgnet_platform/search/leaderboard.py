@@ -23,7 +23,7 @@ class TrialRow:
     name: str
     """Its run's."""
     state: str
-    """"finished", "stopped" (at a rung), "failed", "saved" (to be gone on with), or what it is doing now."""
+    """"finished", "stopped" (at a rung), "failed", "saved" (to be continued), or what it is doing now."""
     reason: str = ""
     """Why it was stopped or failed."""
     values: Mapping[str, object] = field(default_factory=dict)
@@ -38,6 +38,10 @@ class TrialRow:
     """How far it got."""
     shared_iterations: int = 0
     """How many of them it took from a prefix."""
+    trained_iterations: int = 0
+    """How many it trained itself, with those for a prefix that others share."""
+    is_preset: bool = False
+    """Whether its parameters are the preset's: the trial that the others are compared with."""
     by_beta: Mapping[float, float] = field(default_factory=dict)
     """mAP by weight of f_fine."""
 
@@ -122,12 +126,28 @@ def leaderboard_table(rows: Sequence[TrialRow], most: int | None = None) -> Grou
         style = "dim" if row.state == FAILED else None
         table.add_row(str(row.number), *figures, *values, as_short(row.iterations), row.state, style=style)
     notes = [f"and {len(shown) - most} more"] if most is not None and len(shown) > most else []
+    notes += [verdict] if (verdict := against_preset(rows)) else []
     if compromises:
         notes.append("* no other trial is better in both: a settings file each, front-<trial>.yaml")
     if constant := {name: rows[0].values.get(name) for name in parameter_names(rows) if name not in names}:
         notes.append("all: " + ", ".join(f"{name} {as_text(value)}" for name, value in constant.items()))
     notes += [f"trial {row.number} failed: {row.reason or 'no reason known'}" for row in rows if row.state == FAILED]
     return Group(table, *map(Text, notes))
+
+
+def against_preset(rows: Sequence[TrialRow]) -> str:
+    """By how much the best finished trial is better than the preset's own settings; "" if none is finished."""
+    best = next((row for row in ranked(rows) if row.state == FINISHED and row.score is not None), None)
+    preset = next((row for row in ranked(rows) if row.is_preset), None)
+    if best is None or preset is None:
+        return ""
+    if preset is best:
+        return f"No trial is better than the preset (trial {preset.number})."
+    assert best.score is not None
+    if preset.state != FINISHED or preset.score is None:
+        return f"The preset (trial {preset.number}) did not finish ({preset.state}): nothing to compare the best with."
+    points = 100 * (best.score - preset.score)
+    return f"Trial {best.number} is {points:.2f} points of mAP above the preset (trial {preset.number}), one run each."
 
 
 def parameter_names(rows: Sequence[TrialRow]) -> list[str]:

@@ -17,7 +17,7 @@ from dgnet_platform.search.figures import figures
 from dgnet_platform.search.leaderboard import FAILED, FINISHED, STOPPED, TrialRow, front, leaderboard, ranked
 from dgnet_platform.search.plan import BETA, METRIC, METRIC_BY_BETA, SECOND, SearchPlan
 from dgnet_platform.search.space import PARAMETERS
-from dgnet_platform.search.study import Study
+from dgnet_platform.search.study import Study, is_base
 from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import differences, to_dict
 from dgnet_platform.tracking import client as tracking
@@ -31,7 +31,7 @@ class Results:
 
     def __init__(self, plan: SearchPlan, study: Study):
         self.plan, self.study = plan, study
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[Path, _Seen] = {}
 
     @property
     def complete(self) -> bool:
@@ -46,8 +46,12 @@ class Results:
         plan, number = self.plan, trial.number
         folder = plan.trial_folder(number)
         progress = TrialProgress.read(folder)
-        seen = self._seen.setdefault(number, _Seen(folder))
-        seen.update()
+        seen = self._seen_of(folder)
+        iterations = max(seen.iteration, progress.iteration if progress.over else 0)
+        trained = progress.trained + max(0, iterations - progress.fork)
+        if progress.since is not None and progress.ending is None:  # it trains its prefix
+            iterations = self._seen_of(Path(progress.prefix)).iteration
+            trained += max(0, iterations - progress.since)
         base, given = plan.base.model, self.study.values(number)
         marker = f"{METRIC_BY_BETA}/"
         return TrialRow(
@@ -59,19 +63,23 @@ class Results:
             objective=trial.values[0] if trial.state == TrialState.COMPLETE else seen.figures.get(METRIC),
             second=seen.figures.get(SECOND.get(plan.config.second, "")),
             best_beta=seen.figures.get(BETA),
-            iterations=max(seen.iteration, progress.iteration if progress.over else 0),
+            iterations=iterations,
             shared_iterations=progress.fork,
+            trained_iterations=trained,
+            is_preset=is_base(trial),
             by_beta={float(k.removeprefix(marker)): v for k, v in seen.figures.items() if k.startswith(marker)},
         )
 
+    def _seen_of(self, folder: Path) -> "_Seen":
+        seen = self._seen.setdefault(folder, _Seen(folder))
+        seen.update()
+        return seen
+
     def costs(self) -> dict[str, int]:
         """Iterations that were trained, and how many it would have been without prefixes, and without stopping."""
-        rows = self.rows()
-        progress = [TrialProgress.read(self.plan.trial_folder(row.number)) for row in rows]
-        own = sum(max(0, row.iterations - p.fork) for row, p in zip(rows, progress, strict=True))
-        whole = self.plan.base.model.iterations
+        rows, whole = self.rows(), self.plan.base.model.iterations
         return {
-            "spent": own + sum(p.trained for p in progress),
+            "spent": sum(row.trained_iterations for row in rows),
             "without_sharing": sum(row.iterations for row in rows),
             "without_stopping": sum(whole if row.state == STOPPED else row.iterations for row in rows),
         }
@@ -101,7 +109,7 @@ class Results:
         for row in front(rows):
             files.append(folder / f"front-{row.number:03d}.yaml")
             files[-1].write_text(self._settings_yaml(row.number))
-        pictures = figures(self.study.study, rows)
+        pictures = figures(self.plan.space, rows)
         for name, picture in pictures.items():
             (folder / "figures").mkdir(exist_ok=True)
             picture.save(folder / "figures" / f"{name}.png")

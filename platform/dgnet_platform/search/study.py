@@ -247,6 +247,11 @@ class Study:
         return optuna.Trial(self.study, self.trial(number)._trial_id)
 
 
+def is_base(trial: FrozenTrial) -> bool:
+    """Whether a trial was made with the base's own setting."""
+    return _BASE in trial.user_attrs
+
+
 def _as_ended(trial: FrozenTrial) -> FrozenTrial:
     """A trial with its own end, where Optuna is told that it failed (see `Study.tell`)."""
     ended = trial.user_attrs.get(_ENDED)

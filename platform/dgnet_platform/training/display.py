@@ -14,7 +14,7 @@ from dgnet_core.methods import method_of
 from dgnet_platform.runs.journal import Entry, Tail
 from dgnet_platform.runs.run import Run
 
-EVERY = 15.0
+LINES_EVERY = 30.0
 """Seconds between lines where there is no terminal."""
 
 
@@ -34,6 +34,7 @@ class Display:
         self._notice = "starting"
         self._warned = False
         self._told = time.monotonic()
+        self._clock: tuple[float, int] | None = None  # when an iteration of this start was first seen, and which
         columns = TextColumn(run.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console)
         self._task = self._bar.add_task("", total=self._iterations)
@@ -82,13 +83,24 @@ class Display:
             evaluated |= self._take(entry)
         if self._last is not None:
             self._bar.update(self._task, completed=self._last.iteration)
+        if entries and self._clock is None:
+            self._clock = time.monotonic(), entries[-1].iteration
         if entries and entries[-1].iteration >= self._iterations and not self._over.is_set():
             self.say("evaluating on query and gallery")
-        told = self._console.is_terminal or not entries
-        if not told and (evaluated or time.monotonic() - self._told > EVERY):
+        due = time.monotonic() - self._told >= LINES_EVERY and not self._over.is_set()
+        if not self._console.is_terminal and (evaluated or due):
             self._told = time.monotonic()
-            line = f"{self._run.name}: {entries[-1].iteration:,} of {self._iterations:,}, {self._line()}"
+            parts = [f"{self._last.iteration:,} of {self._iterations:,}"] if self._last is not None else []
+            parts += [self._line(), *self._left(), *([self._notice] if parts and self._notice else [])]
+            line = f"{self._run.name}: {', '.join(parts)}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _left(self) -> list[str]:
+        """How long the iterations that are left will take, once it is known."""
+        if self._clock is None or self._last is None or self._last.iteration <= self._clock[1]:
+            return []
+        pace = (time.monotonic() - self._clock[0]) / (self._last.iteration - self._clock[1])
+        return [f"about {in_words(pace * (self._iterations - self._last.iteration))} left"]
 
     def _take(self, entry: Entry) -> bool:
         """Remember an entry; returns whether the run was evaluated."""
@@ -131,3 +143,10 @@ class Display:
         if self._notice and self._last is not None:
             lines.append(Text(f"  {self._notice}", style="yellow"))
         return Group(*lines)
+
+
+def in_words(seconds: float) -> str:
+    """A time that is left: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
