@@ -176,7 +176,7 @@ def test_transfer_baseline_and_re_ranking(
     ]
     options = ["--rerank", "--swap-pairs", 0, "--queries-shown", 0, "--beta", 0.3]
     assert run(*arguments, "--store", other_store, "--store", store, *options) == 0
-    assert "drawn people (store1) → drawn people (store2)" in capsys.readouterr().out
+    assert "drawn people (store1) -> drawn people (store2)" in capsys.readouterr().out
     values = json.loads((tmp_path / "results" / JSON).read_text())
     table = pd.DataFrame(values["retrieval"])
     assert values["swaps"] == []
@@ -403,7 +403,7 @@ def test_ctrl_c_leaves_the_results_that_were_there(
     before = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
     monkeypatch.setattr(evaluation, "extract_splits", stop)
     assert run(*arguments) == 130
-    assert "Stopped: nothing was written" in capsys.readouterr().out
+    assert "Stopped: the same command resumes" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 

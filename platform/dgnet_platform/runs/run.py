@@ -133,6 +133,11 @@ class Run:
         (self.folder / STOP).unlink(missing_ok=True)
 
 
+def absolute(location: str) -> str:
+    """A folder or URI that holds wherever the worker's working directory is; nothing stays nothing."""
+    return location if not location or "://" in location else str(Path(location).expanduser().resolve())
+
+
 def folder_of(storage: str, name: str) -> Path:
     """Absolute folder of a run by its name."""
     return Path(storage).expanduser().resolve() / name
