@@ -25,6 +25,8 @@ def evaluate_and_show(config: EvaluateConfig, console: Console) -> int:
         rmtree(config.descriptors)
     console.print(tables(evaluation))
     console.print(f"Tables and pictures are in {printable(str(config.out))}.", style="green")
+    if config.export_release is not None:
+        console.print(f"The authors' files are in {printable(str(config.export_release))}.", style="green")
     return DONE
 
 

@@ -40,7 +40,7 @@ def run(command: Command, description: str | None, args: Sequence[str] | None) -
     console = Console(markup=False, highlight=False, soft_wrap=True)  # lines are copied: no bracket or break is added
     try:
         return command(description, sys.argv[1:] if args is None else args, console)
-    except (UserError, ValueError, OSError, MemoryError) as error:
+    except (UserError, OSError) as error:
         console.print(printable_lines(error), style="bold red")
         return FAILED if isinstance(error, TrainingError) else REFUSED
     except KeyboardInterrupt:
