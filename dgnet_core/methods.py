@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from dgnet_core.dgnet import generator
+from dgnet_core.dgnet import generator, release
 from dgnet_core.dgnet import schedule as dgnet_schedule
 from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.state import TrainState
@@ -62,6 +63,10 @@ class Method(Generic[Config, TheState]):
     """Descriptors that are ranked by, the best last, and the weight of the fine half in each."""
     draw: Callable[[TheState], Draw] | None = None
     """What draws new images of a person; None: the method draws nothing."""
+    interpolations: Mapping[str, Callable[[TheState, Tensor, Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    """By the code that is interpolated: what draws the images between two persons, the third one giving the rest."""
+    export: Callable[[TheState, Path], None] | None = None
+    """What writes the networks into a folder as the method's authors do; None: no such files are known."""
     clock: Callable[[Config], Clock] | None = None
     """When a run's ramped weights grow; None: it has none, and can be judged from its first iteration."""
     warning: Callable[[Config, Mapping[str, float]], str] | None = None
@@ -90,6 +95,11 @@ METHODS: dict[str, Method[Any, Any]] = {
             describe=lambda state: state.appearance_encoder,
             features={"prim": 0.0, "fine": float("inf"), "both": BETA},
             draw=generator.drawing,
+            interpolations={
+                "appearance": generator.interpolate_appearance,
+                "structure": generator.interpolate_structure,
+            },
+            export=release.save_networks,
             clock=dgnet_schedule.clock,
             warning=warning,
         ),

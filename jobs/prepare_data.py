@@ -8,40 +8,16 @@ The exit status is 0 when the store is there, 1 when files are bad and --skip-ba
 source or the output folder cannot be used at all, 130 when it was stopped.
 """
 
-import signal
 import sys
 from collections.abc import Sequence
 
-import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from dgnet_platform.cli.prepare import report
-from dgnet_platform.data.config import PrepareConfig
-from dgnet_platform.data.prepare import prepare
-from dgnet_platform.errors import UserError, printable
+from dgnet_platform.cli.commands import prepare_data
+from dgnet_platform.cli.terminal import run
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the job with the given or the command line's arguments; returns the exit status."""
-    console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's end cleans up, as Ctrl-C does
-    try:
-        config = tyro.cli(PrepareConfig, args=args, description=__doc__)
-        bar = Progress(
-            TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-        )
-        with bar:
-            task = bar.add_task("pictures", total=None)
-            prepared = prepare(config, lambda done, total: bar.update(task, completed=done, total=total))
-    except (UserError, OSError) as error:
-        console.print(printable(str(error)), style="bold red", markup=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("Stopped: nothing was written.", style="bold yellow")
-        return 128 + signal.SIGINT
-    console.print(report(prepared), soft_wrap=True)
-    return 1 if prepared.outcome == "refused" else 0
+    return run(prepare_data, __doc__, args)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ The exit status is 0 when the run is finished, 130 when it was stopped, 2 when i
 import sys
 from collections.abc import Sequence
 
-from dgnet_platform.cli.options import TrainDGNet
-from dgnet_platform.cli.train import run_job
+from dgnet_platform.cli.commands import train_dgnet
+from dgnet_platform.cli.terminal import run
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the job with the given or the command line's arguments; returns the exit status."""
-    return run_job(TrainDGNet, __doc__, args)
+    return run(train_dgnet, __doc__, args)
 
 
 if __name__ == "__main__":

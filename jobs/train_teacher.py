@@ -9,13 +9,13 @@ The exit status is as of jobs/train_market.py.
 import sys
 from collections.abc import Sequence
 
-from dgnet_platform.cli.options import TrainTeacher
-from dgnet_platform.cli.train import run_job
+from dgnet_platform.cli.commands import train_teacher
+from dgnet_platform.cli.terminal import run
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the job with the given or the command line's arguments; returns the exit status."""
-    return run_job(TrainTeacher, __doc__, args)
+    return run(train_teacher, __doc__, args)
 
 
 if __name__ == "__main__":

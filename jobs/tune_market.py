@@ -12,12 +12,13 @@ The exit status is 0 when the search is finished, 130 when it was stopped, 2 whe
 import sys
 from collections.abc import Sequence
 
-from dgnet_platform.cli.tune import tune_job
+from dgnet_platform.cli.commands import tune
+from dgnet_platform.cli.terminal import run
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the job with the given or the command line's arguments; returns the exit status."""
-    return tune_job(__doc__, args)
+    return run(tune, __doc__, args)
 
 
 if __name__ == "__main__":

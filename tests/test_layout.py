@@ -59,8 +59,56 @@ def test_rays_workers_do_not_get_a_copy_of_uvs_environment() -> None:
 
 def test_training_starts_without_what_takes_seconds_to_import() -> None:
     code = """
-import sys, jobs.train_market
+import sys, dgnet_platform.cli.train
 assert not {"torchvision", "torch._dynamo", "mlflow.pytorch", "matplotlib"} & sys.modules.keys()
+"""
+    run(code, PYTHONPATH=f"{ROOT}:{ROOT}/platform")
+
+
+HEAVY = {"torch", "ray", "mlflow", "optuna", "pandas", "pyarrow", "matplotlib"}
+REFUSED = [
+    ("train_market", "--iterations 0", set()),
+    ("train_market", "--config {unknown_key}", set()),
+    ("train_market", "--preset nope", set()),
+    ("train_market", "--data {missing}", {"pandas", "pyarrow"}),
+    ("train_teacher", "--iterations 0", set()),
+    ("train_teacher", "--data {missing}", {"pandas", "pyarrow"}),
+    ("tune_market", "--trials nought", set()),
+    ("tune_market", "--iterations 0", {"optuna"}),
+    ("tune_market", "--config {unknown_key}", {"optuna"}),
+    ("tune_market", "--set alpha=nought", {"optuna"}),
+    ("tune_market", "--data {missing}", {"optuna", "pandas", "pyarrow"}),
+    ("evaluate", "--store {missing} --out {missing}", set()),
+    ("generate", "--checkpoint {missing} --store {missing} --out {missing} --per-image 0", set()),
+    ("prepare_data", "--dataset market1501 --out {missing}", set()),
+]
+EVERY_JOB = ("prepare_data", "train_teacher", "train_market", "tune_market", "evaluate", "generate")
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "status", "may_import"),
+    [
+        *((job, "--help", 0, set()) for job in EVERY_JOB),
+        *((job, "--no-such-option", 2, set()) for job in EVERY_JOB),
+        *((job, arguments, 2, may_import) for job, arguments, may_import in REFUSED),
+    ],
+)
+def test_a_command_line_is_answered_before_anything_heavy_is_imported(
+    job: str, arguments: str, status: int, may_import: set[str], tmp_path: Path
+) -> None:
+    unknown_key = tmp_path / "unknown_key.yaml"
+    unknown_key.write_text("kep: 3")
+    given = arguments.format(unknown_key=unknown_key, missing=tmp_path / "missing").split()
+    code = f"""
+import sys
+from jobs.{job} import main
+try:
+    status = main({given})
+except SystemExit as stop:
+    status = stop.code
+assert status == {status}, status
+imported = {HEAVY - may_import} & sys.modules.keys()
+assert not imported, imported
 """
     run(code, PYTHONPATH=f"{ROOT}:{ROOT}/platform")
 

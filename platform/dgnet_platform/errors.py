@@ -13,6 +13,10 @@ class TrackingError(UserError):
     """MLflow cannot be used as asked; the message names the URI and the remedy."""
 
 
+class TrainingError(UserError):
+    """Training failed on the way; the message says why. What was saved stays."""
+
+
 def printable(text: str) -> str:
     """Text that is safe to show: file names may hold what no terminal should be sent."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -21,7 +21,7 @@ from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandSche
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
-from dgnet_platform.cli.tune import TuneMarket
+from dgnet_platform.cli.options import TuneMarket
 from dgnet_platform.compute import cluster as machines
 from dgnet_platform.compute.cluster import check_locks, with_offered
 from dgnet_platform.compute.placement import Node, place

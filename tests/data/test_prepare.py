@@ -268,7 +268,7 @@ def test_a_stopped_job_says_so_and_leaves_nothing(
     source = write_market(tmp_path / "market")
     args = ["--dataset", "market1501", "--source", str(source), "--out", str(tmp_path / "store")]
     assert prepare_data.main(args) == 130
-    assert "Stopped: nothing was written." in capsys.readouterr().out
+    assert "Stopped: the same command resumes" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
 
 

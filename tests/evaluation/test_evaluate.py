@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from dgnet_core.dgnet import release
+from dgnet_core.dgnet.generator import render
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.generation.fidelity import swap_fidelity
 from dgnet_core.learning.augment import denormalise, normalise
@@ -119,12 +120,13 @@ def test_one_store(store: Path, trained: Path, tmp_path: Path, capsys: pytest.Ca
     ]
     assert run(*arguments, "--sweep", "--queries-shown", 3) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"Retrieval, %: drawn people → drawn people(?s:.)+│ f_prim +│", shown)
+    assert re.search(r"Retrieval, %: drawn people -> drawn people(?s:.)+│ f_prim +│", shown)
     assert "both, beta 0.5" in shown
     assert DRAWN in shown
     assert "waiting for data" in shown
 
     assert sorted(path.name for path in out.iterdir()) == [
+        "interpolated_appearance_drawn-people.png", "interpolated_structure_drawn-people.png",
         "ranked_drawn-people.png", JSON, PARQUET, "swaps_drawn-people.png",
     ]  # fmt: skip
     values = json.loads((out / JSON).read_text())
@@ -176,7 +178,7 @@ def test_transfer_baseline_and_re_ranking(
     ]
     options = ["--rerank", "--swap-pairs", 0, "--queries-shown", 0, "--beta", 0.3]
     assert run(*arguments, "--store", other_store, "--store", store, *options) == 0
-    assert "drawn people (store1) → drawn people (store2)" in capsys.readouterr().out
+    assert "drawn people (store1) -> drawn people (store2)" in capsys.readouterr().out
     values = json.loads((tmp_path / "results" / JSON).read_text())
     table = pd.DataFrame(values["retrieval"])
     assert values["swaps"] == []
@@ -266,6 +268,8 @@ def test_photographs_have_no_swap_fidelity(tmp_path: Path, trained: Path, capsys
     assert values["note"] is None
     assert values["swaps"] == []
     assert [path.name for path in sorted(out.glob("*.png"))] == [
+        "interpolated_appearance_vehicles.png",
+        "interpolated_structure_vehicles.png",
         "ranked_vehicles.png",
         "swaps_vehicles.png",
     ]
@@ -316,6 +320,65 @@ def test_other_things_are_never_replaced(
     (tmp_path / "results" / "notes.txt").write_text("mine")
     assert run(*arguments, tmp_path / "results") == 2
     assert precious.read_text() == (tmp_path / "results" / "notes.txt").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Interpolations, and the authors' files
+
+
+@pytest.mark.parametrize("code", ["appearance", "structure"])
+def test_interpolations_lead_from_one_person_to_another(
+    code: str, store: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+):
+    grids: list[np.ndarray] = []
+    shown = swaps.captioned_grids
+
+    def note(title: str, panels: Sequence[tuple[str, np.ndarray]], *, cell_height: int) -> Image.Image:
+        grids.extend(grid for _, grid in panels)
+        return shown(title, panels, cell_height=cell_height)
+
+    monkeypatch.setattr(swaps, "captioned_grids", note)
+    networks = open_trained(trained)
+    pictures = swaps.interpolation_pictures(networks, Store.open(str(store)), "interpolated")
+    assert list(pictures) == ["appearance", "structure"]
+    grid = torch.from_numpy(grids[list(pictures).index(code)])
+    height, width = SMALL.height, SMALL.width
+    row = grid[:, :height]
+    assert 4 * height < grid.shape[1] < 5 * height  # a row for each of the four identities
+    white = (row == 255).all(dim=0).all(dim=0).nonzero().flatten().tolist()
+    lefts = [0, *(x + 1 for x in white if x + 1 not in white)]
+    assert len(lefts) == 11
+    other, first, *between, last = (row[:, :, left : left + width][None] for left in lefts)
+    assert not torch.equal(other, first)
+    assert not torch.equal(first, last)
+    for end, generated in ((first, between[0]), (last, between[-1])):
+        pair = (end, other) if code == "appearance" else (other, end)
+        expected = denormalise(render(networks.state, *(normalise(picture, height, width) for picture in pair))).cpu()
+        assert (expected.int() - generated.int()).abs().max() <= 2  # the pictures shown are rounded
+    assert not torch.equal(between[0], between[-1])
+
+
+def test_networks_are_exported_as_the_authors_files(
+    store: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    release_folder = tmp_path / "release"
+    arguments = [
+        "--store", store, "--out", tmp_path / "results", "--swap-pairs", 0, "--export-release", release_folder,
+    ]  # fmt: skip
+    assert run("--checkpoint", trained, *arguments) == 0
+    assert sorted(path.name for path in release_folder.iterdir()) == [
+        "dis_00000040.pt", "gen_00000040.pt", "id_00000040.pt",
+    ]  # fmt: skip
+    assert "The authors' files are in" in capsys.readouterr().out
+    exported, original = (open_trained(path).state.networks for path in (release_folder, trained))
+    for name, network in original.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(exported[name].state_dict()[key], value), f"{name}.{key}"
+
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*t")}
+    assert run("--checkpoint", trained, *arguments) == 2
+    assert "is not empty: name a new folder" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*t")} == before
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -403,7 +466,7 @@ def test_ctrl_c_leaves_the_results_that_were_there(
     before = {path: path.read_bytes() for path in (tmp_path / "results").iterdir()}
     monkeypatch.setattr(evaluation, "extract_splits", stop)
     assert run(*arguments) == 130
-    assert "Stopped: nothing was written" in capsys.readouterr().out
+    assert "Stopped: the same command resumes" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in (tmp_path / "results").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 

@@ -164,9 +164,9 @@ def test_ctrl_c_says_how_to_go_on(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.generate.generate", stop)
+    monkeypatch.setattr("dgnet_platform.cli.generate.generate", stop)
     assert main(options(replace(config, out=tmp_path / "stopped"))) == 130
-    assert "Stopped: the same command goes on from the parts that are there." in capsys.readouterr().out
+    assert "Stopped: the same command resumes from what is saved." in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def test_searches_beside_each_other_are_stopped_and_submitted_again(cluster, peo
     assert status == 0, output
     saved = int(checkpoints(folder)[-1].name[-8:])
     assert 13 < saved == lines(folder)[-1]["iteration"] < ITERATIONS
-    assert "the same command goes on" in cluster.job("logs", "job-one")[1]
+    assert "the same command resumes" in cluster.job("logs", "job-one")[1]
     cluster.submit("job-one-again", *one)
     wait_for(lambda: is_done(tmp_path, "one") and is_done(tmp_path, "two"), 600)
     for job in ("job-one-again", "job-two"):

@@ -13,14 +13,15 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from ray.tune.search import Searcher
 
 from dgnet_platform.cli import tune as tuning
-from dgnet_platform.cli.options import Base, base_experiment
+from dgnet_platform.cli.options import TuneMarket, base_experiment
 from dgnet_platform.compute.placement import Node, Placement, place
-from dgnet_platform.errors import ExperimentError, TrackingError
+from dgnet_platform.errors import ExperimentError, TrackingError, TrainingError
 from dgnet_platform.runs.journal import Journal
 from dgnet_platform.runs.run import Run
 from dgnet_platform.search import driver as search_module
+from dgnet_platform.search.config import METRIC, SearchConfig
 from dgnet_platform.search.driver import Feed, Search
-from dgnet_platform.search.plan import METRIC, SearchConfig, plan_search
+from dgnet_platform.search.plan import plan_search
 from dgnet_platform.search.results import Results
 from dgnet_platform.search.space import Space
 from dgnet_platform.search.stopping import StoppingRule
@@ -29,7 +30,6 @@ from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tracking import client as tracking
 from dgnet_platform.training import plan as training_plan
-from dgnet_platform.training.driver import TrainingError
 from jobs import train_market
 from jobs.tune_market import main
 from tests.helpers.runs import CLASSES, tiny_experiment
@@ -300,7 +300,7 @@ def test_the_best_settings_have_all_that_differs_from_the_preset(people_store, t
     study.ask()
     file = tmp_path / "best.yaml"
     file.write_text(Results(plan, study)._settings_yaml(0))
-    again = base_experiment(Base(config=file, data=str(people_store)))
+    again = base_experiment(TuneMarket(config=file, data=str(people_store)))
     assert to_dict(again.baseline) == to_dict(base.baseline)
     assert to_dict(again.model) == to_dict(plan.model(study.values(0)))
 

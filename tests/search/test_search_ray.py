@@ -302,7 +302,7 @@ def test_a_stopped_search_saves_and_goes_on(shared, options):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     folder = storage / f"{NAME}-000"
     assert int(checkpoints(folder)[-1].name[-8:]) == lines(folder)[-1]["iteration"] < 24
     searched(options("stopped"))

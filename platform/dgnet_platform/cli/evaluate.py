@@ -1,14 +1,33 @@
 """What evaluate shows on the terminal."""
 
 import math
+from shutil import rmtree
 from typing import Any
 
 import pandas as pd
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dgnet_platform.evaluation.results import DRAWN, Evaluation
+from dgnet_platform.cli.terminal import DONE, progress_bars
+from dgnet_platform.errors import printable
+from dgnet_platform.evaluation.config import EvaluateConfig
+from dgnet_platform.evaluation.evaluate import evaluate
+from dgnet_platform.evaluation.results import DRAWN, Evaluation, replacing, write
+
+
+def evaluate_and_show(config: EvaluateConfig, console: Console) -> int:
+    """Evaluate, show progress and the tables, and write all results; returns the exit status."""
+    with replacing(config.out) as folder, progress_bars(console) as show:
+        evaluation = evaluate(config, show)
+        write(evaluation, folder)
+    if config.distributed:
+        rmtree(config.descriptors)
+    console.print(tables(evaluation))
+    console.print(f"Tables and pictures are in {printable(str(config.out))}.", style="green")
+    if config.export_release is not None:
+        console.print(f"The authors' files are in {printable(str(config.export_release))}.", style="green")
+    return DONE
 
 
 def tables(evaluation: Evaluation) -> RenderableType:
@@ -33,10 +52,10 @@ def tables(evaluation: Evaluation) -> RenderableType:
 
 
 def _retrieval_table(retrieval: pd.DataFrame) -> Table:
-    transfers = retrieval["trained_on"] + " → " + retrieval["store"]
+    transfers = retrieval["trained_on"] + " -> " + retrieval["store"]
     same = len(set(transfers)) == 1
     title = f"Retrieval, %: {transfers.iloc[0]}" if same else "Retrieval, %"
-    table = _table(title, *([] if same else ["trained on → store"]), "feature", *_FIGURES)
+    table = _table(title, *([] if same else ["trained on -> store"]), "feature", *_FIGURES)
     for label, rows in retrieval.groupby(transfers, sort=False):
         labels = [] if same else [str(label)]
         for row in rows.to_dict("records"):

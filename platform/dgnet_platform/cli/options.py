@@ -1,151 +1,251 @@
-"""The training jobs' options, and the experiments they start from."""
+"""The options of the commands, and the experiments they start from: read before anything heavy is imported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 import yaml
-from rich.console import Console
-from rich.progress import Progress
 
-from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.held_out import held_out_people, needed_classes
 from dgnet_platform.data.people.sizes import SIZES
-from dgnet_platform.data.prepare import prepare
-from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, TaughtExperiment, TeacherExperiment
-from dgnet_platform.runs.presets import DRAWN, Preset, dgnet_experiment, teacher_experiment
-from dgnet_platform.runs.run import folder_of
+from dgnet_platform.runs.experiment import (
+    AnyExperiment,
+    DGNetExperiment,
+    Places,
+    Taught,
+    TaughtExperiment,
+    TeacherExperiment,
+    check_name,
+)
+from dgnet_platform.runs.presets import DRAWN, ITERATIONS, Preset, dgnet_experiment, teacher_experiment
+from dgnet_platform.runs.run import absolute
+from dgnet_platform.runs.tracking_uri import usable
+from dgnet_platform.search.config import SearchConfig
 from dgnet_platform.storage.serialize import from_dict, to_dict
+
+if TYPE_CHECKING:
+    from dgnet_platform.search.space import Space
 
 Kind = TypeVar("Kind", bound=AnyExperiment)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where an experiment's settings start from, and what is done with it."""
+class DefaultsFrom(Places):
+    """What the defaults of all other settings depend on."""
 
     preset: Preset = "laptop"
     """laptop: small networks and pictures, minutes on two CPU cores; paper: the paper's run."""
     iterations: int | None = None
-    """Length of the run; warm-up, ramps and milestones scale with it. None: the preset's."""
+    """Length of a run or trial; warm-up, ramps and milestones scale with it. None: the preset's, and 400 for trials of
+    the laptop's."""
     config: Path | None = None
     """A YAML file with settings that differ from the preset's, named as in --dry-run."""
-    resume_from: Path | None = None
-    """A checkpoint that a new run starts from, with its iteration and optimisers."""
-    fork: bool = False
-    """If the run of this --name has other settings, start a new one from its newest checkpoint."""
-    register: str | None = None
-    """Publish the finished model in MLflow's registry under this name."""
     dry_run: bool = False
     """Show what would be done, and do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDGNet(Start, DGNetExperiment):
+class RunOptions(DefaultsFrom):
+    """What is done with an experiment."""
+
+    resume_from: Path | None = None
+    """A checkpoint that a new run starts from, with its iteration and optimisers."""
+    register: str | None = None
+    """Publish the finished model in MLflow's registry under this name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDGNet(RunOptions, DGNetExperiment):
     """Options of jobs/train_market.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTeacher(Start, TeacherExperiment):
+class TrainTeacher(RunOptions, TeacherExperiment):
     """Options of jobs/train_teacher.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneMarket(DefaultsFrom, Taught, SearchConfig):
+    """Options of jobs/tune_market.py."""
+
+    trials: str = ""
+    """How many trials are wanted in all: 8 (laptop) or 64 (paper) by default; +N: so many more, once those that were
+    wanted are done."""
+    space: Path | None = None
+    """A YAML file with what is searched: by parameter a value that fixes it, {low: ..., high: ..., log: ..., step: ...}
+    or {choices: [...]}."""
+    set: tuple[str, ...] = ()
+    """The same for one parameter each, such as alpha=0.2 'prim={low: 1, high: 4}'."""
+    retrain: bool = False
+    """At the end, train the best trial's settings on all training identities."""
+    seconds_before: float | None = None
+    """Seconds of an iteration before the warm-up start, for the plan that --dry-run shows."""
+    seconds_after: float | None = None
+    """The same after it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number = self.trials.removeprefix("+")
+        if self.trials and not (number.isascii() and number.isdigit() and int(number)):
+            raise ValueError(f"trials {self.trials!r}: a number such as 64, or one with a plus such as +16")
+        if (self.seconds_before is None) != (self.seconds_after is None):
+            raise ValueError("seconds_before and seconds_after: give both or none")
+        check_name(self.name)
+
+    @property
+    def search(self) -> SearchConfig:
+        """Those of the search itself."""
+        return SearchConfig(**{field.name: getattr(self, field.name) for field in fields(SearchConfig)})
 
 
 def parse(
     options: type[TrainDGNet] | type[TrainTeacher], description: str | None, args: Sequence[str]
-) -> tuple[Start, AnyExperiment]:
-    """The experiment that a command line asks for.
+) -> tuple[RunOptions, AnyExperiment]:
+    """The experiment that a command line asks for, and what is done with it.
 
     Raises:
-        ExperimentError: the file of --config is no configuration.
+        ExperimentError: --iterations is too small, or the file of --config is no configuration.
         StoreError: --data is no store.
         SystemExit: the command line is wrong (tyro has explained it), or asked for help.
     """
-    first, _ = tyro.cli(Base, args=args, return_unknown_args=True, add_help=False)
-    people, images = _counts(first)
+    first, _ = tyro.cli(DefaultsFrom, args=args, return_unknown_args=True, add_help=False)
+    identities, pictures = _counts(first)
     preset = dgnet_experiment if options is TrainDGNet else teacher_experiment
-    unset = preset(first.preset, people, images, first.iterations)
+    unset = preset(first.preset, identities, pictures, first.iterations)
     default = unset if first.config is None else _from_file(first.config, unset)
     shown = {field.name: getattr(default, field.name) for field in fields(default)}
     given = tyro.cli(options, args=args, description=description, default=options(**shown, preset=first.preset))
-    start = Start(**{field.name: getattr(given, field.name) for field in fields(Start)})
     experiment = replace(default, **{name: getattr(given, name) for name in shown})
-    if experiment.model.num_classes == people and experiment.hold_out:  # nobody said otherwise: the data decides
-        experiment = _with_classes(experiment, people - held_out_people(people))
-    return start, experiment
+    if experiment.model.num_classes == identities and experiment.hold_out:  # not set otherwise: the data decides
+        experiment = _with_classes(experiment, identities - held_out_people(identities))
+    return given, experiment
 
 
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """What the defaults of an experiment's settings depend on."""
-
-    preset: Preset = "laptop"
-    iterations: int | None = None
-    config: Path | None = None
-    data: str = ""
-
-
-def base_experiment(base: Base) -> DGNetExperiment:
+def base_experiment(options: DefaultsFrom) -> DGNetExperiment:
     """What the trials of a search have in common: an experiment with identities held out.
 
     Raises:
-        ExperimentError: the file of --config is no configuration.
+        ExperimentError: --iterations is too small, or the file of --config is no configuration.
         StoreError: --data is no store.
     """
-    people, images = _counts(base)
-    experiment = replace(dgnet_experiment(base.preset, people, images, base.iterations), hold_out=True)
-    if base.config is not None:
-        experiment = _from_file(base.config, experiment)
-    if experiment.model.num_classes == people and experiment.hold_out:
-        return _with_classes(experiment, people - held_out_people(people))
+    identities, pictures = _counts(options)
+    experiment = replace(dgnet_experiment(options.preset, identities, pictures, options.iterations), hold_out=True)
+    if options.config is not None:
+        experiment = _from_file(options.config, experiment)
+    if experiment.model.num_classes == identities and experiment.hold_out:
+        return _with_classes(experiment, identities - held_out_people(identities))
     return experiment
 
 
-def _counts(first: Base) -> tuple[int, int]:
+def base_and_space(options: TuneMarket) -> tuple[DGNetExperiment, "Space"]:
+    """What all trials have in common, and what is searched.
+
+    Raises:
+        ExperimentError, StoreError, SpaceError: a file or the command line asks for what does not exist.
+    """
+    from dgnet_platform.search.space import Space  # Optuna: --help does without it
+
+    iterations = ITERATIONS[options.preset] if options.iterations is None else options.iterations
+    base = base_experiment(replace(options, iterations=iterations))
+    if options.config is not None and not base.hold_out:
+        raise ExperimentError(
+            f"--config {options.config}: hold_out is false, but trials are compared on those held out"
+        )
+    grouped = options.workers_per_trial > 1
+    base = replace(
+        base,
+        data=absolute(options.data or base.data),
+        storage=absolute(options.storage),
+        archive=absolute(options.archive or base.archive),
+        tracking_uri=usable(options.tracking_uri or base.tracking_uri),
+        teacher=base.teacher if options.teacher == "auto" else options.teacher,
+        workers=str(options.workers_per_trial) if grouped else "0",
+        gpus=grouped and options.gpus_per_trial > 0,
+    )
+    space = Space.default(base.model)
+    if options.space is not None:
+        space = space.overridden(
+            _read_yaml("--space", options.space, "parameters with their values, such as alpha: 0.2")
+        )
+    space = space.overridden(dict(map(_dimension, options.set)))
+    space.distances(base.model, options.stopping)  # refuses a space that does not fit the run
+    return base, space
+
+
+def _dimension(text: str) -> tuple[str, object]:
+    """One dimension of the space from the command line."""
+    name, equals, value = text.partition("=")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = None
+    if not equals or parsed is None:
+        raise ExperimentError(
+            f"--set {text}: a value, a range or choices are needed, such as alpha=0.2, 'alpha={{low: 0.1, high: 1}}' or"
+            " 'alpha={choices: [0.1, 0.2]}'"
+        )
+    return name.strip(), parsed
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Where the settings come from
+
+
+def _counts(options: DefaultsFrom) -> tuple[int, int]:
     """Identities and pictures in the training split that a command line or its file names."""
-    data = first.data or (str(read_yaml(first.config).get("data") or "") if first.config else "")
+    data = options.data
+    if not data and options.config is not None:
+        data = str(read_settings(options.config).get("data") or "")
     if not data:
-        size = SIZES[DRAWN[first.preset]]
+        size = SIZES[DRAWN[options.preset]]
         return size.train_identities, size.train
+    from dgnet_platform.data.store import Store  # Parquet: a command line without --data does without it
+
     store = Store.open(data)
     return needed_classes(store, hold_out=False), store.count("train")
+
+
+def read_settings(path: Path) -> Mapping[str, Any]:
+    """The settings in a file of --config; raises ExperimentError for a file that holds no such thing."""
+    return _read_yaml("--config", path, "settings with their values, such as keep: 3")
+
+
+def _read_yaml(option: str, path: Path, needed: str) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_bytes()) or {}  # bytes: YAML is UTF-8 or 16, whatever the locale
+    except yaml.reader.ReaderError as error:
+        raise ExperimentError(f"{option} {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise ExperimentError(f"{option} {path}: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ExperimentError(f"{option} {path}: {needed} are needed")
+    return values
 
 
 def _from_file(path: Path, default: Kind) -> Kind:
     """An experiment with the settings of a YAML file in place of the preset's.
 
     Raises:
-        ExperimentError: it is no YAML file, or has settings that there are not.
+        ExperimentError: it is no YAML file, or has settings that do not exist.
     """
-    values = read_yaml(path)
+    values = read_settings(path)
     try:
         kind: Any = type(default)
-        return from_dict(kind[type(default.model)], merged(to_dict(default), values))
+        return from_dict(kind[type(default.model)], _merged(to_dict(default), values))
     except ValueError as error:
         raise ExperimentError(f"--config {path}: {error}") from None
 
 
-def read_yaml(path: Path) -> Mapping[str, Any]:
-    """Settings with their values; raises ExperimentError for a file that holds no such thing."""
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ExperimentError(f"--config {path}: {error}") from None
-    if not isinstance(values, Mapping):
-        raise ExperimentError(f"--config {path}: settings with their values are needed, such as keep: 3")
-    return values
-
-
-def merged(values: Mapping[str, Any], over: Any) -> Any:
+def _merged(values: Mapping[str, Any], over: Any) -> Any:
     """A tree of values with those of another in their place."""
     if not isinstance(over, Mapping):
         return over
     return {
         **values,
-        **{k: merged(values[k], v) if isinstance(values.get(k), Mapping) else v for k, v in over.items()},
+        **{k: _merged(values[k], v) if isinstance(values.get(k), Mapping) else v for k, v in over.items()},
     }
 
 
@@ -155,25 +255,3 @@ def _with_classes(experiment: Kind, classes: int) -> Kind:
     if isinstance(experiment, TaughtExperiment):
         return replace(experiment, baseline=replace(experiment.baseline, num_classes=classes))
     return experiment
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Around the run
-
-
-def drawn_store(storage: str, preset: Preset) -> Path:
-    """Where the people are that are drawn for a preset."""
-    return folder_of(storage, "data") / f"people-{DRAWN[preset]}"
-
-
-def with_data(preset: Preset, experiment: Kind, console: Console) -> Kind:
-    """The experiment on a store that exists: where none is named, people are drawn, once."""
-    if experiment.data:
-        return experiment
-    out = drawn_store(experiment.storage, preset)
-    if not out.exists():
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("drawing people")
-            config = PrepareConfig(dataset="people", size=DRAWN[preset], out=out)
-            prepare(config, lambda done, total: bar.update(task, completed=done, total=total))
-    return replace(experiment, data=str(out))

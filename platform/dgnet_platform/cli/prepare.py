@@ -1,14 +1,26 @@
 """What prepare_data shows on the terminal."""
 
-from rich.console import Group, RenderableType
+from functools import partial
+
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dgnet_platform.cli.terminal import DONE, FAILED, progress_bars
+from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.poses import SHEET
-from dgnet_platform.data.prepare import LISTED_PROBLEMS, Prepared
+from dgnet_platform.data.prepare import LISTED_PROBLEMS, Prepared, prepare
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.records import SPLITS
 from dgnet_platform.errors import printable
+
+
+def prepare_store(config: PrepareConfig, console: Console) -> int:
+    """Pack a data set, show its progress and its counts; returns the exit status: 1 when files are bad."""
+    with progress_bars(console) as show:
+        prepared = prepare(config, partial(show, "pictures"))
+    console.print(report(prepared))
+    return FAILED if prepared.outcome == "refused" else DONE
 
 
 def report(prepared: Prepared) -> RenderableType:

@@ -1,34 +1,69 @@
-"""What all commands show, and which errors end them with a line instead of a traceback."""
+"""The frame around every command: its console, its progress, how errors are shown, and its exit status."""
+
+import io
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dgnet_platform.data.decode import PictureError
-from dgnet_platform.data.images import ImageMemoryError
-from dgnet_platform.data.source import SourceError
-from dgnet_platform.data.store import Store, StoreError
-from dgnet_platform.errors import ExperimentError, TrackingError, printable
-from dgnet_platform.runs.checkpoint import CheckpointError
-from dgnet_platform.runs.experiment import AnyExperiment
-from dgnet_platform.training.driver import TrainingError
+from dgnet_platform.errors import TrainingError, UserError, printable
 
-USER_ERRORS = (
-    CheckpointError, ExperimentError, ImageMemoryError, OSError, PictureError, SourceError, StoreError, TrackingError,
-    TrainingError, ValueError,
-)  # fmt: skip
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 128 + signal.SIGINT
+"""Exit statuses of all commands."""
+
+Command = Callable[[str | None, Sequence[str], Console], int]
+"""Takes the description for --help, the arguments and a console; returns the exit status."""
+ShowProgress = Callable[[str, int, int], None]
+"""Takes what is being done, how much of it is done, and how much there is."""
 
 
-def greet(experiment: AnyExperiment, console: Console) -> None:
-    """Say what trains on what, and what to watch out for."""
-    info = Store.open(experiment.data).info
-    if info.origin:
-        console.print("On drawn people, who are no photographs: no figure here stands for a public data set.")
-    if experiment.elastic:
-        console.print(
-            f"--workers {experiment.workers}: BatchNorm's batches change with their number, and so does the run.",
-            style="yellow",
-        )
+def run(command: Command, description: str | None, args: Sequence[str] | None) -> int:
+    """Run a command; errors that a user can mend end it with a line instead of a traceback.
+
+    Args:
+        command: what to run.
+        description: what --help says first.
+        args: arguments; None: those of the command line.
+
+    Returns:
+        The exit status: 0 done, 130 stopped, 2 refused, 1 failed on the way.
+
+    Raises:
+        SystemExit: the command line is wrong (status 2, tyro has explained it), or asked for help (status 0).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show never ends a command
+    console = Console(markup=False, highlight=False, soft_wrap=True)  # lines are copied: no bracket or break is added
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job scheduler's end cleans up, as Ctrl-C does
+    try:
+        return command(description, sys.argv[1:] if args is None else args, console)
+    except (UserError, OSError) as error:
+        console.print(printable_lines(error), style="bold red")
+        return FAILED if isinstance(error, TrainingError) else REFUSED
+    except KeyboardInterrupt:
+        console.print("Stopped: the same command resumes from what is saved.", style="bold yellow")
+        return STOPPED
 
 
 def printable_lines(error: BaseException) -> str:
     """An error's message, safe to show, with its line breaks."""
     return "\n".join(printable(line) for line in (str(error) or type(error).__name__).splitlines())
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[ShowProgress]:
+    """A bar for each thing that is being done, for as long as the context lasts."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(printable(what))
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show

@@ -1,72 +1,91 @@
-"""The training jobs' command."""
+"""What the training commands do and show."""
 
-import signal
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from rich.console import Console
 
 from dgnet_core.learning.config import MethodConfig
 from dgnet_platform.cli.evaluate import tables
-from dgnet_platform.cli.options import Start, TrainDGNet, TrainTeacher, drawn_store, parse, with_data
-from dgnet_platform.cli.terminal import USER_ERRORS, greet, printable_lines
+from dgnet_platform.cli.options import RunOptions
+from dgnet_platform.cli.terminal import DONE, STOPPED, progress_bars
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.prepare import prepare
+from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import checkpoints
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
-from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.runs.presets import DRAWN, Preset, teacher_of
+from dgnet_platform.runs.run import folder_of
 from dgnet_platform.runs.tracking_uri import ui_command
 from dgnet_platform.storage.serialize import to_dict
-from dgnet_platform.training.driver import TrainedRun, TrainingError, train
+from dgnet_platform.training.driver import TrainedRun, train
 from dgnet_platform.training.plan import TrainingPlan, checkpoint_bytes, make_plan, named_teacher
 
+Kind = TypeVar("Kind", bound=AnyExperiment)
 
-def run_job(options: type[TrainDGNet] | type[TrainTeacher], description: str | None, args: Sequence[str] | None) -> int:
-    """Parse the command line, train, and show what came out.
 
-    Returns:
-        The exit status: 0 finished, 2 refused, 1 failed on the way, 130 stopped and saved.
-    """
-    console = Console()
-    try:
-        start, experiment = parse(options, description, sys.argv[1:] if args is None else args)
-        if start.dry_run:
-            _show_plan(start, experiment, console)
-            return 0
-        experiment = with_data(start.preset, experiment, console)
-        greet(experiment, console)
-        trained = train(experiment, console=console, origin=start.resume_from, fork=start.fork, register=start.register)
-    except USER_ERRORS as error:
-        console.print(printable_lines(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 1 if isinstance(error, TrainingError) else 2
-    except KeyboardInterrupt:
-        console.print("Stopped at once: the same command goes on from the last checkpoint.", style="bold yellow")
-        return 128 + signal.SIGINT
+def train_and_show(options: RunOptions, experiment: AnyExperiment, console: Console) -> int:
+    """Train, and show what came out; returns the exit status."""
+    if options.dry_run:
+        _show_plan(options, experiment, console)
+        return DONE
+    experiment = with_data(options.preset, experiment, console)
+    announce(experiment, console)
+    trained = train(experiment, console=console, origin=options.resume_from, register=options.register)
     _say_goodbye(trained, console)
-    return 0 if trained.outcome.ending == "finished" else 128 + signal.SIGINT
+    return DONE if trained.outcome.ending == "finished" else STOPPED
 
 
-def _show_plan(start: Start, experiment: AnyExperiment, console: Console) -> None:
+def drawn_store(storage: str, preset: Preset) -> Path:
+    """Where the people are that are drawn for a preset."""
+    return folder_of(storage, "data") / f"people-{DRAWN[preset]}"
+
+
+def with_data(preset: Preset, experiment: Kind, console: Console) -> Kind:
+    """The experiment on a store that exists: where none is named, people are drawn, once."""
+    if experiment.data:
+        return experiment
+    out = drawn_store(experiment.storage, preset)
+    if not out.exists():
+        with progress_bars(console) as show:
+            prepare(PrepareConfig(dataset="people", size=DRAWN[preset], out=out), partial(show, "drawing people"))
+    return replace(experiment, data=str(out))
+
+
+def announce(experiment: AnyExperiment, console: Console) -> None:
+    """Say what trains on what, and what to watch out for."""
+    if Store.open(experiment.data).info.origin:
+        console.print("On drawn people, who are no photographs: no figure here stands for a public data set.")
+    if experiment.elastic:
+        console.print(
+            f"--workers {experiment.workers}: BatchNorm's batches change with their number, and so does the run.",
+            style="yellow",
+        )
+
+
+def _show_plan(options: RunOptions, experiment: AnyExperiment, console: Console) -> None:
     """Print the experiment, and what training it would come down to."""
-    console.print(yaml.safe_dump(to_dict(experiment), sort_keys=False, allow_unicode=True), markup=False)
+    console.print(yaml.safe_dump(to_dict(experiment), sort_keys=False, allow_unicode=True))
     size = checkpoint_bytes(experiment.model) / 2**20
     lines = [f"{experiment.model.iterations:,} iterations; a checkpoint takes {size:,.0f} MiB"]
-    if not experiment.data and not drawn_store(experiment.storage, start.preset).exists():
-        lines.append(f"people would be drawn into {drawn_store(experiment.storage, start.preset)}")
+    if not experiment.data and not drawn_store(experiment.storage, options.preset).exists():
+        lines.append(f"people would be drawn into {drawn_store(experiment.storage, options.preset)}")
     else:
-        experiment = replace(experiment, data=experiment.data or str(drawn_store(experiment.storage, start.preset)))
+        experiment = replace(experiment, data=experiment.data or str(drawn_store(experiment.storage, options.preset)))
         teacher = None
         if isinstance(experiment, TaughtExperiment) and experiment.model.needs_teacher:
             teacher, found = planned_teacher(experiment)
             lines.append(found)
         if teacher is not None or not isinstance(experiment, TaughtExperiment):
-            plan = make_plan(experiment, teacher=teacher, origin=start.resume_from, fork=start.fork)
-            lines.append(_fate(plan))
+            plan = make_plan(experiment, teacher=teacher, origin=options.resume_from)
+            lines.append(_next_action(plan))
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line)
 
 
 def planned_teacher(experiment: TaughtExperiment[MethodConfig]) -> tuple[Path | None, str]:
@@ -83,13 +102,13 @@ def planned_teacher(experiment: TaughtExperiment[MethodConfig]) -> tuple[Path | 
     return None, f"teacher {plan.folder.name} would be trained first: {plan.experiment.model.iterations:,} iterations"
 
 
-def _fate(plan: TrainingPlan) -> str:
+def _next_action(plan: TrainingPlan) -> str:
     newest = sorted(checkpoints(plan.folder)) if plan.existing else []
     if newest:
-        return f"run {plan.folder.name} would go on from {newest[-1].name}"
+        return f"run {plan.folder.name} would resume from {newest[-1].name}"
     if found := _archived(plan):
         return (
-            f"run {plan.folder.name} would be brought back from {plan.experiment.archive} and go on from {found.name}"
+            f"run {plan.folder.name} would be brought back from {plan.experiment.archive} and resume from {found.name}"
         )
     return f"run {plan.folder.name} would start from {plan.origin or 'the beginning'}"
 
@@ -101,20 +120,18 @@ def _archived(plan: TrainingPlan) -> Path | None:
 
 
 def _say_goodbye(trained: TrainedRun, console: Console) -> None:
-    """The results of a finished run, or how to go on with it; and where to look."""
+    """The results of a finished run, or how to resume it; and where to look."""
     run = trained.run
     if trained.outcome.ending == "finished":
         console.print(tables(read(trained.results)))
-        console.print(f"Tables and pictures: {trained.results}", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"Checkpoint: {trained.checkpoint}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Tables and pictures: {trained.results}")
+        console.print(f"Checkpoint: {trained.checkpoint}")
         if trained.model_uri:
-            console.print(f"Model in MLflow: {trained.model_uri}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"Model in MLflow: {trained.model_uri}")
     else:
         console.print(
             f"Stopped and saved at iteration {trained.outcome.iteration:,} of {run.experiment.model.iterations:,}:"
-            " the same command goes on from there.",
+            " the same command resumes from there.",
             style="yellow",
         )
-    console.print(
-        f"Curves and pictures of run {run.name}: {ui_command(run.tracking_uri)}", style="green", soft_wrap=True
-    )
+    console.print(f"Curves and pictures of run {run.name}: {ui_command(run.tracking_uri)}", style="green")

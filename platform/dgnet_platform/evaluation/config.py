@@ -19,6 +19,8 @@ class EvaluateConfig:
     """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
     teacher: Path | None = None
     """The authors' teacher (net_last.pth), for the baseline's row; may stand alone."""
+    export_release: Path | None = None
+    """Also write the checkpoint's networks into this new folder as the authors' files: gen_*.pt, dis_*.pt, id_*.pt."""
     beta: float = 0.5
     """Weight of f_fine beside f_prim (paper: 0.5)."""
     sweep: bool = False
@@ -45,6 +47,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.checkpoint is None and self.teacher is None:
             raise ValueError("--checkpoint or --teacher is needed: what should be evaluated?")
+        if self.export_release is not None and self.checkpoint is None:
+            raise ValueError("--export-release writes the networks of a --checkpoint: name it too")
         if not self.store:
             raise ValueError("--store is needed: evaluate on what?")
         if not (0 <= self.beta < math.inf):

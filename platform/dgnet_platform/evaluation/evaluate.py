@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -24,8 +25,9 @@ from dgnet_platform.evaluation.config import EvaluateConfig
 from dgnet_platform.evaluation.extraction import Extraction, Progress, extract_on_workers, extract_splits
 from dgnet_platform.evaluation.pictures import ranked_picture, stored_pictures
 from dgnet_platform.evaluation.results import Evaluation, EvaluationError
-from dgnet_platform.evaluation.swaps import fidelity_rows, people_of, stored_grid
+from dgnet_platform.evaluation.swaps import fidelity_rows, interpolation_pictures, people_of, stored_grid
 from dgnet_platform.runs.loading import TrainedNetworks, digest_of, open_teacher, open_trained
+from dgnet_platform.storage.files import staging
 
 SWEEP = tuple(tenth / 10 for tenth in range(11))
 """Weights of f_fine in a sweep."""
@@ -60,6 +62,8 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         source, size = f"teacher {config.teacher.name}", (baseline.network.height, baseline.network.width)
     if config.checkpoint is not None:
         trained = open_trained(config.checkpoint, device)
+        if config.export_release is not None:
+            _check_export(trained, config.export_release)
         models += _models(trained, stores)
         source, size = trained.source, (trained.network.height, trained.network.width)
 
@@ -118,9 +122,13 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         if trained is not None:
             title = f"{name}: swaps of {trained.source}"
             pictures[f"swaps_{_slug(name)}.png"] = stored_grid(trained, store, people[name], title)
+            for code, picture in interpolation_pictures(trained, store, f"{name}: {trained.source}").items():
+                pictures[f"interpolated_{code}_{_slug(name)}.png"] = picture
             if (drawn_people := people[name]) is not None and config.swap_pairs:
                 rows = fidelity_rows(trained, store, drawn_people, config.swap_pairs, partial(report, "swaps"))
                 swaps += [{"store": name} | row for row in rows]
+    if trained is not None and config.export_release is not None:
+        _export(trained, config.export_release)
     return Evaluation(
         source=source,
         drawn=any(store.info.origin for store in stores.values()),
@@ -141,6 +149,21 @@ def _device(config: EvaluateConfig) -> torch.device:
     if config.device == "cuda" and not config.distributed and not torch.cuda.is_available():
         raise EvaluationError("--device cuda: PyTorch finds no GPU on this machine; use --device cpu")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _check_export(trained: TrainedNetworks, folder: Path) -> None:
+    """Refuse to export networks of which no authors' files are known, or into a folder that holds anything."""
+    if trained.method.export is None:
+        raise EvaluationError(f"--export-release: no authors' files of {trained.method.title} are known: leave it out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EvaluationError(f"--export-release {folder} is not empty: name a new folder")
+
+
+def _export(trained: TrainedNetworks, out: Path) -> None:
+    """Write networks as their authors do, all files or none."""
+    assert trained.method.export is not None
+    with staging(out) as folder:
+        trained.method.export(trained.state, folder)
 
 
 def _checked(location: str, distributed: bool, progress: Progress) -> Store:

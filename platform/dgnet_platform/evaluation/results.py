@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from dgnet_platform.errors import UserError
 from dgnet_platform.storage.files import flush, staging
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """What was asked for cannot be evaluated; the message says why and what to do."""
 
 

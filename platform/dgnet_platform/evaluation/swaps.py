@@ -23,6 +23,8 @@ from dgnet_platform.runs.loading import TrainedNetworks
 
 APPEARANCES, STRUCTURES = 5, 7
 """Rows and columns of the swap grid."""
+INTERPOLATIONS = 4
+"""Rows of a picture of interpolations."""
 
 
 def people_of(store: Store) -> People | None:
@@ -122,6 +124,26 @@ def stored_grid(trained: TrainedNetworks, store: Store, people: People | None, t
     pictures = stored_pictures(store, "query", rows)
     names = index["file_name"].tolist()
     return grid_picture(trained, pictures, [names[row] for row in rows], people, title)
+
+
+def interpolation_pictures(trained: TrainedNetworks, store: Store, title: str) -> dict[str, Image.Image]:
+    """Interpolations among queries of different persons (paper, Figures 5 and 9), by the code that is interpolated.
+
+    In each row one person's code turns into another's in equal steps, while a third one gives all else.
+    """
+    rows = different_people(store.index("query")["person_id"].tolist())
+    images = torch.cat([_normalised(picture, trained) for picture in stored_pictures(store, "query", rows)])
+    count = len(images)
+    first = torch.arange(min(INTERPOLATIONS, count))
+    second, third = (first + count // 3) % count, (first + 2 * count // 3) % count
+    pictures: dict[str, Image.Image] = {}
+    for code, interpolate in trained.method.interpolations.items():
+        caption = f"each row: the {code} from the second picture to the last, all else of the first one"
+        grid = interpolate(trained.state, images[first], images[second], images[third])
+        pictures[code] = captioned_grids(
+            f"{title}: {code} interpolated", [(caption, grid.numpy())], cell_height=trained.network.height
+        )
+    return pictures
 
 
 def different_people(person_ids: Sequence[int]) -> list[int]:

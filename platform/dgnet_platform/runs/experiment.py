@@ -28,16 +28,13 @@ def check_name(name: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment(Generic[Model]):
-    """A training run: its method, data, machines, storage and tracking."""
+class Places:
+    """Where data come from, and where runs go."""
 
     data: str = ""
     """The store to train on: folder or URI, made by jobs/prepare_data.py; none: people are drawn."""
-    hold_out: bool = True
-    """Keep the last 100 of 751 training identities out of training, in proportion, and validate on them; otherwise
-    train on all of them, and follow the run on query and gallery."""
     name: str = ""
-    """Name of the run; none: made of the data set and a hash of all that decides the result."""
+    """Name of the run or search; none: made of the data set and a hash of all that decides the result."""
     storage: str = field(default_factory=lambda: os.environ.get("DGNET_STORAGE", "runs"))
     """Folder of all runs, which all machines must see; none: the environment's DGNET_STORAGE, or runs."""
     archive: str = ""
@@ -45,6 +42,24 @@ class Experiment(Generic[Model]):
     tracking_uri: str = ""
     """MLflow's store or server, such as http://127.0.0.1:5000; none: the environment's DGNET_TRACKING_URI, or mlflow.db
     in the storage folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """Which teacher is taken."""
+
+    teacher: str = "auto"
+    """A teacher's checkpoint, the authors' net_last.pth, or auto: trained on the same data once and found again
+    later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Places, Generic[Model]):
+    """A training run: its method, data, machines, storage and tracking."""
+
+    hold_out: bool = True
+    """Keep the last 100 of 751 training identities out of training, in proportion, and validate on them; otherwise
+    train on all of them, and follow the run on query and gallery."""
     workers: str = "0"
     """Ray Train workers, each with its share of the batch; 0: train in this process, without a cluster; A:B lets Ray
     go on with as few as A when nodes are lost, and with up to B when there are more."""
@@ -108,12 +123,9 @@ class Experiment(Generic[Model]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaughtExperiment(Experiment[Model]):
+class TaughtExperiment(Taught, Experiment[Model]):
     """Training of a method that may need a teacher."""
 
-    teacher: str = "auto"
-    """A teacher's checkpoint, the authors' net_last.pth, an MLflow run as run:ID, or auto: the one that `baseline`
-    describes, trained on the same data once and found again later."""
     baseline: TeacherConfig
     """What `teacher auto` trains."""
 

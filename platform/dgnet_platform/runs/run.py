@@ -140,6 +140,11 @@ def training_alone(folder: Path) -> AbstractContextManager[None]:
     return locked(folder / TRAINING_LOCK, f"run {folder.name} is being trained by another command: wait for it")
 
 
+def absolute(location: str) -> str:
+    """A folder or URI that holds wherever the worker's working directory is; nothing stays nothing."""
+    return location if not location or "://" in location else str(Path(location).expanduser().resolve())
+
+
 def folder_of(storage: str, name: str) -> Path:
     """Absolute folder of a run by its name."""
     return Path(storage).expanduser().resolve() / name

@@ -23,20 +23,20 @@ from ray.tune.search import Searcher
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_platform.compute import cluster as machines
 from dgnet_platform.compute.placement import Placement, place
-from dgnet_platform.errors import ExperimentError
+from dgnet_platform.errors import ExperimentError, TrainingError
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.archive import archive_of, follow
 from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
 from dgnet_platform.runs.run import Run
 from dgnet_platform.search import prefixes as prefix
-from dgnet_platform.search.plan import BETA, METRIC, SearchPlan
+from dgnet_platform.search.config import BETA, METRIC
+from dgnet_platform.search.plan import SearchPlan
 from dgnet_platform.search.stopping import RungJudge, rungs_of
 from dgnet_platform.search.study import DONE, Study
 from dgnet_platform.search.trial import Trial, TrialProgress, link
 from dgnet_platform.storage.serialize import differences, flat, to_dict
 from dgnet_platform.tracking import client as tracking
 from dgnet_platform.tracking.shipping import ship
-from dgnet_platform.training.driver import TrainingError
 
 BOOK, STOP, TUNE = "verdicts.jsonl", "stop", "tune"
 """In a search's folder: what was decided at rungs, a file that stops all trials, and what Ray Tune leaves."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from dgnet_platform.data.store import Store
-from dgnet_platform.errors import TrackingError
+from dgnet_platform.errors import TrackingError, UserError
 from dgnet_platform.runs import checkpoint, journal
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import CheckpointError, checkpoints, iteration_of
@@ -58,7 +58,7 @@ class Prefix:
     """At the fork."""
 
 
-class PrefixError(RuntimeError):
+class PrefixError(UserError):
     """A prefix that did not come about: how it ended, and the folder with its journal, if it has begun."""
 
     def __init__(self, outcome: Outcome, folder: Path | None = None):

@@ -16,6 +16,7 @@ from rich.table import Table
 from dgnet_core.dgnet.config import DGNetConfig, LossConfig, SoftLabel
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_core.learning.config import Warmup
+from dgnet_platform.errors import UserError
 from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.search.stopping import distances as distances_of
 
@@ -24,7 +25,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class SpaceError(ValueError):
+class SpaceError(UserError):
     """A space that cannot be searched; the message names the parameter and the remedy."""
 
 

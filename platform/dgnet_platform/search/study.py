@@ -23,6 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_platform.errors import UserError
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.storage.serialize import differences
 
@@ -35,7 +36,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 _SEARCH, _TARGET, _BASE, _ENDED = "search", "target", "base", "ended"
 
 
-class StudyError(ValueError):
+class StudyError(UserError):
     """A study that cannot be continued; the message says what differs and what helps."""
 
 

@@ -12,6 +12,7 @@ from rich.progress import DownloadColumn, Progress
 
 from dgnet_platform.compute import cluster as machines
 from dgnet_platform.data.cache import cached
+from dgnet_platform.errors import TrainingError
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import teacher_of
@@ -25,10 +26,6 @@ from dgnet_platform.training import trainer as launch
 from dgnet_platform.training.display import Display
 from dgnet_platform.training.interrupts import elsewhere, stopping
 from dgnet_platform.training.plan import TrainingPlan, check_storage, make_plan, named_teacher, outcome_of_finished
-
-
-class TrainingError(RuntimeError):
-    """Training failed on the way; the message says why. What was saved stays."""
 
 
 @dataclass(frozen=True, kw_only=True)

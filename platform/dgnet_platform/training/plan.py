@@ -19,10 +19,9 @@ from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import CheckpointError
 from dgnet_platform.runs.experiment import AnyExperiment, Identity, TaughtExperiment, identity_of
 from dgnet_platform.runs.loading import digest_of, open_teacher
-from dgnet_platform.runs.run import RESULTS, Outcome, Run, folder_of
-from dgnet_platform.runs.tracking_uri import default_uri, is_gone, usable
+from dgnet_platform.runs.run import RESULTS, Outcome, Run, absolute, folder_of
+from dgnet_platform.runs.tracking_uri import usable
 from dgnet_platform.storage.serialize import differences, to_dict
-from dgnet_platform.tracking import client as tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,33 +158,8 @@ def checkpoint_bytes(config: MethodConfig) -> int:
 
 
 def named_teacher(experiment: TaughtExperiment[MethodConfig]) -> Path | None:
-    """The teacher that an experiment names, or None for `auto`.
-
-    Raises:
-        ExperimentError: no such teacher.
-    """
-    if experiment.teacher == "auto":
-        return None
-    if not experiment.teacher.startswith("run:"):
-        return Path(experiment.teacher).expanduser().resolve()
-    run_id = experiment.teacher.removeprefix("run:")
-    uri = experiment.tracking_uri or default_uri(experiment.storage)
-    if is_gone(uri):
-        raise ExperimentError(f"--teacher {experiment.teacher}: there is no {uri}: name the --tracking-uri that has it")
-    try:
-        tags = tracking.client(uri).get_run(run_id).data.tags
-    except tracking.AWAY as error:
-        raise ExperimentError(f"--teacher {experiment.teacher}: MLflow at {uri} does not have it ({error})") from None
-    folder = Path(tags.get(tracking.FOLDER_TAG, "").partition(":")[2])
-    newest = checkpoint.newest(folder, set_aside=False) if folder.is_dir() else None
-    if newest is None:
-        raise ExperimentError(f"--teacher {experiment.teacher}: its checkpoints are not on this machine ({folder})")
-    return newest
-
-
-def absolute(location: str) -> str:
-    """A folder or URI that holds wherever the worker's working directory is; nothing stays nothing."""
-    return location if not location or "://" in location else str(Path(location).expanduser().resolve())
+    """The teacher that an experiment names, or None for `auto`."""
+    return None if experiment.teacher == "auto" else Path(experiment.teacher).expanduser().resolve()
 
 
 def outcome_of_finished(run: Run) -> Outcome | None:
