@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.loading import TrainedTeacher
 from dgnet_platform.runs.run import Outcome, Run
-from dgnet_platform.training import loop, worker
+from dgnet_platform.training import worker
 from dgnet_platform.training.learner import DGNetLearner
 from dgnet_platform.training.loop import run_loop
 from dgnet_platform.training.worker import prepare
@@ -26,13 +27,14 @@ def start(people_store, tmp_path, monkeypatch):
     """Trains a run in this process up to an iteration, as a newly started worker would."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield lambda name, experiment=None, stop_after=None, judge=None, until=None: _start(
-        people_store, tmp_path, monkeypatch, name, experiment, stop_after, judge, until
-    )
+    yield partial(_start, people_store, tmp_path, monkeypatch)
     torch.set_num_threads(threads)
 
 
-def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, until) -> tuple[Run, Outcome, list]:
+def _start(
+    store, tmp_path, monkeypatch, name, experiment=None, *, stop_after=None, until=None, judge=None, asked_to_stop=None,
+    leaving=lambda: False,
+) -> tuple[Run, Outcome, list]:  # fmt: skip
     experiment = experiment or tiny_experiment(store, tmp_path)
     if experiment.data != str(store):
         experiment = replace(experiment, data=str(store))
@@ -59,8 +61,9 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, un
         _crash_after(learner, stop_after)
     worker._restore(run, learner)
     reports = []
-    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
-    outcome = run_loop(run, learner, validator, report=reports.append, judge=judge)
+    outcome = run_loop(
+        run, learner, validator, report=reports.append, judge=judge, asked_to_stop=asked_to_stop, leaving=leaving
+    )
     return run, outcome, reports
 
 
@@ -136,11 +139,10 @@ def test_a_damaged_checkpoint_is_set_aside(start, damage, caplog):
     assert same(tensors(whole, 12), tensors(crashed, 12))
 
 
-def test_a_stop_saves_where_it_is_and_costs_nothing(start, monkeypatch):
+def test_a_stop_saves_where_it_is_and_costs_nothing(start):
     whole, _, _ = start("whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_asked_to_stop", lambda run: len(lines_of(run)) >= 4)
-        stopped, outcome, _ = start("stopped")
+    folder = whole.folder.parent / "stopped"
+    stopped, outcome, _ = start("stopped", asked_to_stop=lambda: len(lines(folder)) >= 4)
     assert outcome == Outcome(ending="stopped", iteration=5)
     assert checkpoint.newest(stopped.folder) == stopped.folder / "checkpoint_00000005"
     resumed, outcome, _ = start("stopped")
@@ -148,21 +150,15 @@ def test_a_stop_saves_where_it_is_and_costs_nothing(start, monkeypatch):
     assert same(tensors(whole, 12), tensors(resumed, 12))
 
 
-def test_a_node_that_will_be_taken_away_costs_nothing(start, monkeypatch):
+def test_a_node_that_will_be_taken_away_costs_nothing(start):
     whole, _, _ = start("whole")
     asked = count(1)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_node_is_leaving", lambda: next(asked) >= 4)
-        with pytest.raises(CrashError):
-            start("moved", stop_after=5)
+    with pytest.raises(CrashError):
+        start("moved", stop_after=5, leaving=lambda: next(asked) >= 4)
     assert [path.name[-2:] for path in checkpoint.checkpoints(whole.folder.parent / "moved")] == ["03", "04"]
     moved, outcome, _ = start("moved")
     assert outcome.ending == "finished"
     assert same(tensors(whole, 12), tensors(moved, 12))
-
-
-def lines_of(run: Run) -> list:
-    return lines(run.folder)
 
 
 def test_log_every_changes_no_figure(start, people_store, tmp_path):
