@@ -1,25 +1,106 @@
-"""Fixtures that several files share."""
+"""How tests are run: what is skipped and why, who takes turns; fixtures that several files share."""
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from tests.helpers.servers import free_ports
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, and for all that tests start
 
 import torch
 from pyarrow import fs
+from xdist.scheduler import LoadFileScheduling
 
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.prepare import prepare
+from tests.cluster.lab import obstacle
+from tests.helpers.servers import free_ports
+
+# ----------------------------------------------------------------------------------------------------------------
+# What this machine lacks
+
+
+@cache
+def lacking(marker: str) -> str:
+    """Why tests with a marker cannot run here; nothing if they can."""
+    if marker == "gpu" and not torch.cuda.is_available():
+        return "no CUDA device"
+    if marker == "browser" and not shutil.which("chromium"):
+        return "Debian's chromium is not installed"
+    return obstacle() if marker == "cluster" else ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("long") and "long" not in item.config.option.markexpr:
+        pytest.skip("takes many minutes: uv run pytest -m long")
+    for marker in item.iter_markers():
+        if reason := lacking(marker.name):
+            pytest.skip(reason)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Workers
+
+
+@cache
+def starts_clusters(file: Path) -> bool:
+    """Whether a test file starts Ray clusters or hosts."""
+    text = file.read_text()
+    return "mark.ray" in text or "mark.cluster" in text
+
+
+class Turns(LoadFileScheduling):
+    """Gives a worker a file at a time, and one worker all files that start clusters: they would take turns anyway."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "clusters" if starts_clusters(self.config.rootpath / file) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Turns:
+    return Turns(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long starts first, so that no worker waits for another in the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (not takes_turns(item), -slow[item.path]))
+
+
+def takes_turns(item: pytest.Item | None) -> bool:
+    """Whether a test starts a Ray cluster or hosts."""
+    return item is not None and any(item.get_closest_marker(marker) for marker in ("ray", "cluster"))
+
+
+LOCK = os.open(Path(tempfile.gettempdir()) / f"dgnet-tests-{os.getuid()}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout's clock: waiting is no fault of a test
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Hold a lock of all workers, and of all pytests of this machine, while there is a Ray cluster or a host."""
+    if takes_turns(item):
+        fcntl.flock(LOCK, fcntl.LOCK_EX)
+    try:
+        return (yield)
+    finally:
+        if not takes_turns(nextitem):  # until then fixtures of the file may keep theirs
+            fcntl.flock(LOCK, fcntl.LOCK_UN)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Fixtures
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,33 @@
 """The house rules that no linter knows: what may be imported where, and that jobs run by path."""
 
 import ast
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted(p for p in (ROOT / "jobs").glob("*.py") if p.name != "__init__.py")
+
+
+PLANTED = {
+    "jobs -> dgnet_platform -> dgnet_core": ("dgnet_core/checks.py", "dgnet_platform.errors"),
+    "rooms of the platform: down only": ("platform/dgnet_platform/storage/files.py", "dgnet_platform.runs.run"),
+    "rooms of the core: a method knows no other, but DG-Net its teacher": (
+        "dgnet_core/networks/blocks.py", "dgnet_core.dgnet.step",
+    ),
+    "no cycles": ("dgnet_core/learning/config.py", "dgnet_core.learning.batches"),
+    "MLflow has one face": ("platform/dgnet_platform/runs/run.py", "mlflow"),
+    "Optuna proposes in search only": ("platform/dgnet_platform/training/loop.py", "optuna"),
+    "Ray runs compute, training and search": ("platform/dgnet_platform/runs/run.py", "ray"),
+    "options are read in cli and jobs only": ("platform/dgnet_platform/runs/run.py", "argparse"),
+    "the core is pure PyTorch": ("dgnet_core/checks.py", "os"),
+    "jobs do not import each other": ("jobs/train_market.py", "jobs.tune_market"),
+}  # fmt: skip
+"""For each import contract a file, and an import in it that breaks the contract."""
 
 
 def run(code: str, **environment: str) -> str:
@@ -37,6 +56,22 @@ def test_no_test_file_imports_another() -> None:
 def test_folders_of_tests_hide_nothing() -> None:
     assert not (ROOT / "tests" / "platform").exists(), "it would hide the standard library's platform"
     assert not list((ROOT / "tests").rglob("__init__.py")), "test files are found by path"
+
+
+def test_every_import_contract_can_fail(tmp_path: Path) -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    assert PLANTED.keys() == {contract["name"] for contract in contracts}, "plant an import for each contract"
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package in ("dgnet_core", "platform", "jobs"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, name in PLANTED.values():
+        with (tmp_path / file).open("a") as module:
+            module.write(f"\nimport {name}\n")
+    command = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tmp_path}:{tmp_path}/platform", "COLUMNS": "200"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    broken = {line.removesuffix(" BROKEN") for line in done.stdout.splitlines() if line.endswith(" BROKEN")}
+    assert broken == PLANTED.keys(), done.stdout
 
 
 def test_core_needs_torch_torchvision_and_numpy_only() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.lab import ADDRESSES, HEAD, WORKERS, lab, obstacle, wait_for
+from tests.cluster.lab import ADDRESSES, HEAD, WORKERS, lab, wait_for
 from tests.cluster.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_while
 from tests.helpers.runs import lines
 
@@ -27,8 +27,6 @@ SEARCH = (
 @pytest.fixture(scope="module")
 def cluster(people_store, tmp_path_factory):
     """A cluster that is up, and what a tiny search needs in its shared folder."""
-    if reason := obstacle():
-        pytest.skip(reason)
     with lab() as hosts:
         furnish(hosts.shared, people_store, tmp_path_factory.mktemp("cluster"), iterations=ITERATIONS, every=EVERY)
         cluster = Cluster(hosts)

@@ -378,7 +378,6 @@ def test_both_ways_to_count_agree():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_same():
     query, gallery = drawn_pair(2)
 

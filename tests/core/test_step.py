@@ -450,7 +450,6 @@ def test_bfloat16_follows_float32() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_step_on_the_gpu_never_waits_for_it(precision: str) -> None:
     config = tiny_config(step=StepConfig(precision=precision))  # pyright: ignore[reportArgumentType]

@@ -193,7 +193,6 @@ def test_memory_is_estimated_before_it_is_taken(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_images_on_the_gpu(tmp_path: Path, pictures: dict[str, np.ndarray]):
     images = ImageSet.load(prepared(tmp_path, pictures), "train", height=16, width=8)
     there = images.to(torch.device("cuda"))
@@ -203,7 +202,6 @@ def test_images_on_the_gpu(tmp_path: Path, pictures: dict[str, np.ndarray]):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_in_pinned_memory(tmp_path: Path, pictures: dict[str, np.ndarray]):
     store = prepared(tmp_path, pictures)
     plain, pinned = (

@@ -31,7 +31,6 @@ def prefixes_in(tmp_path: Path, people_store: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(prefix.tracking, "open_run", lambda *_, **__: "run")
     monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
     monkeypatch.setattr(prefix.tracking, "close_run", lambda *_: None)
-    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
     return Prefixes(experiment, file, tmp_path / "stop")
 
 
@@ -46,7 +45,7 @@ class Prefixes:
     def fit(self, run: Run) -> Outcome:
         learner, validator = build_rank(run, torch.device("cpu"))
         worker._restore(run, learner)
-        return run_loop(run, learner, validator, report=lambda _: None)
+        return run_loop(run, learner, validator, report=lambda _: None, leaving=lambda: False)
 
     def __call__(self, fork: int, fit: Callable[[Run], Outcome] | None = None, **overrides) -> Prefix:
         found = ensure_prefix(

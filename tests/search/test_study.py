@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
-from dgnet_platform.search import study as study_module
 from dgnet_platform.search.study import FILE, STARTUP, Study, StudyError
 from tests.helpers.studies import BASE, IDENTITY, SPACE, opened
 
@@ -59,15 +59,15 @@ def test_a_trial_that_was_half_asked_for_gets_the_same_values(tmp_path, monkeypa
     class KillError(Exception):
         pass
 
-    suggest = study_module._suggest
+    suggest = optuna.Trial.suggest_float
 
-    def die(trial, name, distribution):
+    def die(trial, name, *bounds, **scale):
         if name == "alpha":
             raise KillError
-        suggest(trial, name, distribution)
+        return suggest(trial, name, *bounds, **scale)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study_module, "_suggest", die)
+        patch.setattr(optuna.Trial, "suggest_float", die)
         with pytest.raises(KillError):
             study.ask()
     study = opened(killed)

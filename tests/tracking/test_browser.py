@@ -13,13 +13,10 @@ from dgnet_platform.training.driver import train
 from tests.helpers.runs import QUIET, tiny_experiment
 from tests.helpers.servers import answers, stop, wait_for
 
-CHROMIUM = shutil.which("chromium") or ""
-
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(not CHROMIUM, reason="Debian's chromium is not installed"),
 ]
 
 
@@ -30,7 +27,7 @@ def page(tmp_path):
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-quic",
              "--disable-component-update", "--disable-sync"]  # fmt: skip
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         yield page
         browser.close()

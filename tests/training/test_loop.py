@@ -1,7 +1,9 @@
 """The training loop in this process: bit-exact resume, checkpoints that are damaged, stops, losses that run away."""
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -13,25 +15,37 @@ from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.run import Outcome, Run
-from dgnet_platform.training import loop, worker
+from dgnet_platform.training import worker
 from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.loop import run_loop
 from dgnet_platform.training.worker import build_rank
 from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def start(people_store, tmp_path, monkeypatch):
     """Trains a run in this process up to an iteration, as a newly started worker would."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield lambda name, experiment=None, stop_after=None, judge=None, until=None: _start(
-        people_store, tmp_path, monkeypatch, name, experiment, stop_after, judge, until
-    )
-    torch.set_num_threads(threads)
+    return partial(_start, people_store, tmp_path, monkeypatch)
 
 
-def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, until) -> tuple[Run, Outcome, list]:
+@pytest.fixture(scope="module")
+def finished(one_thread, people_store, tmp_path_factory):
+    """A run that nothing happened to, how it ended, and what it reported."""
+    with pytest.MonkeyPatch.context() as patch:
+        return _start(people_store, tmp_path_factory.mktemp("finished"), patch, "whole")
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+    return tensors(finished[0], 12)
+
+
+def _start(
+    store, tmp_path, monkeypatch, name, experiment=None, *, stop_after=None, until=None, judge=None, asked_to_stop=None,
+    leaving=lambda: False,
+) -> tuple[Run, Outcome, list]:  # fmt: skip
     experiment = experiment or tiny_experiment(store, tmp_path)
     if experiment.data != str(store):
         experiment = replace(experiment, data=str(store))
@@ -56,8 +70,9 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, un
         _crash_after(learner, stop_after)
     worker._restore(run, learner)
     reports = []
-    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
-    outcome = run_loop(run, learner, validator, report=reports.append, judge=judge)
+    outcome = run_loop(
+        run, learner, validator, report=reports.append, judge=judge, asked_to_stop=asked_to_stop, leaving=leaving
+    )
     return run, outcome, reports
 
 
@@ -76,8 +91,8 @@ def _crash_after(learner, iterations):
     learner.advance = crash
 
 
-def test_a_run_from_beginning_to_end(start):
-    run, outcome, reports = start("whole")
+def test_a_run_from_beginning_to_end(finished):
+    run, outcome, reports = finished
     assert outcome == Outcome(ending="finished", iteration=12)
     journal = lines(run.folder)
     assert [line["iteration"] for line in journal] == list(range(1, 13))
@@ -103,26 +118,24 @@ def test_a_run_from_beginning_to_end(start):
 
 
 @pytest.mark.parametrize("crash", [1, 5, 9])
-def test_a_crash_changes_nothing(start, crash):
-    whole, _, _ = start("whole")
+def test_a_crash_changes_nothing(start, crash, finished, whole):
     with pytest.raises(CrashError):
         start("crashed", stop_after=crash)
     crashed, outcome, _ = start("crashed")
     assert outcome.ending == "finished"
-    assert same(tensors(whole, 12), tensors(crashed, 12))
+    assert same(whole, tensors(crashed, 12))
     quiet = ("speed/",)
-    for one, other in zip(lines(whole.folder), lines(crashed.folder), strict=True):
+    for one, other in zip(lines(finished[0].folder), lines(crashed.folder), strict=True):
         assert one["iteration"] == other["iteration"]
         for name in one["metrics"]:
             assert name.startswith(quiet) or one["metrics"][name] == other["metrics"][name], name
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_a_damaged_checkpoint_is_set_aside(start, damage, caplog):
-    whole, _, _ = start("whole")
+def test_a_damaged_checkpoint_is_set_aside(start, damage, caplog, whole, tmp_path):
     with pytest.raises(CrashError):
         start("crashed", stop_after=8)
-    newest = next(reversed(checkpoint.checkpoints(whole.folder.parent / "crashed")))
+    newest = next(reversed(checkpoint.checkpoints(tmp_path / "crashed")))
     file = newest / "tensors.pt"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -130,42 +143,32 @@ def test_a_damaged_checkpoint_is_set_aside(start, damage, caplog):
     crashed, _, _ = start("crashed")
     assert "checkpoint_00000006" in caplog.text
     assert (crashed.folder / "damaged_00000006").is_dir()
-    assert same(tensors(whole, 12), tensors(crashed, 12))
+    assert same(whole, tensors(crashed, 12))
 
 
-def test_a_stop_saves_where_it_is_and_costs_nothing(start, monkeypatch):
-    whole, _, _ = start("whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_asked_to_stop", lambda run: len(lines_of(run)) >= 4)
-        stopped, outcome, _ = start("stopped")
+def test_a_stop_saves_where_it_is_and_costs_nothing(start, whole, tmp_path):
+    stopped, outcome, _ = start("stopped", asked_to_stop=lambda: len(lines(tmp_path / "stopped")) >= 4)
     assert outcome == Outcome(ending="stopped", iteration=5)
     assert checkpoint.newest(stopped.folder) == stopped.folder / "checkpoint_00000005"
     resumed, outcome, _ = start("stopped")
     assert outcome.ending == "finished"
-    assert same(tensors(whole, 12), tensors(resumed, 12))
+    assert same(whole, tensors(resumed, 12))
 
 
-def test_a_node_that_will_be_taken_away_costs_nothing(start, monkeypatch):
-    whole, _, _ = start("whole")
+def test_a_node_that_will_be_taken_away_costs_nothing(start, whole, tmp_path):
     asked = count(1)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_node_is_leaving", lambda: next(asked) >= 4)
-        with pytest.raises(CrashError):
-            start("moved", stop_after=5)
-    assert [path.name[-2:] for path in checkpoint.checkpoints(whole.folder.parent / "moved")] == ["03", "04"]
+    with pytest.raises(CrashError):
+        start("moved", stop_after=5, leaving=lambda: next(asked) >= 4)
+    assert [path.name[-2:] for path in checkpoint.checkpoints(tmp_path / "moved")] == ["03", "04"]
     moved, outcome, _ = start("moved")
     assert outcome.ending == "finished"
-    assert same(tensors(whole, 12), tensors(moved, 12))
+    assert same(whole, tensors(moved, 12))
 
 
-def lines_of(run: Run) -> list:
-    return lines(run.folder)
-
-
-def test_log_every_changes_no_figure(start, people_store, tmp_path):
-    one, _, _ = start("one")
+def test_log_every_changes_no_figure(start, people_store, tmp_path, finished, whole):
+    one = finished[0]
     five, _, _ = start("five", tiny_experiment(people_store, tmp_path, log_every=5))
-    assert same(tensors(one, 12), tensors(five, 12))
+    assert same(whole, tensors(five, 12))
     for left, right in zip(lines(one.folder), lines(five.folder), strict=True):
         assert left["iteration"] == right["iteration"]
         assert left["metrics"]["loss/L_img1"] == right["metrics"]["loss/L_img1"]
@@ -182,10 +185,10 @@ def test_a_loss_that_runs_away_ends_the_run(start, people_store, tmp_path):
         json.dumps(line, allow_nan=False)
 
 
-def test_a_finished_run_is_left_alone(start):
-    run, _, _ = start("whole")
-    before = (run.folder / "metrics.jsonl").read_bytes()
-    _, outcome, reports = start("whole")
+def test_a_finished_run_is_left_alone(start, tmp_path, finished):
+    shutil.copytree(finished[0].folder, tmp_path / "whole")
+    before = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    run, outcome, reports = start("whole")
     assert outcome == Outcome(ending="finished", iteration=12)
     assert not reports
     assert (run.folder / "metrics.jsonl").read_bytes() == before
@@ -254,8 +257,7 @@ def test_a_trial_is_evaluated_saved_and_judged_at_its_own_iterations(start, peop
     assert by_beta["val/mAP_by_beta/0"] == figures["val/prim/mAP"]
 
 
-def test_a_trial_that_is_told_to_stop_saves_and_stays_stopped(start, people_store, tmp_path):
-    whole, _, _ = start("whole")
+def test_a_trial_that_is_told_to_stop_saves_and_stays_stopped(start, people_store, tmp_path, whole):
     experiment = judged(tiny_experiment(people_store, tmp_path))
     judge = lambda t, metrics: f"mAP {metrics['val/best/mAP']}" if t == 8 else ""  # noqa: E731
     _, outcome, _ = start("trial", experiment, judge=judge)
@@ -265,7 +267,7 @@ def test_a_trial_that_is_told_to_stop_saves_and_stays_stopped(start, people_stor
     assert again == outcome
     resumed, outcome, _ = start("trial", experiment)
     assert outcome.ending == "finished"
-    assert same(tensors(whole, 12), tensors(resumed, 12))
+    assert same(whole, tensors(resumed, 12))
 
 
 def test_a_prefix_ends_before_its_end_without_being_evaluated_there(start, people_store, tmp_path):

@@ -22,6 +22,11 @@ Judge = Callable[[int, Mapping[str, float]], str]
 """Asked on rank 0 with an iteration and its figures: why the run has to stop there, or nothing."""
 
 
+def node_is_leaving() -> bool:
+    """Whether a node of this run is about to be taken away; every rank has to ask."""
+    return ray.train.get_preemption_info() is not None
+
+
 def run_loop(
     run: Run,
     learner: Learner,
@@ -29,6 +34,8 @@ def run_loop(
     *,
     report: Callable[[dict[str, Any]], None],
     judge: Judge | None = None,
+    asked_to_stop: Callable[[], bool] | None = None,
+    leaving: Callable[[], bool] = node_is_leaving,
 ) -> Outcome:
     """Train up to the configured iteration.
 
@@ -38,6 +45,8 @@ def run_loop(
         validator: called on rank 0.
         report: called on every rank with the newest figures whenever the run was evaluated or saved.
         judge: asked at the iterations of `evaluate_also`, once they are evaluated; again when the run goes on there.
+        asked_to_stop: called on every rank; whether the run has to save and end. By default, its stop file exists.
+        leaving: called on every rank; whether a node of the run will soon be taken away, so that it has to save.
 
     Returns:
         How it ended. "diverged": a loss or gradient was not finite, and starting again would only repeat it.
@@ -46,6 +55,7 @@ def run_loop(
     last = learner.config.iterations if run.until is None else run.until
     journal = Journal(run.folder, state.iteration) if ranks()[0] == 0 else None
     window, warned = _Window(learner), False
+    asked_to_stop = asked_to_stop or (lambda: run.stop_asked)
     try:
         if verdict := _verdict(run, judge, state.iteration, None):
             return Outcome(ending="stopped early", iteration=state.iteration, reason=verdict)
@@ -61,9 +71,9 @@ def run_loop(
             saves = also or t % experiment.checkpoint_every == 0 or t == last
             if not (fault or evaluates or saves or t % experiment.log_every == 0):
                 continue
-            lines, (stop, leaving) = window.fetch(_asked_to_stop(run), _node_is_leaving())
-            saves |= leaving and not warned  # Ray starts the run again elsewhere, once the node is gone
-            warned |= leaving
+            lines, (stop, warning) = window.fetch(asked_to_stop(), leaving())
+            saves |= warning and not warned  # Ray starts the run again elsewhere, once the node is gone
+            warned |= warning
             fault = fault or _fault(learner)
             pictures: dict[str, str] = {}
             if evaluates and journal is not None and not fault:
@@ -130,16 +140,6 @@ def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, f
     )
     best = validator.objective if run.experiment.hold_out else None
     checkpoint.prune(run.folder, keep_last=run.experiment.keep, keep_best=best)
-
-
-def _asked_to_stop(run: Run) -> bool:
-    """Whether somebody asked this run to stop."""
-    return run.stop_asked
-
-
-def _node_is_leaving() -> bool:
-    """Whether a node of this run is about to be taken away; every rank has to ask."""
-    return ray.train.get_preemption_info() is not None
 
 
 class _Window:
