@@ -267,12 +267,12 @@ def test_more_gpus_than_any_node_type_has_are_refused(tmp_path, monkeypatch, gpu
         json.dumps(config(gpu={"resources": {"CPU": 4, "GPU": offered}, "max_workers": 1}))
     )
     monkeypatch.setattr(machines, "_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
-    room = machines.room_for(4, gpus)
+    capacity = machines.capacity_for(4, gpus)
     if not refused:
-        machines.check_room("4", room)
+        machines.check_capacity("4", capacity)
         return
     with pytest.raises(ExperimentError, match=r"--workers 4: 4 workers need 4 GPUs.* can have 2: .*max_workers"):
-        machines.check_room("4", room)
+        machines.check_capacity("4", capacity)
 
 
 def test_machines_with_another_lock_are_refused(tmp_path):

@@ -17,7 +17,7 @@ from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.training import loop, worker
 from dgnet_platform.training.learner import DGNetLearner
 from dgnet_platform.training.loop import run_loop
-from dgnet_platform.training.worker import prepare
+from dgnet_platform.training.worker import build_rank
 from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher
 
 
@@ -54,7 +54,7 @@ def _start(store, tmp_path, monkeypatch, name, experiment, stop_after, judge, un
     monkeypatch.setattr(
         worker, "open_teacher", lambda *_: TrainedTeacher(teacher=teacher, network=experiment.model.network)
     )
-    learner, validator = prepare(replace(run, teacher="here"), torch.device("cpu"))
+    learner, validator = build_rank(replace(run, teacher="here"), torch.device("cpu"))
     if stop_after is not None:
         _crash_after(learner, stop_after)
     worker._restore(run, learner)

@@ -35,9 +35,7 @@ class Start:
     config: Path | None = None
     """A YAML file with settings that differ from the preset's, named as in --dry-run."""
     resume_from: Path | None = None
-    """A checkpoint that a new run starts from, with its iteration and optimisers."""
-    fork: bool = False
-    """If the run of this --name has other settings, start a new one from its newest checkpoint."""
+    """A checkpoint that a new run starts from, with its iteration and optimisers; other settings may have changed."""
     register: str | None = None
     """Publish the finished model in MLflow's registry under this name."""
     dry_run: bool = False

@@ -20,7 +20,7 @@ from dgnet_platform.runs.presets import teacher_of
 from dgnet_platform.runs.tracking_uri import ui_command
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import TrainedRun, TrainingError, train
-from dgnet_platform.training.plan import TrainingPlan, checkpoint_bytes, make_plan, named_teacher
+from dgnet_platform.training.plan import TrainingPlan, checkpoint_bytes, make_plan, name_run, named_teacher
 
 
 def run_job(options: type[TrainDGNet] | type[TrainTeacher], description: str | None, args: Sequence[str] | None) -> int:
@@ -37,7 +37,7 @@ def run_job(options: type[TrainDGNet] | type[TrainTeacher], description: str | N
             return 0
         experiment = with_data(start.preset, experiment, console)
         greet(experiment, console)
-        trained = train(experiment, console=console, origin=start.resume_from, fork=start.fork, register=start.register)
+        trained = train(experiment, console=console, origin=start.resume_from, register=start.register)
     except USER_ERRORS as error:
         console.print(printable_lines(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
         return 1 if isinstance(error, TrainingError) else 2
@@ -62,7 +62,7 @@ def _show_plan(start: Start, experiment: AnyExperiment, console: Console) -> Non
             teacher, found = planned_teacher(experiment)
             lines.append(found)
         if teacher is not None or not isinstance(experiment, DGNetExperiment):
-            plan = make_plan(experiment, teacher=teacher, origin=start.resume_from, fork=start.fork)
+            plan = make_plan(name_run(experiment, teacher=teacher, origin=start.resume_from))
             lines.append(_fate(plan))
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -73,7 +73,7 @@ def planned_teacher(experiment: DGNetExperiment) -> tuple[Path | None, str]:
     named = named_teacher(experiment)
     if named is not None:
         return named, f"teacher {named}"
-    plan = make_plan(teacher_of(experiment), teacher=None)
+    plan = make_plan(name_run(teacher_of(experiment), teacher=None))
     path = plan.folder / f"checkpoint_{plan.experiment.model.iterations:08d}"
     if path.exists():
         return path, f"teacher {path}"

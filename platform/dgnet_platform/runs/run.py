@@ -1,4 +1,4 @@
-"""A run: its folder, and the record in it that says what it is. Whoever has the folder can go on with the run."""
+"""A run: its folder, and the record in it that says what it is. Whoever has the folder can resume the run."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.runs.experiment import EXPERIMENTS, AnyExperiment
+from dgnet_platform.runs.experiment import EXPERIMENTS, AnyExperiment, DGNetExperiment
 from dgnet_platform.storage.files import write_whole
 from dgnet_platform.storage.serialize import from_dict, to_dict
 
@@ -42,8 +42,13 @@ class Run:
     """Id of MLflow's experiment."""
     mlflow_run: str
     """Id of MLflow's run."""
-    role: Literal["run", "trial", "prefix"] = "run"
-    """trial: of a search; prefix: what trials have in common. Only a run is evaluated on query and gallery."""
+    evaluated_at_end: bool = True
+    """Evaluate the finished run on query and gallery."""
+    keeps_all: bool = False
+    """Keep all checkpoints, here and in the archive, whatever `experiment.keep` says: others may start from them."""
+    counted_from: int | None = None
+    """Iteration from which MLflow counts its validation figures a second time, so that they can be compared with those
+    of runs whose warm-up starts elsewhere; None: it does not."""
     until: int | None = None
     """Iteration at which it ends before its configuration's last one, without being evaluated there; None: it does
     not."""
@@ -67,7 +72,9 @@ class Run:
             "tracking_uri": self.tracking_uri,
             "mlflow_experiment": self.mlflow_experiment,
             "mlflow_run": self.mlflow_run,
-            "role": self.role,
+            "evaluated_at_end": self.evaluated_at_end,
+            "keeps_all": self.keeps_all,
+            "counted_from": self.counted_from,
             "until": self.until,
             "stop_file": self.stop_file,
         }
@@ -87,8 +94,7 @@ class Run:
             if values.pop("format") != FORMAT:
                 raise ExperimentError(f"{path} is of another version: use the version that wrote it")
             experiment = from_dict(EXPERIMENTS[values.pop("kind")], values.pop("experiment"))
-            values.pop("judging", None)  # records of before had it; the search hands its judge in
-            return cls(folder=folder, experiment=experiment, **values)
+            return cls(folder=folder, experiment=experiment, **_facts(values, experiment))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ExperimentError):
                 raise
@@ -131,6 +137,21 @@ class Run:
     def forget_stop(self) -> None:
         """Nobody asked any more: the run starts."""
         (self.folder / STOP).unlink(missing_ok=True)
+
+
+def _facts(values: dict[str, Any], experiment: AnyExperiment) -> dict[str, Any]:
+    """A record's values; those of the version before said what a run was for instead of what follows from it."""
+    values.pop("judging", None)
+    role = values.pop("role", None)
+    if role is None:
+        return values
+    start = experiment.model.loss.teacher_warmup.start if isinstance(experiment, DGNetExperiment) else None
+    facts = {
+        "evaluated_at_end": role == "run",
+        "keeps_all": role == "prefix",
+        "counted_from": start if role == "trial" else None,
+    }
+    return values | facts
 
 
 def folder_of(storage: str, name: str) -> Path:

@@ -14,7 +14,7 @@ from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs.experiment import DGNetExperiment
 from dgnet_platform.runs.loading import digest_of
 from dgnet_platform.runs.presets import Preset
-from dgnet_platform.runs.run import folder_of
+from dgnet_platform.runs.run import STOP, folder_of
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.search.stopping import StoppingRule
@@ -94,6 +94,11 @@ class SearchPlan:
     def tracking_uri(self) -> str:
         """MLflow's store or server."""
         return self.base.tracking_uri or default_uri(self.base.storage)
+
+    @property
+    def stop_file(self) -> Path:
+        """A file that asks all trials to save and stop."""
+        return self.folder / STOP
 
     def trial_folder(self, number: int) -> Path:
         """Of a trial's run."""

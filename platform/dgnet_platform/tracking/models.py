@@ -21,17 +21,18 @@ from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.checkpoint import load_networks
 from dgnet_platform.runs.run import RESULTS, Run
 from dgnet_platform.tracking import serving
+from dgnet_platform.tracking.client import TrackedRun
 
 MODEL_TAG = "dgnet.model"
 """Tag of a run with the id of its published model."""
 _NEEDED = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "mlflow")
 
 
-def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str | None) -> str:
+def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str | None) -> str:
     """Log results and model of a finished run; what is there already is left alone.
 
     Args:
-        connected: to the run's MLflow.
+        tracked: the run in MLflow.
         run: finished and evaluated.
         checkpoint: its last one.
         register: name in the model registry; None: not registered.
@@ -39,6 +40,7 @@ def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str |
     Returns:
         The model's URI.
     """
+    connected = tracked.client
     tags = connected.get_run(run.mlflow_run).data.tags
     if MODEL_TAG in tags:
         uri = f"models:/{tags[MODEL_TAG]}"

@@ -56,7 +56,7 @@ def average_statistics(state: State, share: float) -> None:
     average(statistics, share)
 
 
-def agree(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     if ranks()[1] == 1:
         return value

@@ -14,7 +14,7 @@ from dgnet_core.learning.health import raise_fault
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.journal import Journal, read
 from dgnet_platform.runs.run import Outcome, Run
-from dgnet_platform.training.collectives import agree, average, check_same, ranks
+from dgnet_platform.training.collectives import broadcast, average, check_same, ranks
 from dgnet_platform.training.learner import Learner, advance
 from dgnet_platform.training.validation import Validator, save_pictures
 
@@ -105,7 +105,7 @@ def _verdict(run: Run, judge: Judge | None, iteration: int, metrics: Mapping[str
         if metrics is None:
             metrics = next((entry.metrics for entry in read(run.folder) if entry.iteration == iteration), None)
         reason = judge(iteration, metrics) if metrics is not None else ""
-    return agree(reason)
+    return broadcast(reason)
 
 
 def _fault(learner: Learner) -> str:
@@ -128,6 +128,8 @@ def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, f
         world_size=ranks()[1],
         metrics=metrics,
     )
+    if run.keeps_all:
+        return
     best = validator.objective if run.experiment.hold_out else None
     checkpoint.prune(run.folder, keep_last=run.experiment.keep, keep_best=best)
 
@@ -179,7 +181,7 @@ class _Window:
 
 
 def _title(name: str) -> str:
-    """A step's metric as it is tracked: grouped by a prefix."""
+    """A step's metric as it is tracked: by its group."""
     if name.startswith("grad_"):
         return f"gradient/{name.removeprefix('grad_')}"
     return f"loss/{name}" if name[:2] in ("L_", "D_") else f"health/{name}"

@@ -48,7 +48,7 @@ class Validator:
     """Validates on a query and a gallery."""
 
     config: ModelConfig
-    prefix: str
+    group: str
     """Before the names of metrics: "val" for held-out training identities, "test" for query and gallery."""
     query: ImageSet
     gallery: ImageSet
@@ -80,7 +80,7 @@ class Validator:
         swept = SWEEP if self.chooses_beta else ()
         results = sweep_beta(query, gallery, [*betas.values(), *swept])
         metrics = {
-            f"{self.prefix}/{feature}/{figure}": value
+            f"{self.group}/{feature}/{figure}": value
             for feature, result in zip(betas, results, strict=False)
             for figure, value in result.summary().items()
             if not figure.startswith("queries")
@@ -88,8 +88,8 @@ class Validator:
         if swept:
             by_beta = {b: r.mean_average_precision for b, r in zip(swept, results[len(betas) :], strict=True)}
             best = max(by_beta, key=by_beta.__getitem__)
-            metrics |= {f"{self.prefix}/best/mAP": by_beta[best], f"{self.prefix}/best/beta": best}
-            metrics |= {f"{self.prefix}/mAP_by_beta/{b:g}": value for b, value in by_beta.items()}
+            metrics |= {f"{self.group}/best/mAP": by_beta[best], f"{self.group}/best/beta": best}
+            metrics |= {f"{self.group}/mAP_by_beta/{b:g}": value for b, value in by_beta.items()}
         title = f"iteration {state.iteration:,}"
         beta = list(betas.values())[-1]
         pictures = {
@@ -107,23 +107,23 @@ class Validator:
                 rows = [place for pair in again for place in pair]
                 shown = _pictures_of(self.gallery)(rows)
                 scores = reconstruction(trained, shown, [(n, n + 1) for n in range(0, len(rows), 2)])
-                metrics |= {f"{self.prefix}/reconstruction/{figure}": value for figure, value in scores.items()}
+                metrics |= {f"{self.group}/reconstruction/{figure}": value for figure, value in scores.items()}
             if self.people is not None:
                 pairs = choose_pairs([shot_of(name) for name in self.gallery.file_names], PAIRS)
                 scores = fidelity(trained, self.people, pairs)["G(a_i, s_j)"] if pairs else {}
-                metrics |= {f"{self.prefix}/swap/{figure}": value for figure, value in scores.items()}
+                metrics |= {f"{self.group}/swap/{figure}": value for figure, value in scores.items()}
         return Validation(metrics=metrics, pictures=pictures)
 
     @property
     def chooses_beta(self) -> bool:
         """Whether the weight of f_fine may be chosen here: not on query and gallery, which measure the choice."""
-        return isinstance(self.config, DGNetConfig) and self.prefix == "val"
+        return isinstance(self.config, DGNetConfig) and self.group == "val"
 
     @property
     def objective(self) -> str:
         """The metric to choose a checkpoint by."""
         feature = "best" if self.chooses_beta else "both" if isinstance(self.config, DGNetConfig) else "baseline"
-        return f"{self.prefix}/{feature}/mAP"
+        return f"{self.group}/{feature}/mAP"
 
 
 def _pictures_of(images: ImageSet) -> PicturesOf:
