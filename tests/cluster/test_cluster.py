@@ -24,7 +24,7 @@ from ray.scripts.scripts import cli as ray_cli
 from dgnet_platform.cli.tune import TuneMarket
 from dgnet_platform.compute import cluster as machines
 from dgnet_platform.compute.cluster import check_locks, with_offered
-from dgnet_platform.compute.placement import Node, place
+from dgnet_platform.compute.placement import Node, place_trials
 from dgnet_platform.errors import ExperimentError
 from tests.helpers.cluster_files import FOLDER, load, prepare, render
 from tests.helpers.runs import ROOT
@@ -254,7 +254,7 @@ def test_what_an_autoscaler_may_add_counts():
     assert with_offered([head, *[big] * 3], config(**kinds)) == [head, *[big] * 3]
     assert with_offered([head], {}) == [head]
     assert with_offered([head], config(machines={"resources": {}, "max_workers": 3})) == [head]  # nobody knows of what
-    assert place(with_offered([head], config(**kinds)), workers=2, gpus=2, concurrent=0).concurrent == 4
+    assert place_trials(with_offered([head], config(**kinds)), workers=2, gpus=2, concurrent=0).concurrent == 4
 
 
 @pytest.mark.parametrize(("gpus", "offered", "refused"), [(True, 2, True), (True, 4, False), (False, 4, False)])

@@ -1,4 +1,4 @@
-"""Shared prefixes in this process and without MLflow."""
+"""Shared prefixes in this process."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,16 +11,16 @@ from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.runs.experiment import DGNetExperiment
 from dgnet_platform.runs.loading import TrainedTeacher
 from dgnet_platform.runs.run import Outcome, Run
-from dgnet_platform.search import prefixes as prefix
+from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search.prefixes import Prefix, ensure_prefix
 from dgnet_platform.training import worker
 from dgnet_platform.training.loop import run_loop
-from dgnet_platform.training.worker import prepare
+from dgnet_platform.training.worker import build_rank
 from tests.helpers.runs import tiny_experiment
 
 
 def prefixes_in(tmp_path: Path, people_store: Path, monkeypatch: pytest.MonkeyPatch) -> "Prefixes":
-    """Ensures the prefix of a trial up to a fork, and trains runs, in this process and without MLflow."""
+    """Ensures the prefix of a trial up to a fork, and trains runs, in this process."""
     experiment = tiny_experiment(people_store, tmp_path, evaluate_every=3, checkpoint_every=100)
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -29,24 +29,21 @@ def prefixes_in(tmp_path: Path, people_store: Path, monkeypatch: pytest.MonkeyPa
     file.write_bytes(b"teacher")
     trained = TrainedTeacher(teacher=teacher, network=experiment.model.network)
     monkeypatch.setattr(worker, "open_teacher", lambda *_: trained)
-    monkeypatch.setattr(prefix.tracking, "connect", lambda *_: (None, "1"))
-    monkeypatch.setattr(prefix.tracking, "open_run", lambda *_, **__: "run")
-    monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
-    monkeypatch.setattr(prefix.tracking, "close_run", lambda *_: None)
     monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
     return Prefixes(experiment, file, tmp_path / "stop")
 
 
 class Prefixes:
-    """Ensures prefixes of a trial, and trains runs, in this process and without MLflow."""
+    """Ensures prefixes of a trial, and trains runs, in this process."""
 
     def __init__(self, experiment: DGNetExperiment, teacher: Path, stop_file: Path):
         self.experiment, self.teacher, self._stop_file = experiment, teacher, stop_file
+        self._tracking_uri = default_uri(experiment.storage)
         self.said: list[str] = []
         self.trained: list[tuple[int, int]] = []
 
     def fit(self, run: Run) -> Outcome:
-        learner, validator = prepare(run, torch.device("cpu"))
+        learner, validator = build_rank(run, torch.device("cpu"))
         worker._restore(run, learner)
         return run_loop(run, learner, validator, report=lambda _: None)
 
@@ -55,8 +52,7 @@ class Prefixes:
             replace(self.experiment, **overrides),
             fork,
             teacher=self.teacher,
-            tracking_uri="",
-            mlflow_experiment="1",
+            tracking_uri=self._tracking_uri,
             stop_file=self._stop_file,
             fit=fit or self.fit,
             say=self._say,

@@ -12,7 +12,7 @@ from dgnet_platform.runs.checkpoint import checkpoints
 from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.search import prefixes as prefix
-from dgnet_platform.search.prefixes import PrefixError, link_prefix, collect, key_of
+from dgnet_platform.search.prefixes import PrefixError, collect, key_of, link_prefix
 from dgnet_platform.storage import files as disk
 from tests.helpers.prefixes import prefixes_in
 from tests.helpers.runs import lines, same, tensors

@@ -3,8 +3,8 @@
 Before its warm-up starts, a run depends on few of its settings. `<storage>/prefixes/<key>/` is for one choice of those,
 `<fork>/` in it a run that ended at that iteration: complete from its first iteration on, with its own journal, pictures
 and MLflow run, and never changed again. It starts from the nearest earlier checkpoint of its key; left unfinished and
-overtaken by another one, it continues from there. A trial takes journal and checkpoint over into its own folder as links,
-so it continues when the prefix is removed.
+overtaken by another one, it continues from there. A trial takes journal and checkpoint over into its own folder as
+links, so it continues when the prefix is removed.
 """
 
 import hashlib
@@ -117,9 +117,7 @@ def ensure_prefix(
             stop_file=str(stop_file),
         )
         with _track(run, store, tracking_uri) as tracked:
-            run = replace(
-                run, tracking_uri=tracked.uri, mlflow_experiment=tracked.experiment, mlflow_run=tracked.id
-            )
+            run = replace(run, tracking_uri=tracked.uri, mlflow_experiment=tracked.experiment, mlflow_run=tracked.id)
             run.save()
             run.forget_stop()
             say("trains", folder, iteration_of(origin.name) if origin is not None else 0)

@@ -175,9 +175,7 @@ def _take_prefix(run: Run, progress: TrialProgress, fit: Callable[[Run], Outcome
         say=say,
     )
     with found as prefix:
-        progress.update(
-            prefix=str(prefix.run.folder), fork=fork, trained=progress.trained_until(fork), since=None
-        )
+        progress.update(prefix=str(prefix.run.folder), fork=fork, trained=progress.trained_until(fork), since=None)
         replace(run, origin=str(prefix.checkpoint)).save()
         link_prefix(prefix.checkpoint, run.folder)
     with suppress(*UNREACHABLE):  # else the search does it when the trial is over

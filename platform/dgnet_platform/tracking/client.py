@@ -274,7 +274,6 @@ def _describe(
     connected.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
 
 
-
 def _provenance(store: Store) -> dict[str, str]:
     """Tags that tell where a run's data and code come from."""
     code = code_version()

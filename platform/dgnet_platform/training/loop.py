@@ -14,7 +14,7 @@ from dgnet_core.learning.health import raise_fault
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.journal import Journal, read
 from dgnet_platform.runs.run import Outcome, Run
-from dgnet_platform.training.collectives import broadcast, average, check_same, ranks
+from dgnet_platform.training.collectives import average, broadcast, check_same, ranks
 from dgnet_platform.training.learner import Learner, advance
 from dgnet_platform.training.validation import Validator, save_pictures
 

@@ -1,6 +1,5 @@
 """What a training command comes down to, and whether it can be run as asked."""
 
-import dataclasses
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -106,8 +105,7 @@ def make_plan(named: NamedRun) -> TrainingPlan:
         origin = Path(existing.origin) if existing.origin else None
     elif origin is not None:
         _check_origin(origin, named.experiment)
-    fields = {field.name: getattr(named, field.name) for field in dataclasses.fields(named)}
-    return TrainingPlan(**fields | {"origin": origin}, existing=existing, outcome=outcome)
+    return TrainingPlan(**vars(named) | {"origin": origin, "existing": existing, "outcome": outcome})
 
 
 def check_storage(named: NamedRun) -> None:
