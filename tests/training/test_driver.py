@@ -1,10 +1,12 @@
 """Training from the driver: tracked in MLflow, resumed after kills, refused when it cannot work."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -22,6 +24,7 @@ from dgnet_platform.data.images import ImageSet
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import ExperimentError, TrackingError
 from dgnet_platform.evaluation.results import read
+from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.checkpoint import CheckpointError, load_networks
 from dgnet_platform.runs.run import Run
 from dgnet_platform.runs.tracking_uri import usable
@@ -164,6 +167,38 @@ def test_the_model_is_registered_once(finished, client, people_store):
 def test_shipping_again_sends_nothing_twice(finished, client):
     assert ship(finished.run, lambda: True)
     assert history(client, finished.run, "iteration") == [(t, float(t)) for t in range(1, 13)]
+
+
+def test_once_is_enough(finished, people_store, tmp_path, monkeypatch):
+    """A command opens its store once, reads each file once to hash it, and loads the teacher once to train with it."""
+    hashed, loaded, opened = Counter(), Counter(), Counter()
+
+    def digest(file, name, hash_it=checkpoint.hashlib.file_digest):
+        if Path(file.name).name == checkpoint.TENSORS:
+            stat = os.fstat(file.fileno())
+            hashed[stat.st_ino, stat.st_mtime_ns] += 1
+        return hash_it(file, name)
+
+    def load(path, load_it=torch.load, **options):
+        loaded[path] += 1
+        return load_it(path, **options)
+
+    def open_store(location, open_it=Store.open):
+        opened[sys._getframe(1).f_globals["__name__"]] += 1
+        return open_it(location)
+
+    monkeypatch.setattr(checkpoint, "_digests", {})
+    monkeypatch.setattr(checkpoint.hashlib, "file_digest", digest)
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(Store, "open", open_store)
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)))
+    done = train(experiment, console=QUIET)
+    assert done.outcome.ending == "finished"
+    assert len(hashed) == 5  # the teacher, and each of the run's four checkpoints
+    assert set(hashed.values()) == {1}
+    assert loaded[teacher_of(finished) / "tensors.pt"] == 2  # training changes its statistics: evaluation starts anew
+    assert opened["dgnet_platform.training.driver"] == 1
+    assert opened["dgnet_platform.training.plan"] == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------

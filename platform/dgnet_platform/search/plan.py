@@ -117,6 +117,7 @@ def plan_search(
     name: str = "",
     preset: Preset = "laptop",
     teacher: Path | None,
+    store: Store | None = None,
 ) -> SearchPlan:
     """Find out what a search comes down to.
 
@@ -127,13 +128,14 @@ def plan_search(
         name: of the search; none: made of the data set and a hash of all that decides the results.
         preset: where the base's settings come from.
         teacher: the teacher's checkpoint.
+        store: the base's, if it is open.
 
     Raises:
         ExperimentError, SpaceError, StoreError, CheckpointError: it cannot be run as asked.
     """
     if not base.hold_out:
         raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
-    store = Store.open(base.data)
+    store = store or Store.open(base.data)
     if config.second == "swap" and people_of(store) is None:
         raise ExperimentError(
             f"--second swap: the true swaps of the pictures in {store.location} are not known, only those of drawn"

@@ -11,6 +11,7 @@ from rich.progress import DownloadColumn, Progress
 
 from dgnet_platform.compute import cluster
 from dgnet_platform.data.cache import kept_here
+from dgnet_platform.data.store import Store
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import AnyExperiment, TeacherExperiment
 from dgnet_platform.runs.presets import teacher_of
@@ -63,13 +64,19 @@ class TrainedRun:
 
 
 def train(
-    experiment: AnyExperiment, *, console: Console, origin: Path | None = None, register: str | None = None
+    experiment: AnyExperiment,
+    *,
+    console: Console,
+    store: Store | None = None,
+    origin: Path | None = None,
+    register: str | None = None,
 ) -> TrainedRun:
     """Train, or resume, the run that an experiment describes; a finished one is only looked at.
 
     Args:
         experiment: what to train. DG-Net's teacher `auto` is trained first.
         console: where progress is shown.
+        store: the experiment's, if it is open.
         origin: a checkpoint that a new run starts from; its settings may be others.
         register: publish the finished model in MLflow's registry under this name.
 
@@ -80,10 +87,11 @@ def train(
     Returns:
         How the run stands, or its teacher, if that was stopped.
     """
-    teacher = _train_teacher(experiment, console)
+    store = store or Store.open(experiment.data)
+    teacher = _train_teacher(experiment, store, console)
     if isinstance(teacher, TrainedRun):
         return teacher  # stopped before it was finished
-    named = name_run(experiment, teacher=teacher, origin=origin)
+    named = name_run(experiment, teacher=teacher, origin=origin, store=store)
     check_storage(named)
     with locked(named.folder):
         _bring_back(named, console)
@@ -102,13 +110,13 @@ def train(
 # Before
 
 
-def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | TrainedRun | None:
+def _train_teacher(experiment: AnyExperiment, store: Store, console: Console) -> Path | TrainedRun | None:
     """The teacher that a run needs, trained now if it is missing; if that was stopped, how it stands."""
     if isinstance(experiment, TeacherExperiment) or not experiment.model.needs_teacher:
         return None
     if experiment.teacher != "auto":
         return named_teacher(experiment)
-    trained = train(teacher_of(experiment), console=console)
+    trained = train(teacher_of(experiment), store=store, console=console)
     return trained.checkpoint if trained.outcome.ending == "finished" else trained
 
 

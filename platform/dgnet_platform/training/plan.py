@@ -46,18 +46,21 @@ class TrainingPlan(NamedRun):
     """How the run ended, if it is trained and evaluated; None: there is something to do."""
 
 
-def name_run(experiment: AnyExperiment, *, teacher: Path | None, origin: Path | None = None) -> NamedRun:
+def name_run(
+    experiment: AnyExperiment, *, teacher: Path | None, origin: Path | None = None, store: Store | None = None
+) -> NamedRun:
     """Find out which run an experiment is; changes nothing, and does not look into the run's folder.
 
     Args:
         experiment: what to train.
         teacher: the checkpoint, or the release's file, that labels generated images.
         origin: a checkpoint that a new run starts from, with its iteration and optimisers; its settings may be others.
+        store: the experiment's, if it is open.
 
     Raises:
         ExperimentError, StoreError, CheckpointError: it cannot be trained as asked.
     """
-    store = Store.open(experiment.data)
+    store = store or Store.open(experiment.data)
     experiment = replace(
         experiment,
         data=absolute(experiment.data),
