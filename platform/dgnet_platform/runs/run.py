@@ -106,7 +106,7 @@ class Run:
         return cls.read(folder) if (folder / RECORD).exists() else None
 
     def note_start(self, iteration: int, hosts: list[str]) -> None:
-        """Keep that the run goes on after `iteration`, and on which host each rank is."""
+        """Keep that the run resumes after `iteration`, and on which host each rank is."""
         start = {"time": time.time_ns() // 1_000_000, "iteration": iteration, "hosts": hosts}
         path = self.folder / STARTS
         before = path.read_text() if path.exists() else ""
@@ -130,12 +130,12 @@ class Run:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether somebody asked for it."""
+        """Whether that was asked for."""
         files = [str(self.folder / STOP), *([self.stop_file] if self.stop_file else [])]
         return any(map(os.path.exists, files))  # once an iteration: Path.exists is twice as slow
 
     def forget_stop(self) -> None:
-        """Nobody asked any more: the run starts."""
+        """Forget that it was asked to stop: the run starts."""
         (self.folder / STOP).unlink(missing_ok=True)
 
 

@@ -56,7 +56,7 @@ class Search:
         self.trials = Trials(plan, placement, self.study)
 
     def run(self) -> None:
-        """Run what is to be run, until it is done or somebody asks to stop.
+        """Run what is to be run, until it is done or told to stop.
 
         Raises:
             Exception: Tune, MLflow or the disk failed; the same search continues from there.
@@ -96,7 +96,7 @@ class Search:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether somebody asked for it."""
+        """Whether that was asked for."""
         return self.plan.stop_file.exists()
 
     @contextmanager
@@ -180,7 +180,7 @@ class TrialFeed(Searcher):
         """Nothing, likewise."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its own state down, which nobody reads
+        return {}  # Tune writes its own state down, which is never read
 
 
 def place_search(plan: SearchPlan) -> Placement:

@@ -193,7 +193,7 @@ def link_prefix(path: Path, folder: Path) -> None:
 def collect(storage: Path, limit: int) -> list[Path]:
     """Remove prefixes, the one longest unused first, until those that are left take no more than `limit` bytes.
 
-    Those of a key that somebody trains or waits for stay. Trials that started from a prefix have what they need.
+    Those of a key that is being trained or waited for stay. Trials that started from a prefix have what they need.
 
     Returns:
         What was removed.
@@ -314,7 +314,7 @@ def _locked(key: Path, stop_file: Path, wait: Callable[[], None]) -> Iterator[No
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name of a file that nobody changes, or a copy where there can be none."""
+    """A second name of a file that never changes, or a copy where there can be none."""
     target.unlink(missing_ok=True)
     try:
         target.hardlink_to(source)
@@ -323,7 +323,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _bytes(folder: Path) -> int:
-    """Of what is in a folder; somebody may write there meanwhile."""
+    """Of what is in a folder; others may write there meanwhile."""
     size = 0
     for above, _, files in os.walk(folder):
         for file in files:

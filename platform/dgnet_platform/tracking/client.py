@@ -131,7 +131,7 @@ def open_run(
         tags: of a new run, beside those that tell where data and code come from.
         known: id of the run that the folder has; None: none yet.
         resume: mark a run that exists as running again.
-        stop_asked: MLflow may be away for PATIENCE seconds, as long as this does not say that somebody asked to stop;
+        stop_asked: MLflow may be away for PATIENCE seconds, unless this says that a stop was asked for;
             None: it has to answer at once.
 
     Raises:
@@ -231,7 +231,7 @@ def _patiently(call: Callable[[], Answer], uri: str, stop_asked: Callable[[], bo
     """The answer of MLflow, also when it is away for a while.
 
     Raises:
-        TrackingError: it was away for PATIENCE, or until somebody asked to stop.
+        TrackingError: it was away for PATIENCE, or until a stop was asked for.
         Exception: `call` raised it for another reason.
     """
     give_up = time.monotonic() + PATIENCE

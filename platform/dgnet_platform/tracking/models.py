@@ -96,7 +96,7 @@ def _log_model(run: Run, checkpoint: Path) -> str:
 
 
 def _example() -> bytes:
-    """A picture of nobody."""
+    """A grey picture."""
     file = io.BytesIO()
     Image.new("RGB", (64, 128), (128, 128, 128)).save(file, "JPEG")
     return file.getvalue()

@@ -159,7 +159,7 @@ def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
     batch: list[Metric] = []
     for entry in entries:
         for name, file in entry.pictures.items():
-            if not (run.folder / file).exists():  # somebody removed it
+            if not (run.folder / file).exists():  # it was removed
                 continue
             try:
                 with Image.open(run.folder / file) as opened:

@@ -37,7 +37,7 @@ class Stoppable(Protocol):
 
     @property
     def stop_asked(self) -> bool:
-        """Whether somebody asked for it."""
+        """Whether that was asked for."""
         ...
 
     def ask_to_stop(self) -> None:

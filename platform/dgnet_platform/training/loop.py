@@ -37,7 +37,7 @@ def run_loop(
         learner: this rank's part.
         validator: called on rank 0.
         report: called on every rank with the newest figures whenever the run was evaluated or saved.
-        judge: asked at the iterations of `evaluate_also`, once they are evaluated; again when the run goes on there.
+        judge: asked at the iterations of `evaluate_also`, once they are evaluated; again when the run resumes there.
 
     Returns:
         How it ended. "diverged": a loss or gradient was not finite, and starting again would only repeat it.
@@ -96,7 +96,7 @@ def run_loop(
 def _verdict(run: Run, judge: Judge | None, iteration: int, metrics: Mapping[str, float] | None) -> str:
     """Why the run has to stop at an iteration, or nothing: the same on every rank.
 
-    Without metrics those of the journal are taken: the run goes on where it was perhaps told to stop.
+    Without metrics those of the journal are taken: the run resumes where it was perhaps told to stop.
     """
     if iteration not in run.experiment.evaluate_also:
         return ""
@@ -135,7 +135,7 @@ def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, f
 
 
 def _asked_to_stop(run: Run) -> bool:
-    """Whether somebody asked this run to stop."""
+    """Whether this run was asked to stop."""
     return run.stop_asked
 
 

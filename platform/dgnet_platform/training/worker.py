@@ -98,11 +98,11 @@ def build_rank(run: Run, device: torch.device) -> tuple[Learner, Validator]:
 
 
 def _restore(run: Run, learner: Learner) -> None:
-    """Go on from the run's newest whole checkpoint, or from the one it was forked from."""
+    """Resume from the run's newest whole checkpoint, or from the one it was forked from."""
     found = broadcast(str(checkpoint.newest(run.folder) or "") if ranks()[0] == 0 else None) or run.origin
     if found:
         checkpoint.load(Path(found), learner.state)
-        _log.warning("goes on from %s", found)
+        _log.warning("resumes from %s", found)
 
 
 def _host() -> str:
