@@ -126,8 +126,8 @@ class DGNetExperiment(Experiment):
     model: DGNetConfig
     """DG-Net and its recipe."""
     teacher: str = "auto"
-    """A teacher's checkpoint, the authors' net_last.pth, or auto: the one that `baseline` describes, trained on the same
-    data once and found again later."""
+    """A teacher's checkpoint, the authors' net_last.pth, or auto: the one that `baseline` describes, trained on the
+    same data once and found again later."""
     baseline: TeacherConfig
     """What `teacher auto` trains."""
 
