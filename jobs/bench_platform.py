@@ -58,7 +58,7 @@ def run_in(folder: Path) -> tuple[Run, Learner, Validator]:
     experiment = dgnet_experiment("laptop", len(store.info.classes), store.count("train"), NEVER)
     experiment = replace(experiment, evaluate_every=NEVER, checkpoint_every=NEVER)
     uri = default_uri(str(folder))
-    connected, experiment_id = tracking.connect(uri, "bench")
+    connected, experiment_id = tracking.open_experiment(uri, "bench")
     run = Run(
         folder=folder / "run",
         experiment=experiment,
@@ -66,7 +66,8 @@ def run_in(folder: Path) -> tuple[Run, Learner, Validator]:
         tracking_uri=uri,
         mlflow_experiment=experiment_id,
         mlflow_run=connected.create_run(experiment_id).info.run_id,
-        role="prefix",
+        evaluated_at_end=False,
+        keeps_all=True,
     )
     run.folder.mkdir()
     run.save()

@@ -36,7 +36,7 @@ from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import Position
 from dgnet_core.learning.memory import keep_freed_memory
 from dgnet_core.teacher.networks import Teacher
-from dgnet_platform.search.sharing import Costs, SharingPlan, plan, simulated_ends
+from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing, simulated_ends
 from dgnet_platform.search.space import Space
 from dgnet_platform.search.stopping import StoppingRule
 
@@ -81,7 +81,7 @@ def plans(space: Space, stopping: StoppingRule, costs: Costs, trials: int, draws
     distances = space.distances(base, stopping)
     for seed in range(draws):
         configs = [base, *(space.apply(base, values) for values in space.draw(trials - 1, seed))]
-        found.append(plan(configs, simulated_ends(configs, stopping, seed, distances), costs))
+        found.append(plan_sharing(configs, simulated_ends(configs, stopping, seed, distances), costs))
     return found
 
 

@@ -49,7 +49,7 @@ def calibrated(seconds: float) -> Callable[[], float]:
 def run_in(folder: Path) -> Run:
     """A run of its own MLflow store, with nothing but a journal."""
     uri = default_uri(str(folder))
-    connected, experiment_id = tracking.connect(uri, "bench")
+    connected, experiment_id = tracking.open_experiment(uri, "bench")
     experiment = teacher_experiment("laptop", 4, 100)
     run = Run(
         folder=folder,

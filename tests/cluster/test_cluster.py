@@ -24,7 +24,7 @@ from ray.scripts.scripts import cli as ray_cli
 from dgnet_platform.cli.options import TuneMarket
 from dgnet_platform.compute import cluster as machines
 from dgnet_platform.compute.cluster import check_locks, with_offered
-from dgnet_platform.compute.placement import Node, place
+from dgnet_platform.compute.placement import Node, place_trials
 from dgnet_platform.errors import ExperimentError
 from tests.helpers.cluster_files import FOLDER, load, prepare, render
 from tests.helpers.runs import ROOT
@@ -254,7 +254,7 @@ def test_what_an_autoscaler_may_add_counts():
     assert with_offered([head, *[big] * 3], config(**kinds)) == [head, *[big] * 3]
     assert with_offered([head], {}) == [head]
     assert with_offered([head], config(machines={"resources": {}, "max_workers": 3})) == [head]  # nobody knows of what
-    assert place(with_offered([head], config(**kinds)), workers=2, gpus=2, concurrent=0).concurrent == 4
+    assert place_trials(with_offered([head], config(**kinds)), workers=2, gpus=2, concurrent=0).concurrent == 4
 
 
 @pytest.mark.parametrize(("gpus", "offered", "refused"), [(True, 2, True), (True, 4, False), (False, 4, False)])
@@ -267,12 +267,12 @@ def test_more_gpus_than_any_node_type_has_are_refused(tmp_path, monkeypatch, gpu
         json.dumps(config(gpu={"resources": {"CPU": 4, "GPU": offered}, "max_workers": 1}))
     )
     monkeypatch.setattr(machines, "_CONFIG", tmp_path / "ray_bootstrap_config.yaml")
-    room = machines.room_for(4, gpus)
+    capacity = machines.capacity_for(4, gpus)
     if not refused:
-        machines.check_room("4", room)
+        machines.check_capacity("4", capacity)
         return
     with pytest.raises(ExperimentError, match=r"--workers 4: 4 workers need 4 GPUs.* can have 2: .*max_workers"):
-        machines.check_room("4", room)
+        machines.check_capacity("4", capacity)
 
 
 def test_machines_with_another_lock_are_refused(tmp_path):

@@ -216,7 +216,7 @@ def test_a_wrong_password_is_explained(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     began = time.monotonic()
     with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_PASSWORD or ~/.mlflow/credentials"):
-        tracking.connect(server.uri, "dgnet")
+        tracking.open_experiment(server.uri, "dgnet")
     assert time.monotonic() - began < 30
 
 

@@ -43,7 +43,7 @@ def trained(tmp_path_factory) -> Path:
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
-        machines.connect()
+        machines.join_ray()
         yield
         ray.shutdown()
 

@@ -1,4 +1,4 @@
-"""Shared prefixes in this process and without MLflow."""
+"""Shared prefixes in this process."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.runs.experiment import DGNetExperiment
 from dgnet_platform.runs.run import Outcome, Run
-from dgnet_platform.search import prefixes as prefix
+from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search.prefixes import Prefix, ensure_prefix
 from dgnet_platform.training import worker
 from dgnet_platform.training.loop import run_loop
@@ -19,7 +19,7 @@ from tests.helpers.runs import tiny_experiment
 
 
 def prefixes_in(tmp_path: Path, people_store: Path, monkeypatch: pytest.MonkeyPatch) -> "Prefixes":
-    """Ensures the prefix of a trial up to a fork, and trains runs, in this process and without MLflow."""
+    """Ensures the prefix of a trial up to a fork, and trains runs, in this process."""
     experiment = tiny_experiment(people_store, tmp_path, evaluate_every=3, checkpoint_every=100)
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -27,18 +27,15 @@ def prefixes_in(tmp_path: Path, people_store: Path, monkeypatch: pytest.MonkeyPa
     file = tmp_path / "teacher.pth"
     file.write_bytes(b"teacher")
     monkeypatch.setattr(worker, "load_teacher", lambda *_: teacher)
-    monkeypatch.setattr(prefix.tracking, "connect", lambda *_: (None, "1"))
-    monkeypatch.setattr(prefix.tracking, "open_run", lambda *_, **__: "run")
-    monkeypatch.setattr(prefix.tracking, "client", lambda *_: None)
-    monkeypatch.setattr(prefix.tracking, "close_run", lambda *_: None)
     return Prefixes(experiment, file, tmp_path / "stop")
 
 
 class Prefixes:
-    """Ensures prefixes of a trial, and trains runs, in this process and without MLflow."""
+    """Ensures prefixes of a trial, and trains runs, in this process."""
 
     def __init__(self, experiment: DGNetExperiment, teacher: Path, stop_file: Path):
         self.experiment, self.teacher, self._stop_file = experiment, teacher, stop_file
+        self._tracking_uri = default_uri(experiment.storage)
         self.said: list[str] = []
         self.trained: list[tuple[int, int]] = []
 
@@ -52,8 +49,7 @@ class Prefixes:
             replace(self.experiment, **overrides),
             fork,
             teacher=self.teacher,
-            tracking_uri="",
-            mlflow_experiment="1",
+            tracking_uri=self._tracking_uri,
             stop_file=self._stop_file,
             fit=fit or self.fit,
             say=self._say,

@@ -15,5 +15,5 @@ def opened(folder: Path, **overrides) -> Study:
     arguments = {"name": "search", "identity": IDENTITY, "space": SPACE, "base": BASE, "seed": 3} | overrides
     study = Study(folder, **arguments)
     if not study.target:
-        study.aim(8)
+        study.set_target(8)
     return study

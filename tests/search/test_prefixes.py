@@ -12,7 +12,7 @@ from dgnet_platform.runs.checkpoint import checkpoints
 from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.search import prefixes as prefix
-from dgnet_platform.search.prefixes import PrefixError, adopt, collect, key_of
+from dgnet_platform.search.prefixes import PrefixError, collect, key_of, link_prefix
 from dgnet_platform.storage import files as disk
 from tests.helpers.prefixes import prefixes_in
 from tests.helpers.runs import lines, same, tensors
@@ -41,7 +41,7 @@ def test_a_prefix_is_trained_once_extended_and_the_same_as_a_run_of_its_own(pref
 
     whole, forked = trial_run(prefixes, tmp_path / "whole"), trial_run(prefixes, tmp_path / "forked")
     assert prefixes.fit(whole).ending == "finished"
-    adopt(four.checkpoint, forked.folder)
+    link_prefix(four.checkpoint, forked.folder)
     assert [line["iteration"] for line in lines(forked.folder)] == [1, 2, 3, 4]
     prefixes_gone = collect(tmp_path, 0)
     assert len(prefixes_gone) == 3  # the trial has what it needs

@@ -14,19 +14,20 @@ from ray.tune.search import Searcher
 
 from dgnet_platform.cli import tune as tuning
 from dgnet_platform.cli.options import TuneMarket, base_experiment
-from dgnet_platform.compute.placement import Node, Placement, place
+from dgnet_platform.compute.placement import Node, Placement, place_trials
 from dgnet_platform.errors import ExperimentError, TrackingError, TrainingError
 from dgnet_platform.runs.journal import Journal
 from dgnet_platform.runs.run import Run
-from dgnet_platform.search import driver as search_module
+from dgnet_platform.search import tracked
 from dgnet_platform.search.config import METRIC, SearchConfig
-from dgnet_platform.search.driver import Feed, Search
-from dgnet_platform.search.plan import plan_search
+from dgnet_platform.search.driver import Search, TrialFeed
+from dgnet_platform.search.plan import METRIC, SearchConfig, plan_search
 from dgnet_platform.search.results import Results
 from dgnet_platform.search.space import Space
 from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.search.study import FILE
 from dgnet_platform.search.trial import TrialProgress
+from dgnet_platform.search.trials import check_folders
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tracking import client as tracking
 from dgnet_platform.training import plan as training_plan
@@ -44,6 +45,7 @@ class Fake:
 
     def __init__(self, folder: Path):
         self.study = opened(folder)
+        self.trials = self
         self.stop_asked = False
         self.broken: Exception | None = None
         self.fails = {1}
@@ -56,7 +58,7 @@ class Fake:
     def judge(self, number: int) -> None:
         return None
 
-    def conclude(self, number: int) -> None:
+    def finish_trial(self, number: int) -> None:
         fails = number in self.fails
         self.study.note(number, reason="no room" if fails else "")
         self.study.tell(number, "fail" if fails else "complete", values=None if fails else [0.5])
@@ -67,9 +69,9 @@ class Fake:
 
 def test_trials_left_over_come_first_and_failed_ones_are_replaced(tmp_path):
     fake = Fake(tmp_path)
-    fake.study.aim(3)
+    fake.study.set_target(3)
     fake.study.ask()
-    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    feed = TrialFeed(fake)  # pyright: ignore[reportArgumentType]
     assert feed.suggest("a") == {"folder": "/runs/0", "judge": None}
     assert feed.suggest("b") == {"folder": "/runs/1", "judge": None}
     assert feed.suggest("c") == {"folder": "/runs/2", "judge": None}
@@ -84,7 +86,7 @@ def test_trials_left_over_come_first_and_failed_ones_are_replaced(tmp_path):
 def test_a_search_in_which_all_fails_stops_and_begins_again(tmp_path):
     fake = Fake(tmp_path)
     fake.fails = {0, 1, 2}
-    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    feed = TrialFeed(fake)  # pyright: ignore[reportArgumentType]
     for trial in "abc":
         assert feed.error is None
         assert feed.suggest(trial) != Searcher.FINISHED
@@ -100,7 +102,7 @@ def test_a_search_in_which_all_fails_stops_and_begins_again(tmp_path):
 
 def test_no_more_trials_start_once_somebody_asked_to_stop(tmp_path):
     fake = Fake(tmp_path)
-    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    feed = TrialFeed(fake)  # pyright: ignore[reportArgumentType]
     assert feed.suggest("a") == {"folder": "/runs/0", "judge": None}
     fake.stop_asked = True
     assert feed.suggest("b") == Searcher.FINISHED
@@ -109,7 +111,7 @@ def test_no_more_trials_start_once_somebody_asked_to_stop(tmp_path):
 
 def test_what_goes_wrong_between_trials_ends_the_search(tmp_path):
     fake = Fake(tmp_path)
-    feed = Feed(fake)  # pyright: ignore[reportArgumentType]
+    feed = TrialFeed(fake)  # pyright: ignore[reportArgumentType]
     fake.broken = ExperimentError("no room")
     assert feed.suggest("a") == Searcher.FINISHED
     assert feed.error is fake.broken
@@ -141,7 +143,7 @@ TWO, GPUS = Node(cpus=2), Node(cpus=16, gpus=8)
     ],
 )
 def test_as_many_trials_run_as_fit(nodes, workers, gpus, concurrent, expected):
-    placed = place(nodes, workers=workers, gpus=gpus, concurrent=concurrent)
+    placed = place_trials(nodes, workers=workers, gpus=gpus, concurrent=concurrent)
     assert (placed.concurrent, placed.cpus, placed.gpus, placed.workers) == expected
     if not placed.workers:  # they all fit at once
         assert placed.concurrent * placed.cpus <= sum(node.cpus for node in nodes)
@@ -150,7 +152,7 @@ def test_as_many_trials_run_as_fit(nodes, workers, gpus, concurrent, expected):
 @pytest.mark.parametrize(("nodes", "workers", "gpus"), [([TWO], 3, 0), ([TWO], 0, 1), ([GPUS], 0, 9), ([], 0, 0)])
 def test_a_trial_that_never_fits_is_refused(nodes, workers, gpus):
     with pytest.raises(ExperimentError, match=r"never fits this cluster.*--workers-per-trial"):
-        place(nodes, workers=workers, gpus=gpus, concurrent=0)
+        place_trials(nodes, workers=workers, gpus=gpus, concurrent=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_what_cannot_be_searched_is_refused(options, more, words, capsys, tmp_pa
 
 
 def test_a_full_disk_is_noticed_before_trials_start(options, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tuning, "place_trials", lambda _: Placement(concurrent=2, cpus=1, gpus=0, workers=0))
+    monkeypatch.setattr(tuning, "place_search", lambda _: Placement(concurrent=2, cpus=1, gpus=0, workers=0))
     monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     file = Path(options[options.index("--config") + 1])
     settings = yaml.safe_load(file.read_text())
@@ -258,24 +260,24 @@ def test_mlflow_is_told_later_of_a_trial_that_ended_while_it_was_away(people_sto
     plan = plan_search(base, space, config, teacher=None)
     plan.folder.mkdir()
     search = Search(plan, Placement(concurrent=1, cpus=1, gpus=0, workers=0))
-    search.study.aim(1)
-    folder = search.prepare(search.study.ask())
+    search.study.set_target(1)
+    folder = search.trials.prepare(search.study.ask())
     journal = Journal(folder, 0)
     for iteration in range(1, 13):
         journal.write(iteration, {"loss/total": 1.0, METRIC: iteration / 12})
     journal.close()
-    TrialProgress(ending="finished", iteration=12, phase="over").save(folder)
+    TrialProgress(folder=folder).update(ending="finished", iteration=12, phase="over")
 
     def known() -> tuple[str, float | None, float | None]:
-        run = search.connected.get_run(Run.read(folder).mlflow_run)
+        run = search.trials.tracked.run.client.get_run(Run.read(folder).mlflow_run)
         return run.info.status, run.data.metrics.get("iteration"), run.data.metrics.get("objective")
 
-    monkeypatch.setattr(search_module, "ship", lambda *_, **__: False)
-    search.conclude(0)
+    monkeypatch.setattr(tracked, "ship", lambda *_, **__: False)
+    search.trials.finish_trial(0)
     assert search.study.trial(0).values == [1.0]
     assert known() == ("RUNNING", None, None)
     monkeypatch.undo()
-    search.settle()
+    search.trials.recover()
     assert known() == ("FINISHED", 12, 1.0)
 
 
@@ -315,22 +317,18 @@ def test_mlflow_may_be_away_for_a_while(monkeypatch):
             raise answer
         return answer
 
-    assert tracking.patiently(ask, "http://server", stop_asked=lambda: False) == "here"
+    assert tracking._patiently(ask, "http://server", lambda: False) == "here"
     answers = iter([requests.ConnectionError("refused")])
     with pytest.raises(TrackingError, match="http://server was away for too long"):
-        tracking.patiently(ask, "http://server", stop_asked=lambda: True)
+        tracking._patiently(ask, "http://server", lambda: True)
     answers = iter([MlflowException("no such run", RESOURCE_DOES_NOT_EXIST)])
     with pytest.raises(MlflowException, match="no such run"):
-        tracking.patiently(ask, "http://server", stop_asked=lambda: False)
+        tracking._patiently(ask, "http://server", lambda: False)
 
 
 def test_a_trial_whose_folder_is_gone_is_noticed(tmp_path):
     study = opened(tmp_path)
     study.note(study.ask(), folder="/lost/search-000")
-    search = Search.__new__(Search)
-    search.study, search.archive = study, None
-    search.plan = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
-        name="search", trial_folder=lambda number: tmp_path / "lost" / f"search-{number:03d}"
-    )
+    plan = SimpleNamespace(name="search", trial_folder=lambda number: tmp_path / "lost" / f"search-{number:03d}")
     with pytest.raises(ExperimentError, match=r"trial 0 of search .*search-000, which is gone"):
-        search._check_folders()
+        check_folders(plan, study, archived=False)  # pyright: ignore[reportArgumentType]

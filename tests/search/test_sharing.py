@@ -13,7 +13,7 @@ from dgnet_core.dgnet.state import TrainState
 from dgnet_core.dgnet.step import train_step
 from dgnet_core.learning.config import AugmentConfig, Warmup
 from dgnet_core.networks.config import NetworkConfig
-from dgnet_platform.search.sharing import NEVER_ENDS, Costs, fork_of, plan, prefix_of, simulated_ends
+from dgnet_platform.search.sharing import NEVER_ENDS, Costs, fork_of, plan_sharing, prefix_of, simulated_ends
 from dgnet_platform.search.space import Space
 from dgnet_platform.search.stopping import StoppingRule
 from tests.helpers.tiny import START, assert_same, tiny_batch, tiny_config, tiny_state
@@ -147,7 +147,7 @@ def test_a_plan_counts_every_shared_iteration_once():
         with_start(other, 50_000), with_start(base, 50_000),
     ]  # fmt: skip
     ends = [100_000, 20_000, 40_000, 35_000, 60_000, 5_000]  # the last one failed before its fork
-    found = plan(configs, ends, COSTS)
+    found = plan_sharing(configs, ends, COSTS)
     assert [[(fork.iteration, fork.trials) for fork in prefix.forks] for prefix in found.prefixes] == [
         [(5_000, (5,)), (10_000, (1,)), (30_000, (0, 2))],
         [(30_000, (3,)), (50_000, (4,))],
@@ -165,21 +165,21 @@ def test_a_plan_counts_every_shared_iteration_once():
 def test_nothing_is_saved_where_nothing_is_shared():
     base = paper(751)
     for configs, ends in (([base], [100_000]), ([], []), ([with_start(base, 0)] * 3, [100_000] * 3)):
-        found = plan(configs, ends, COSTS)
+        found = plan_sharing(configs, ends, COSTS)
         assert found.steps_with == found.steps_without
         assert found.ratio == 1
 
 
 def test_equal_trials_share_only_what_comes_before_the_fork():
-    found = plan([paper(751)] * 3, [100_000] * 3, COSTS)
+    found = plan_sharing([paper(751)] * 3, [100_000] * 3, COSTS)
     assert found.steps_with == 30_000 + 3 * 70_000
 
 
 def test_wrong_plans_are_refused():
     with pytest.raises(ValueError, match="1 ends for 2 trials"):
-        plan([paper(751)] * 2, [5], COSTS)
+        plan_sharing([paper(751)] * 2, [5], COSTS)
     with pytest.raises(ValueError, match="trial 1 ends at iteration 100001: its run has 100000"):
-        plan([paper(751)] * 2, [5, 100_001], COSTS)
+        plan_sharing([paper(751)] * 2, [5, 100_001], COSTS)
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"Costs.after = .*: must be positive and finite"):
             Costs(1.0, wrong)
@@ -210,7 +210,7 @@ def test_simulated_trials_end_at_rungs_or_at_the_end():
 
 def test_the_paper_size_plan_saves_more_than_half():
     configs = drawn(64)
-    found = plan(configs, simulated_ends(configs, StoppingRule(), 0), Costs(1.0, 1.32))
+    found = plan_sharing(configs, simulated_ends(configs, StoppingRule(), 0), Costs(1.0, 1.32))
     assert len(found.prefixes) == 1  # nothing that acts from the first iteration on is searched
     assert 2 < found.ratio < 4
 
@@ -218,7 +218,7 @@ def test_the_paper_size_plan_saves_more_than_half():
 @pytest.mark.parametrize(("seconds", "heading"), [(True, "GPU-hours"), (False, "relative cost")])
 def test_a_plan_is_printed(seconds, heading):
     configs = drawn(8)
-    found = plan(configs, [100_000] * 8, Costs(0.5, 1.0, seconds))
+    found = plan_sharing(configs, [100_000] * 8, Costs(0.5, 1.0, seconds))
     console = Console(file=io.StringIO(), width=100)
     console.print(found)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

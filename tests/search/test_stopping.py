@@ -33,7 +33,7 @@ def with_start(start: int):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "asha"}, "stopping.kind = 'asha': choose one of halving, median, none"),
+        ({"kind": "asha"}, "stopping.kind = 'asha': choose one of halving, none"),
         ({"rungs": 0}, "stopping.rungs = 0: at least 1"),
         ({"eta": 1}, "stopping.eta = 1: at least 2"),
         ({"first": 0.0}, "stopping.first = 0.0: a share > 0, no rung stands before the ramp's end"),
@@ -83,12 +83,11 @@ def test_a_run_too_short_for_its_rungs_is_refused(remaining):
 
 
 @given(
-    st.integers(2, 10**6), st.integers(1, 5), st.integers(2, 5), st.floats(0.001, 0.999, allow_nan=False),
-    st.sampled_from(["halving", "median"]),
+    st.integers(2, 10**6), st.integers(1, 5), st.integers(2, 5), st.floats(0.001, 0.999, allow_nan=False)
 )  # fmt: skip
-def test_distances_rise_within_what_is_left(remaining, rungs, eta, share, kind):
+def test_distances_rise_within_what_is_left(remaining, rungs, eta, share):
     try:
-        found = distances(remaining, StoppingRule(kind=kind, rungs=rungs, eta=eta, first=share / eta ** (rungs - 1)))
+        found = distances(remaining, StoppingRule(rungs=rungs, eta=eta, first=share / eta ** (rungs - 1)))
     except ValueError:
         return
     assert len(found) == rungs
@@ -108,13 +107,8 @@ def test_halving_keeps_the_best_third_of_those_so_far():
     assert keeps(0.1, [math.nan], HALVING)
 
 
-def test_the_median_rule_and_none():
-    median, never = StoppingRule(kind="median"), StoppingRule(kind="none")
-    assert keeps(0.1, [], median)
-    assert keeps(0.2, [0.1, 0.2, 0.3], median)
-    assert not keeps(0.19, [0.1, 0.2, 0.3], median)
-    assert keeps(0.1, [math.nan], median)
-    assert not keeps(math.nan, [], median)
+def test_none_keeps_all():
+    never = StoppingRule(kind="none")
     assert keeps(-1.0, [1.0, 2.0], never)
     assert keeps(math.nan, [], never)
 

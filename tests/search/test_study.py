@@ -31,7 +31,7 @@ def searched(folder: Path, kill: tuple[int, ...] = ()) -> list[dict]:
             kill = tuple(k for k in kill if k != number)
             study = opened(folder)
             assert study.running == [number]
-            study.again(number)
+            study.resample(number)
         found.append(study.values(number))
         end(study, number)
     return found
@@ -72,7 +72,7 @@ def test_a_trial_that_was_half_asked_for_gets_the_same_values(tmp_path, monkeypa
             study.ask()
     study = opened(killed)
     assert set(study.values(1)) < set(expected)
-    study.again(1)
+    study.resample(1)
     assert study.values(1) == expected
 
 
@@ -88,16 +88,16 @@ def test_half_a_line_at_the_end_of_a_study_is_cut_off(tmp_path):
 
 def test_trials_are_added_once(tmp_path):
     study = opened(tmp_path)
-    study.aim(2)
+    study.set_target(2)
     for _ in range(2):
         end(study, study.ask())
     assert study.missing == 0
-    study.aim(0, 3)
+    study.set_target(0, 3)
     assert (study.target, study.missing) == (5, 3)
-    study.aim(0, 3)  # the same command after a kill
+    study.set_target(0, 3)  # the same command after a kill
     assert study.target == 5
     numbers = [study.ask() for _ in range(3)]
-    study.aim(0, 3)  # and after one while all were under way
+    study.set_target(0, 3)  # and after one while all were under way
     assert (study.target, study.missing) == (5, 0)
     for number in numbers:
         end(study, number)
@@ -105,7 +105,7 @@ def test_trials_are_added_once(tmp_path):
 
 def test_failures_are_replaced_within_bounds(tmp_path):
     study = opened(tmp_path)
-    study.aim(4)
+    study.set_target(4)
     study.tell(study.ask(), "complete", values=[0.5])
     asked = 1
     while study.missing:

@@ -1,10 +1,12 @@
 """Training from the driver: tracked in MLflow, resumed after kills, refused when it cannot work."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -22,6 +24,7 @@ from dgnet_platform.data.images import ImageSet
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import ExperimentError, TrackingError, TrainingError
 from dgnet_platform.evaluation.results import read
+from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.checkpoint import CheckpointError, load_networks
 from dgnet_platform.runs.run import Run
 from dgnet_platform.runs.tracking_uri import usable
@@ -29,8 +32,8 @@ from dgnet_platform.tracking import client as tracking
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training import plan as training_plan
 from dgnet_platform.training.display import Display
-from dgnet_platform.training.driver import train
-from dgnet_platform.training.plan import make_plan
+from dgnet_platform.training.driver import TrainingError, train
+from dgnet_platform.training.plan import make_plan, name_run
 from tests.helpers.runs import CLASSES, QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
 from tests.helpers.servers import TrackingServer, wait_for
 
@@ -166,6 +169,38 @@ def test_shipping_again_sends_nothing_twice(finished, client):
     assert history(client, finished.run, "iteration") == [(t, float(t)) for t in range(1, 13)]
 
 
+def test_once_is_enough(finished, people_store, tmp_path, monkeypatch):
+    """A command opens its store once, reads each file once to hash it, and loads the teacher once to train with it."""
+    hashed, loaded, opened = Counter(), Counter(), Counter()
+
+    def digest(file, name, hash_it=checkpoint.hashlib.file_digest):
+        if Path(file.name).name == checkpoint.TENSORS:
+            stat = os.fstat(file.fileno())
+            hashed[stat.st_ino, stat.st_mtime_ns] += 1
+        return hash_it(file, name)
+
+    def load(path, load_it=torch.load, **options):
+        loaded[path] += 1
+        return load_it(path, **options)
+
+    def open_store(location, open_it=Store.open):
+        opened[sys._getframe(1).f_globals["__name__"]] += 1
+        return open_it(location)
+
+    monkeypatch.setattr(checkpoint, "_digests", {})
+    monkeypatch.setattr(checkpoint.hashlib, "file_digest", digest)
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(Store, "open", open_store)
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)))
+    done = train(experiment, console=QUIET)
+    assert done.outcome.ending == "finished"
+    assert len(hashed) == 5  # the teacher, and each of the run's four checkpoints
+    assert set(hashed.values()) == {1}
+    assert loaded[teacher_of(finished) / "tensors.pt"] == 2  # training changes its statistics: evaluation starts anew
+    assert opened["dgnet_platform.training.driver"] == 1
+    assert opened["dgnet_platform.training.plan"] == 0
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # Kills
 
@@ -264,25 +299,27 @@ def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_
 def test_other_settings_under_the_same_name_are_listed(finished, people_store):
     experiment = tiny_experiment(people_store, finished.run.folder.parent, name=finished.run.name)
     other = replace(experiment, model=replace(experiment.model, loss=replace(experiment.model.loss, prim=1.0)))
-    with pytest.raises(ExperimentError, match=r"(?s)model\.loss\.prim: 2\.0 -> 1\.0.*--fork"):
+    with pytest.raises(
+        ExperimentError, match=r"(?s)model\.loss\.prim: 2\.0 -> 1\.0.*--resume-from .*checkpoint_00000012 "
+    ):
         train(other, console=QUIET)
 
 
 def test_a_run_under_way_keeps_its_number_of_workers(finished, people_store, tmp_path):
     experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)), name="under-way")
-    plan = make_plan(experiment, teacher=teacher_of(finished))
+    plan = make_plan(name_run(experiment, teacher=teacher_of(finished)))
     plan.folder.mkdir()
     replace(finished.run, folder=plan.folder, experiment=experiment, identity=plan.identity.values()).save()
     for workers in ("1", "1:2"):
-        make_plan(replace(experiment, workers=workers), teacher=teacher_of(finished))
+        make_plan(name_run(replace(experiment, workers=workers), teacher=teacher_of(finished)))
     with pytest.raises(ExperimentError, match=r"begun with --workers 0; with 2, .* pass --workers 0, a range"):
-        make_plan(replace(experiment, workers="2"), teacher=teacher_of(finished))
+        make_plan(name_run(replace(experiment, workers="2"), teacher=teacher_of(finished)))
 
 
 def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_store, tmp_path):
     experiment, teacher = tiny_experiment(people_store, tmp_path), teacher_of(finished)
     earlier = finished.run.folder / "checkpoint_00000009"
-    assert make_plan(experiment, teacher=teacher, origin=earlier).origin == earlier
+    assert make_plan(name_run(experiment, teacher=teacher, origin=earlier)).origin == earlier
     wider = replace(experiment.model.network, structure_width=4)
     for origin, model, words in (
         (finished.checkpoint, experiment.model, r"it has 12 iterations done, the run ends after 12: name an earlier"),
@@ -290,20 +327,20 @@ def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_stor
         (earlier, replace(experiment.model, network=wider), r"another one:\n  structure_width: 2 -> 4"),
     ):
         with pytest.raises(ExperimentError, match=words):
-            make_plan(replace(experiment, model=model), teacher=teacher, origin=origin)
+            make_plan(name_run(replace(experiment, model=model), teacher=teacher, origin=origin))
 
 
 def test_a_run_goes_on_when_the_checkpoint_it_started_from_is_gone(finished, people_store, tmp_path):
     experiment, teacher = tiny_experiment(people_store, tmp_path), teacher_of(finished)
     origin = shutil.copytree(finished.run.folder / "checkpoint_00000009", tmp_path / "checkpoint_00000009")
-    plan = make_plan(experiment, teacher=teacher, origin=origin)
+    plan = make_plan(name_run(experiment, teacher=teacher, origin=origin))
     plan.folder.mkdir()
     begun = replace(finished.run, folder=plan.folder, experiment=plan.experiment, origin=str(origin))
     replace(begun, identity=plan.identity.values()).save()
     shutil.rmtree(origin)
     with pytest.raises(ExperimentError, match="does not exist; a run that was begun from it goes on by its --name"):
-        make_plan(experiment, teacher=teacher, origin=origin)
-    named = make_plan(replace(experiment, name=plan.folder.name), teacher=teacher)
+        make_plan(name_run(experiment, teacher=teacher, origin=origin))
+    named = make_plan(name_run(replace(experiment, name=plan.folder.name), teacher=teacher))
     assert named.existing is not None
     assert (named.folder, named.origin) == (plan.folder, origin)
 
@@ -315,13 +352,13 @@ def test_a_plan_touches_nothing(finished, people_store, tmp_path):
     before = sorted(path.name for path in tmp_path.rglob("*"))
     experiment = tiny_experiment(people_store, tmp_path, name=folder.name)
     longer = replace(experiment, model=replace(experiment.model, iterations=14))
-    plan = make_plan(longer, teacher=teacher_of(finished), fork=True)
-    assert plan.origin == folder / "checkpoint_00000009"
+    with pytest.raises(ExperimentError, match=r"--resume-from .*checkpoint_00000009 to start a new one"):
+        make_plan(name_run(longer, teacher=teacher_of(finished)))
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_a_deleted_mlflow_run_is_named_with_the_remedy(tmp_path):
-    connected, experiment = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "dgnet")
+    connected, experiment = tracking.open_experiment(f"sqlite:///{tmp_path}/mlflow.db", "dgnet")
     run_id = connected.create_run(experiment).info.run_id
     connected.delete_run(run_id)
     with pytest.raises(TrackingError, match=f"was deleted: restore it with `mlflow runs restore --run-id {run_id}`"):
@@ -337,30 +374,36 @@ def test_a_database_is_the_same_from_everywhere(tmp_path, monkeypatch):
         assert usable(uri) == uri
 
 
-def test_an_mlflow_run_that_was_half_made_is_completed(finished, client, tmp_path):
-    run = finished.run
+def test_an_mlflow_run_that_was_half_made_is_completed(finished, client, tmp_path, monkeypatch):
+    def killed(*_):
+        raise OSError("killed")
+
+    uri, store = finished.run.tracking_uri, Store.open(finished.run.experiment.data)
     options = {"name": "half", "folder": tmp_path, "params": {"a": 1}, "tags": {"b": "2"}}
-    with pytest.raises(AttributeError):
-        tracking.open_run(client, run.mlflow_experiment, **options, store=None)  # pyright: ignore[reportArgumentType]
-    run_id = tracking.open_run(client, run.mlflow_experiment, **options, store=Store.open(run.experiment.data))
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_inputs", killed)
+        with pytest.raises(OSError, match="killed"):
+            tracking.open_run(uri, store, **options)
+    run_id = tracking.open_run(uri, store, **options).id
     made = client.get_run(run_id)
     assert (made.data.params["a"], made.data.tags["b"], len(made.inputs.dataset_inputs)) == ("1", "2", 1)
-    assert run_id == tracking.open_run(client, run.mlflow_experiment, **options, store=Store.open(run.experiment.data))
+    assert run_id == tracking.open_run(uri, store, **options).id
+    [half] = client.search_runs([finished.run.mlflow_experiment], "attributes.run_name = 'half'")
+    assert half.info.run_id == run_id
     client.delete_run(run_id)
 
 
-def test_a_fork_starts_from_the_newest_checkpoint(finished, people_store, tmp_path):
-    storage = finished.run.folder.parent
-    experiment = tiny_experiment(people_store, storage, name=finished.run.name)
+def test_a_run_starts_from_another_ones_checkpoint_with_other_settings(finished, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)))
     longer = replace(experiment, model=replace(experiment.model, iterations=14))
-    forked = train(longer, console=QUIET, fork=True)
-    assert forked.run.name.startswith(f"{finished.run.name}-")
+    forked = train(longer, console=QUIET, origin=finished.checkpoint)
+    assert forked.run.name != finished.run.name
     assert forked.run.origin == str(finished.checkpoint)
     assert [line["iteration"] for line in lines(forked.run.folder)] == [13, 14]
-    again = train(longer, console=QUIET, fork=True)
+    again = train(longer, console=QUIET, origin=finished.checkpoint)
     assert again.run.mlflow_run == forked.run.mlflow_run
-    elsewhere = replace(longer, name=forked.run.name, tracking_uri=f"sqlite:///{tmp_path}/new.db")
-    by_name = train(elsewhere, console=QUIET).run
+    lost = replace(longer, name=forked.run.name, tracking_uri=f"sqlite:///{tmp_path}/new.db")
+    by_name = train(lost, console=QUIET).run
     assert by_name.mlflow_run != forked.run.mlflow_run
     assert (by_name.identity, by_name.origin) == (forked.run.identity, forked.run.origin)
 
@@ -387,7 +430,6 @@ def test_a_teacher_of_other_identities_is_refused(finished, people_store, tmp_pa
     [
         ({"data": "/nowhere"}, StoreError, "/nowhere holds no store"),
         ({"teacher": "/nowhere.pth"}, CheckpointError, "/nowhere.pth"),
-        ({"teacher": "run:none"}, ExperimentError, "run:none"),
         ({"tracking_uri": "http://127.0.0.1:9"}, TrackingError, "http://127.0.0.1:9"),
         ({"tracking_uri": "mlflow.db"}, TrackingError, "--tracking-uri mlflow.db: name a server .* or sqlite:///FILE"),
         ({"tracking_uri": "http://me:secret@host"}, TrackingError, r"http://\.\.\.@host: without user and password"),
@@ -420,11 +462,12 @@ def test_a_run_that_diverges_fails_with_its_reason(people_store, tmp_path, finis
     assert "not finite" in info.data.tags["dgnet.reason"]
 
 
-def test_a_run_is_found_where_its_server_has_moved(tmp_path):
+def test_a_run_is_found_where_its_server_has_moved(finished, tmp_path):
     before, after, other = (f"sqlite:///{tmp_path}/{name}.db" for name in ("before", "after", "other"))
-    connected, experiment_id = tracking.connect(before, "dgnet")
+    connected, experiment_id = tracking.open_experiment(before, "dgnet")
     run_id = connected.create_run(experiment_id).info.run_id
+    run = replace(finished.run, tracking_uri=before, mlflow_run=run_id)
     shutil.copy(tmp_path / "before.db", tmp_path / "after.db")
-    tracking.connect(other, "dgnet")
-    assert tracking.uri_of(run_id, after, before) == after
-    assert tracking.uri_of(run_id, other, before) == before
+    tracking.open_experiment(other, "dgnet")
+    assert tracking.uri_of(run, after) == after
+    assert tracking.uri_of(run, other) == before

@@ -69,7 +69,7 @@ def test_laptop_runs_learn(store, tmp_path):
     opened = Store.open(store)
     query, gallery = (ImageSet.load(opened, split, height=64, width=32) for split in ("query", "gallery"))
     colours = by_colours(query, gallery)
-    untrained = Validator(config=experiment.model, prefix="test", query=query, gallery=gallery, people=None)(
+    untrained = Validator(config=experiment.model, group="test", query=query, gallery=gallery, people=None)(
         TrainState.build(replace(experiment.model, trunk_from_teacher=False))
     ).metrics["test/both/mAP"]
     assert table["both"] > 2.5 * colours

@@ -278,11 +278,30 @@ def test_a_prefix_ends_before_its_end_without_being_evaluated_there(start, peopl
     assert [line["iteration"] for line in lines(run.folder) if "val/best/mAP" in line["metrics"]] == [3]
 
 
-def test_a_record_keeps_what_a_trial_is(start, people_store, tmp_path):
+def test_a_record_keeps_what_a_run_is_for(start, tmp_path):
     run, _, _ = start("trial", until=3)
-    trial = replace(run, role="trial", stop_file=str(tmp_path / "stop"))
+    facts = {"evaluated_at_end": False, "keeps_all": True, "counted_from": 4, "stop_file": str(tmp_path / "stop")}
+    trial = replace(run, **facts)
     trial.save()
     assert Run.read(run.folder) == trial
     assert not trial.stop_asked
     (tmp_path / "stop").touch()
     assert trial.stop_asked
+
+
+@pytest.mark.parametrize(
+    ("role", "facts"),
+    [
+        ("run", {}),
+        ("trial", {"evaluated_at_end": False, "counted_from": 4}),
+        ("prefix", {"evaluated_at_end": False, "keeps_all": True}),
+    ],
+)
+def test_a_record_of_the_version_before_is_read(start, role, facts):
+    run, _, _ = start("before", until=3)
+    run.save()
+    values = json.loads((run.folder / "run.json").read_text())
+    for name in ("evaluated_at_end", "keeps_all", "counted_from"):
+        del values[name]
+    (run.folder / "run.json").write_text(json.dumps(values | {"role": role, "judging": None}))
+    assert Run.read(run.folder) == replace(run, **facts)

@@ -24,7 +24,7 @@ from dgnet_platform.runs.run import folder_of
 from dgnet_platform.runs.tracking_uri import ui_command
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import TrainedRun, train
-from dgnet_platform.training.plan import TrainingPlan, checkpoint_bytes, make_plan, named_teacher
+from dgnet_platform.training.plan import TrainingPlan, checkpoint_bytes, make_plan, name_run, named_teacher
 
 Kind = TypeVar("Kind", bound=AnyExperiment)
 
@@ -82,7 +82,7 @@ def _show_plan(options: RunOptions, experiment: AnyExperiment, console: Console)
             teacher, found = planned_teacher(experiment)
             lines.append(found)
         if teacher is not None or not isinstance(experiment, TaughtExperiment):
-            plan = make_plan(experiment, teacher=teacher, origin=options.resume_from)
+            plan = make_plan(name_run(experiment, teacher=teacher, origin=options.resume_from))
             lines.append(_next_action(plan))
     for line in lines:
         console.print(line)
@@ -93,7 +93,7 @@ def planned_teacher(experiment: TaughtExperiment[MethodConfig]) -> tuple[Path | 
     named = named_teacher(experiment)
     if named is not None:
         return named, f"teacher {named}"
-    plan = make_plan(teacher_of(experiment), teacher=None)
+    plan = make_plan(name_run(teacher_of(experiment), teacher=None))
     path = plan.folder / f"checkpoint_{plan.experiment.model.iterations:08d}"
     if path.exists():
         return path, f"teacher {path}"

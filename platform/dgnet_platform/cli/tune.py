@@ -19,16 +19,16 @@ from dgnet_platform.runs.run import training_alone
 from dgnet_platform.runs.tracking_uri import ui_command
 from dgnet_platform.search.config import SearchConfig
 from dgnet_platform.search.display import SearchDisplay
-from dgnet_platform.search.driver import Search, place_trials
+from dgnet_platform.search.driver import Search, place_search
 from dgnet_platform.search.leaderboard import leaderboard_table
 from dgnet_platform.search.plan import SearchPlan, plan_search
 from dgnet_platform.search.results import Results
-from dgnet_platform.search.sharing import Costs, SharingPlan, plan, simulated_ends
+from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing, simulated_ends
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.search.study import FILE
 from dgnet_platform.storage.serialize import to_dict
-from dgnet_platform.training.driver import train
-from dgnet_platform.training.interrupts import elsewhere, stopping
+from dgnet_platform.training.driver import TrainingError, train
+from dgnet_platform.training.interrupts import in_thread, stop_on_signals
 from dgnet_platform.training.plan import check_free, named_teacher
 
 COSTS: dict[Preset, Costs] = {"laptop": Costs(0.18, 0.25), "paper": Costs(1.0, 1.32, seconds=False)}
@@ -70,15 +70,15 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
     with training_alone(planned.folder):
         if archive is not None and not (planned.folder / FILE).exists() and archive.fetch(planned.folder):
             console.print(f"Brought search {planned.name} back from {archive.location}.")
-        placement = place_trials(planned)
+        placement = place_search(planned)
         if not (planned.folder / FILE).exists():  # another one has made room for itself, or is only looked at
             check_free(planned.folder, base.model, (base.keep + 2) * placement.concurrent)
         search = Search(planned, placement)
-        search.study.aim(*_wanted(options, search))
+        search.study.set_target(*_wanted(options, search))
         results = Results(planned, search.study)
         _run(search, results, console)
-        best = results.publish(search.connected, search.mlflow_run)
-        if not search.bring_to_archive():
+        best = results.publish(search.trials.tracked.run)
+        if not search.trials.bring_to_archive():
             console.print(
                 f"The archive {base.archive} does not take the search. Nothing is lost here: the same command brings"
                 " the rest there.",
@@ -106,11 +106,11 @@ def _wanted(options: TuneMarket, search: Search) -> tuple[int, int]:
 
 def _run(search: Search, results: Results, console: Console) -> None:
     """Run the trials that are left, while a table shows them."""
-    search.settle()
+    search.trials.recover()
     if not results.complete:
         what = "trials save at their next iteration and stop"
-        with SearchDisplay(results, console) as display, stopping(search, display.say, what):
-            elsewhere(search.run)
+        with SearchDisplay(results, console) as display, stop_on_signals(search, display.say, what):
+            in_thread(search.run)
 
 
 def _say_goodbye(results: Results, best: Path | None, console: Console) -> None:
@@ -164,7 +164,7 @@ def simulated(options: TuneMarket, base: DGNetExperiment, space: Space) -> Shari
     costs = COSTS[options.preset]
     if options.seconds_before is not None and options.seconds_after is not None:
         costs = Costs(options.seconds_before, options.seconds_after)
-    return plan(configs, ends, costs)
+    return plan_sharing(configs, ends, costs)
 
 
 def _show_plan(options: TuneMarket, base: DGNetExperiment, space: Space, console: Console) -> None:

@@ -35,7 +35,7 @@ def is_local() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
-def connect() -> None:
+def join_ray() -> None:
     """Start Ray on this machine, or join the cluster that this job runs on.
 
     Raises:
@@ -115,7 +115,7 @@ def check_locks(machines: Sequence[Mapping[str, Any]], lock: Path = LOCK) -> Non
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class Capacity:
     """What workers need of a resource, and what there is."""
 
     resource: str
@@ -130,10 +130,10 @@ class Room:
         )
 
 
-def room_for(workers: int, gpus: bool) -> Room:
+def capacity_for(workers: int, gpus: bool) -> Capacity:
     """Compare what so many workers need with what the cluster has now."""
     resource = "GPU" if gpus else "CPU"
-    return Room(
+    return Capacity(
         resource=resource,
         needed=workers,
         there=ray.cluster_resources().get(resource, 0),
@@ -141,24 +141,24 @@ def room_for(workers: int, gpus: bool) -> Room:
     )
 
 
-def check_room(asked: str, room: Room) -> None:
+def check_capacity(asked: str, capacity: Capacity) -> None:
     """Refuse what can never start.
 
     Args:
         asked: the value of --workers.
-        room: what the workers need at least.
+        capacity: what the workers need at least.
 
     Raises:
         ExperimentError: this machine is the whole cluster, or its autoscaler has nothing to add, and it is too small.
     """
-    most = sum(node.gpus if room.resource == "GPU" else node.cpus for node in nodes())
-    if most >= room.needed:
+    most = sum(node.gpus if capacity.resource == "GPU" else node.cpus for node in nodes())
+    if most >= capacity.needed:
         return
     if is_local():
-        raise ExperimentError(f"--workers {asked}: {room}; ask for fewer, or run on a cluster")
+        raise ExperimentError(f"--workers {asked}: {capacity}; ask for fewer, or run on a cluster")
     if cluster_config():
         raise ExperimentError(
-            f"--workers {asked}: {room}, and can have {most:g}: ask for fewer, or raise max_workers or the instance"
+            f"--workers {asked}: {capacity}, and can have {most:g}: ask for fewer, or raise max_workers or the instance"
             " type in the cluster's file, and `ray up` again"
         )
 

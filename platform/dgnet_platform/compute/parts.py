@@ -140,12 +140,12 @@ def _on_workers(
 
     from dgnet_platform.compute import cluster as machines
 
-    machines.connect()
+    machines.join_ray()
     gpus = ray.cluster_resources().get("GPU", 0) > 0 if gpus is None else gpus
-    room = machines.room_for(workers, gpus)
-    machines.check_room(str(workers), room)
-    if room.free < room.needed:
-        _log.warning("%s: some wait until there is room", room)
+    capacity = machines.capacity_for(workers, gpus)
+    machines.check_capacity(str(workers), capacity)
+    if capacity.free < capacity.needed:
+        _log.warning("%s: some wait until there is room", capacity)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown here
     context = DataContext.get_current()
     context.enable_progress_bars = False

@@ -40,7 +40,7 @@ class Placement:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
-def place(nodes: Sequence[Node], *, workers: int, gpus: float, concurrent: int) -> Placement:
+def place_trials(nodes: Sequence[Node], *, workers: int, gpus: float, concurrent: int) -> Placement:
     """Place as many trials as fit, at most `concurrent`, such that all that are started can run.
 
     Args:

@@ -1,4 +1,4 @@
-"""The archive: copies of runs, prefixes and searches at a URI such as s3://bucket/runs, for when their folder is lost.
+"""The archive: copies of run and search folders at a URI such as s3://bucket/runs, for when their folder is lost.
 
 Folders have the names there that they have in the storage folder. A checkpoint there is whole once its meta.json is,
 which goes up last, after tensors and journal. Only what is not here is brought back, and checked by its own digests.
@@ -48,7 +48,7 @@ class Archive:
         """Copy what is new in a folder of the storage folder, and remove checkpoints that were removed here.
 
         Args:
-            folder: of a run, a prefix or a search.
+            folder: of a run or a search.
             prune: remove those older than the newest one here that are not here any more.
 
         Raises:
@@ -85,7 +85,7 @@ class Archive:
         The journal comes with a checkpoint: it is that of one run, and goes on at least as far.
 
         Args:
-            folder: of a run, a prefix or a search; made if need be.
+            folder: of a run or a search; made if need be.
             until: only the newest checkpoint that is not later than this iteration; None: all.
             with_checkpoints: checkpoints too.
 
@@ -208,7 +208,7 @@ def follow(
 
     Args:
         archive: where to.
-        folder: of a run, a prefix or a search.
+        folder: of a run or a search.
         over: whether it will not change any more.
         prune: as for `push`.
         patience: seconds without success after which a folder that is over is given up.

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ TENSORS, META = "tensors.pt", "meta.json"
 
 _NAME = re.compile(r"checkpoint_\d{8,}")
 _log = logging.getLogger(__name__)
+_digests: dict[tuple[int, ...], str] = {}
+"""SHA-256 of files by what tells that they are the same and unchanged, wherever they were moved."""
 
 
 class CheckpointError(UserError):
@@ -298,6 +301,10 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def size_and_digest(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file."""
+    """Size and SHA-256 of a file; one that did not change since is read once a process."""
     with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        stat = os.fstat(file.fileno())
+        key = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+        if key not in _digests:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return stat.st_size, _digests[key]

@@ -1,4 +1,4 @@
-"""A run: its folder, and the record in it that says what it is. Whoever has the folder can go on with the run."""
+"""A run: its folder, and the record in it that says what it is. Whoever has the folder can resume the run."""
 
 import json
 import os
@@ -44,8 +44,13 @@ class Run:
     """Id of MLflow's experiment."""
     mlflow_run: str
     """Id of MLflow's run."""
-    role: Literal["run", "trial", "prefix"] = "run"
-    """trial: of a search; prefix: what trials have in common. Only a run is evaluated on query and gallery."""
+    evaluated_at_end: bool = True
+    """Evaluate the finished run on query and gallery."""
+    keeps_all: bool = False
+    """Keep all checkpoints, here and in the archive, whatever `experiment.keep` says: others may start from them."""
+    counted_from: int | None = None
+    """Iteration from which MLflow counts its validation figures a second time, so that they can be compared with those
+    of runs whose warm-up starts elsewhere; None: it does not."""
     until: int | None = None
     """Iteration at which it ends before its configuration's last one, without being evaluated there; None: it does
     not."""
@@ -69,7 +74,9 @@ class Run:
             "tracking_uri": self.tracking_uri,
             "mlflow_experiment": self.mlflow_experiment,
             "mlflow_run": self.mlflow_run,
-            "role": self.role,
+            "evaluated_at_end": self.evaluated_at_end,
+            "keeps_all": self.keeps_all,
+            "counted_from": self.counted_from,
             "until": self.until,
             "stop_file": self.stop_file,
         }
@@ -89,8 +96,7 @@ class Run:
             if values.pop("format") != FORMAT:
                 raise ExperimentError(f"{path} is of another version: use the version that wrote it")
             experiment = read_experiment(values.pop("kind"), values.pop("experiment"))
-            values.pop("judging", None)  # records of before had it; the search hands its judge in
-            return cls(folder=folder, experiment=experiment, **values)
+            return cls(folder=folder, experiment=experiment, **_facts(values, experiment))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ExperimentError):
                 raise
@@ -102,7 +108,7 @@ class Run:
         return cls.read(folder) if (folder / RECORD).exists() else None
 
     def note_start(self, iteration: int, hosts: list[str]) -> None:
-        """Keep that the run goes on after `iteration`, and on which host each rank is."""
+        """Keep that the run resumes after `iteration`, and on which host each rank is."""
         start = {"time": time.time_ns() // 1_000_000, "iteration": iteration, "hosts": hosts}
         path = self.folder / STARTS
         before = path.read_text() if path.exists() else ""
@@ -126,13 +132,30 @@ class Run:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether somebody asked for it."""
+        """Whether that was asked for."""
         files = [str(self.folder / STOP), *([self.stop_file] if self.stop_file else [])]
         return any(map(os.path.exists, files))  # once an iteration: Path.exists is twice as slow
 
     def forget_stop(self) -> None:
-        """Nobody asked any more: the run starts."""
+        """Forget that it was asked to stop: the run starts."""
         (self.folder / STOP).unlink(missing_ok=True)
+
+
+def _facts(values: dict[str, Any], experiment: AnyExperiment) -> dict[str, Any]:
+    """A record's values; those of the version before said what a run was for instead of what follows from it."""
+    values.pop("judging", None)
+    role = values.pop("role", None)
+    if role is None:
+        return values
+    from dgnet_core.methods import method_of  # imports torch, for which --help must not wait
+
+    clock = method_of(experiment.model).clock
+    facts = {
+        "evaluated_at_end": role == "run",
+        "keeps_all": role == "prefix",
+        "counted_from": clock(experiment.model).start if role == "trial" and clock is not None else None,
+    }
+    return values | facts
 
 
 def training_alone(folder: Path) -> AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs.experiment import DGNetExperiment
 from dgnet_platform.runs.loading import digest_of
 from dgnet_platform.runs.presets import Preset
-from dgnet_platform.runs.run import folder_of
+from dgnet_platform.runs.run import STOP, folder_of
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search.config import SearchConfig
 from dgnet_platform.search.space import Space, Value
@@ -46,6 +46,11 @@ class SearchPlan:
         """MLflow's store or server."""
         return self.base.tracking_uri or default_uri(self.base.storage)
 
+    @property
+    def stop_file(self) -> Path:
+        """A file that asks all trials to save and stop."""
+        return self.folder / STOP
+
     def trial_folder(self, number: int) -> Path:
         """Of a trial's run."""
         return folder_of(self.base.storage, f"{self.name}-{number:03d}")
@@ -63,6 +68,7 @@ def plan_search(
     name: str = "",
     preset: Preset = "laptop",
     teacher: Path | None,
+    store: Store | None = None,
 ) -> SearchPlan:
     """Find out what a search comes down to.
 
@@ -73,13 +79,14 @@ def plan_search(
         name: of the search; none: made of the data set and a hash of all that decides the results.
         preset: where the base's settings come from.
         teacher: the teacher's checkpoint.
+        store: the base's, if it is open.
 
     Raises:
         ExperimentError, SpaceError, StoreError, CheckpointError: it cannot be run as asked.
     """
     if not base.hold_out:
         raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
-    store = Store.open(base.data)
+    store = store or Store.open(base.data)
     if config.second == "swap" and people_of(store) is None:
         raise ExperimentError(
             f"--second swap: the true swaps of the pictures in {store.location} are not known, only those of drawn"

@@ -3,8 +3,8 @@
 Before its warm-up starts, a run depends on few of its settings. `<storage>/prefixes/<key>/` is for one choice of those,
 `<fork>/` in it a run that ended at that iteration: complete from its first iteration on, with its own journal, pictures
 and MLflow run, and never changed again. It starts from the nearest earlier checkpoint of its key; left unfinished and
-overtaken by another one, it goes on from there. A trial takes journal and checkpoint over into its own folder as links,
-so it can go on when the prefix is removed.
+overtaken by another one, it continues from there. A trial takes journal and checkpoint over into its own folder as
+links, so it continues when the prefix is removed.
 """
 
 import hashlib
@@ -29,18 +29,17 @@ from dgnet_platform.runs.journal import JOURNAL
 from dgnet_platform.runs.loading import digest_of
 from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import Outcome, Run
-from dgnet_platform.runs.tracking_uri import is_gone
 from dgnet_platform.search.sharing import prefix_of
 from dgnet_platform.storage.files import appearing, lock
 from dgnet_platform.storage.remote import RemoteError
 from dgnet_platform.storage.serialize import flat, to_dict
-from dgnet_platform.tracking import client as tracking
+from dgnet_platform.tracking.client import Status, TrackedRun, open_run, uri_of
 from dgnet_platform.tracking.shipping import ship
 
 FOLDER = "prefixes"
 LOCK = ".lock"
-KEEP_ALL = 1_000_000
-"""Checkpoints of a prefix that are kept: others may start from any of them."""
+_STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "KILLED"}
+"""MLflow's words for how a prefix ended; all others are FAILED."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,19 +72,17 @@ def ensure_prefix(
     *,
     teacher: Path | None,
     tracking_uri: str,
-    mlflow_experiment: str,
     stop_file: Path,
     fit: Callable[[Run], Outcome],
     say: Say,
 ) -> Iterator[Prefix]:
-    """Find the prefix of a trial, or train it; nobody removes it within the context.
+    """Find the prefix of a trial, or train it; it is not removed within the context.
 
     Args:
         experiment: the trial's.
         fork: iteration up to which it is the same as others'.
         teacher: the trial's.
         tracking_uri: MLflow's.
-        mlflow_experiment: id of the experiment there.
         stop_file: asks a prefix under way to stop.
         fit: trains a run.
         say: is told what takes time.
@@ -109,30 +106,23 @@ def ensure_prefix(
             return
         origin = _nearest(folder, fork)
         if origin is not None and origin.parent != folder:
-            adopt(origin, folder)
+            link_prefix(origin, folder)
         if run is None:
-            run = _new_stage(
-                experiment, fork, folder, store, teacher, tracking_uri, mlflow_experiment, stop_file, origin
-            )
+            run = _new_stage(experiment, fork, folder, store, teacher, tracking_uri, origin)
         places = {name: getattr(experiment, name) for name in ("data", "storage", "archive")}
-        gone = is_gone(run.tracking_uri)
         run = replace(
             run,
             experiment=replace(run.experiment, **places),
             teacher=str(teacher) if run.teacher else None,
-            tracking_uri=tracking_uri if gone else tracking.uri_of(run.mlflow_run, tracking_uri, run.tracking_uri),
             stop_file=str(stop_file),
         )
-        run.save()
-        run.forget_stop()
-        say("trains", folder, iteration_of(origin.name) if origin is not None else 0)
-        try:
+        with _track(run, store, tracking_uri) as tracked:
+            run = replace(run, tracking_uri=tracked.uri, mlflow_experiment=tracked.experiment, mlflow_run=tracked.id)
+            run.save()
+            run.forget_stop()
+            say("trains", folder, iteration_of(origin.name) if origin is not None else 0)
             outcome = fit(run)
-        except BaseException as error:
-            _close(run, "FAILED", str(error))
-            raise
-        endings: dict[str, tracking.Status] = {"finished": "FINISHED", "stopped": "KILLED"}
-        _close(run, endings.get(outcome.ending, "FAILED"), outcome.reason or outcome.ending)
+            tracked.close(_STATUS.get(outcome.ending, "FAILED"), outcome.reason or outcome.ending)
         if outcome.ending != "finished":
             raise PrefixError(outcome, folder)
         yield Prefix(run=run, checkpoint=path)
@@ -175,10 +165,10 @@ def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None) 
 def catch_up(run: Run) -> None:
     """Tell MLflow what it missed of a prefix that was finished while it was away."""
     if (run.folder / f"checkpoint_{run.until:08d}").exists() and ship(run, lambda: True, patience=0):
-        _close(run, "FINISHED", "")
+        TrackedRun.of(run).close("FINISHED")
 
 
-def adopt(path: Path, folder: Path) -> None:
+def link_prefix(path: Path, folder: Path) -> None:
     """Make a run's folder that of a run that came to a checkpoint: its journal, pictures and checkpoint are linked.
 
     Raises:
@@ -201,7 +191,7 @@ def adopt(path: Path, folder: Path) -> None:
 def collect(storage: Path, limit: int) -> list[Path]:
     """Remove prefixes, the one longest unused first, until those that are left take no more than `limit` bytes.
 
-    Those of a key that somebody trains or waits for stay. Trials that started from a prefix have what they need.
+    Those of a key that is being trained or waited for stay. Trials that started from a prefix have what they need.
 
     Returns:
         What was removed.
@@ -233,32 +223,12 @@ def _new_stage(
     store: Store,
     teacher: Path | None,
     tracking_uri: str,
-    mlflow_experiment: str,
-    stop_file: Path,
     origin: Path | None,
 ) -> Run:
-    """The run that trains up to `fork`, and an MLflow run for it."""
+    """The run that trains up to `fork`; it is not tracked yet."""
     model = prefix_of(experiment.model)
     teacher = teacher if model.needs_teacher else None
-    experiment = replace(experiment, model=model, name=folder.name, keep=KEEP_ALL, evaluate_also=())
-    try:
-        mlflow_run = tracking.patiently(
-            lambda: tracking.open_run(
-                tracking.client(tracking_uri),
-                mlflow_experiment,
-                name=f"prefix-{folder.parent.name[:8]}-{fork}",
-                folder=folder,
-                params=flat(to_dict(experiment)) | {"fork": fork},
-                tags={"dgnet.kind": "prefix", "dgnet.origin": str(origin or "")},
-                store=store,
-            ),
-            tracking_uri,
-            stop_asked=stop_file.exists,
-        )
-    except TrackingError:
-        if stop_file.exists():
-            raise PrefixError(Outcome(ending="stopped", iteration=0)) from None
-        raise
+    experiment = replace(experiment, model=model, name=folder.name, evaluate_also=())
     identity = identity_of(
         experiment,
         dataset=store.info.dataset,
@@ -273,11 +243,32 @@ def _new_stage(
         teacher=str(teacher) if teacher else None,
         origin=str(origin) if origin else None,
         tracking_uri=tracking_uri,
-        mlflow_experiment=mlflow_experiment,
-        mlflow_run=mlflow_run,
-        role="prefix",
+        mlflow_experiment="",
+        mlflow_run="",
+        evaluated_at_end=False,
+        keeps_all=True,
         until=fork,
     )
+
+
+def _track(run: Run, store: Store, tracking_uri: str) -> TrackedRun:
+    """A prefix's run in MLflow; raises PrefixError if asked to stop while MLflow was away."""
+    stop_file = Path(run.stop_file or "")
+    try:
+        return open_run(
+            uri_of(run, tracking_uri) if run.mlflow_run else tracking_uri,
+            store,
+            name=f"prefix-{run.folder.parent.name[:8]}-{run.until}",
+            folder=run.folder,
+            params=flat(to_dict(run.experiment)) | {"fork": run.until},
+            tags={"dgnet.kind": "prefix", "dgnet.origin": run.origin or ""},
+            known=run.mlflow_run or None,
+            stop_asked=stop_file.exists,
+        )
+    except TrackingError:
+        if stop_file.exists():
+            raise PrefixError(Outcome(ending="stopped", iteration=0)) from None
+        raise
 
 
 def _nearest(folder: Path, fork: int) -> Path | None:
@@ -295,14 +286,6 @@ def _whole(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _close(run: Run, status: tracking.Status, reason: str) -> None:
-    """Tell MLflow how a prefix ended, if it listens."""
-    try:
-        tracking.close_run(tracking.client(run.tracking_uri), run.mlflow_run, status, reason[:500])
-    except tracking.AWAY:
-        return
 
 
 @contextmanager
@@ -329,7 +312,7 @@ def _locked(key: Path, stop_file: Path, wait: Callable[[], None]) -> Iterator[No
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name of a file that nobody changes, or a copy where there can be none."""
+    """A second name of a file that never changes, or a copy where there can be none."""
     target.unlink(missing_ok=True)
     try:
         target.hardlink_to(source)
@@ -338,7 +321,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _bytes(folder: Path) -> int:
-    """Of what is in a folder; somebody may write there meanwhile."""
+    """Of what is in a folder; others may write there meanwhile."""
     size = 0
     for above, _, files in os.walk(folder):
         for file in files:

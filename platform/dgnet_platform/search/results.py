@@ -2,13 +2,10 @@
 
 import logging
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow import MlflowClient
-from mlflow.entities import Metric
 from optuna.trial import FrozenTrial, TrialState
 
 from dgnet_platform.runs import journal
@@ -21,7 +18,7 @@ from dgnet_platform.search.space import PARAMETERS
 from dgnet_platform.search.study import Study, is_base
 from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import differences, to_dict
-from dgnet_platform.tracking import client as tracking
+from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun
 
 _STATES = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}
 _log = logging.getLogger(__name__)
@@ -90,8 +87,11 @@ class Results:
         finished = [row for row in ranked(self.rows()) if row.state == FINISHED and row.score is not None]
         return finished[0].number if finished else None
 
-    def publish(self, connected: MlflowClient, mlflow_run: str) -> Path | None:
+    def publish(self, tracked: TrackedRun) -> Path | None:
         """Write leaderboard, pictures and the best settings into the search's folder and to its MLflow run, and end it.
+
+        Args:
+            tracked: the search in MLflow.
 
         Returns:
             The file of the best trial's settings, which `jobs/train_market.py --config` takes; None: there is none.
@@ -114,7 +114,6 @@ class Results:
         for name, picture in pictures.items():
             (folder / "figures").mkdir(exist_ok=True)
             picture.save(folder / "figures" / f"{name}.png")
-        moment = int(time.time() * 1000)
         metrics = {f"search/iterations_{name}": float(value) for name, value in self.costs().items()}
         metrics |= {f"search/trials_{s}": float(sum(r.state == s for r in rows)) for s in (FINISHED, STOPPED, FAILED)}
         best = next((row for row in rows if row.number == number), None)
@@ -122,18 +121,19 @@ class Results:
             metrics |= {"search/best_mAP": best.score, "search/best_beta": best.best_beta or 0.0}
         try:
             for file in files:
-                connected.log_artifact(mlflow_run, str(file))
+                tracked.log_file(file)
             for name, picture in pictures.items():
-                connected.log_image(mlflow_run, picture, artifact_file=f"figures/{name}.png")
-            connected.log_batch(
-                mlflow_run, metrics=[Metric(name, value, moment, len(rows)) for name, value in metrics.items()]
-            )
+                tracked.log_picture(picture, f"figures/{name}.png")
+            tracked.log(metrics, step=len(rows))
             if best is not None:
-                connected.set_tag(mlflow_run, "dgnet.best_trial", best.name)
-            status, reason = ("FINISHED", "") if self.complete else ("KILLED", "stopped")
-            tracking.close_run(connected, mlflow_run, status, reason)
-        except tracking.AWAY as error:
+                tracked.tag({"dgnet.best_trial": best.name})
+        except UNREACHABLE as error:
             _log.warning("MLflow was not told of the search's results: %s", error)
+        else:
+            if self.complete:
+                tracked.close("FINISHED")
+            else:
+                tracked.close("KILLED", "stopped")
         return files[1] if number is not None else None
 
     def _settings_yaml(self, number: int) -> str:

@@ -89,7 +89,7 @@ class Fork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefix:
+class SharedPrefix:
     """A shared first part, and who leaves it where."""
 
     config: DGNetConfig
@@ -112,7 +112,7 @@ class Prefix:
 class SharingPlan:
     """What a search trains, with and without shared prefixes. Print it with rich."""
 
-    prefixes: tuple[Prefix, ...]
+    prefixes: tuple[SharedPrefix, ...]
     """By their first trial."""
     ends: tuple[int, ...]
     """Iteration at which each trial ends."""
@@ -180,7 +180,7 @@ class SharingPlan:
         return f"{cost / 3600:,.2f}" if self.costs.seconds else f"{cost / self.costs.before:,.0f}"
 
 
-def plan(configs: Sequence[DGNetConfig], ends: Sequence[int], costs: Costs) -> SharingPlan:
+def plan_sharing(configs: Sequence[DGNetConfig], ends: Sequence[int], costs: Costs) -> SharingPlan:
     """What a search's trials share.
 
     Args:
@@ -202,7 +202,7 @@ def plan(configs: Sequence[DGNetConfig], ends: Sequence[int], costs: Costs) -> S
     for number, config in enumerate(configs):
         grouped.setdefault(prefix_of(config), {}).setdefault(leaves[number], []).append(number)
     prefixes = tuple(
-        Prefix(
+        SharedPrefix(
             config=config,
             forks=tuple(Fork(iteration=at, trials=tuple(trials)) for at, trials in sorted(forks.items())),
         )

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_platform.storage.files import lock
 
-Kind = Literal["halving", "median", "none"]
+Kind = Literal["halving", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class StoppingRule:
 
     kind: Kind = "halving"
     """halving: the best 1/eta of those that have come so far, of these at the next rung the best 1/eta, and so on;
-    median: those not below the median of those that have come so far; none: all."""
+    none: all."""
     rungs: int = 4
     """How often a trial is judged."""
     eta: int = 3
@@ -111,8 +110,6 @@ def keeps(value: float, others: Sequence[float], stopping: StoppingRule, most: i
     if math.isnan(value):
         return False
     known = [other for other in others if not math.isnan(other)]
-    if stopping.kind == "median":
-        return not known or value >= statistics.median(known)
     most = math.ceil((len(others) + 1) / stopping.eta) if most is None else most
     return sum(other > value for other in known) < most
 

@@ -114,7 +114,7 @@ class Study:
         """Trials that shall be done; 0: nobody said so yet."""
         return int(self.study.user_attrs.get(_TARGET, 0))
 
-    def aim(self, trials: int, more: int = 0) -> None:
+    def set_target(self, trials: int, more: int = 0) -> None:
         """Say how many trials shall be done.
 
         Args:
@@ -165,7 +165,7 @@ class Study:
         if trials and all(trial.state == TrialState.FAIL for trial in trials):
             self.study.enqueue_trial(self._space.defaults(self._base) or {}, user_attrs={_BASE: True})
 
-    def again(self, number: int) -> None:
+    def resample(self, number: int) -> None:
         """Complete a trial that was asked for by somebody who was killed: the same values come out."""
         self._sample_for(number)
         self._complete(self._trial(number))

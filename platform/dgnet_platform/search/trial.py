@@ -6,12 +6,10 @@ All it needs to know is in its folder, so it may be killed at any moment and cal
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from mlflow import MlflowClient
-from mlflow.entities import RunTag
 from ray import tune
 
 from dgnet_platform.runs import checkpoint, journal
@@ -19,21 +17,22 @@ from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import DGNetExperiment
 from dgnet_platform.runs.journal import JOURNAL
 from dgnet_platform.runs.run import STOP, TRAINING_LOCK, Ending, Outcome, Run
-from dgnet_platform.search.prefixes import PrefixError, adopt, ensure_prefix
+from dgnet_platform.search.prefixes import PrefixError, ensure_prefix, link_prefix
 from dgnet_platform.search.sharing import fork_of
 from dgnet_platform.storage.files import locked, write_whole
-from dgnet_platform.storage.serialize import from_dict, to_dict
-from dgnet_platform.tracking import client as tracking
-from dgnet_platform.training import trainer as launch
+from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun
+from dgnet_platform.training import trainer
 from dgnet_platform.training.loop import Judge
 
 PROGRESS = "trial.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class TrialProgress:
-    """How far a trial is, beside its journal."""
+    """How far a trial is, beside its journal; each change is saved in its folder."""
 
+    folder: Path
+    """The trial's; not saved."""
     phase: Literal["starts", "waits", "prefix", "trains", "over"] = "starts"
     """waits: for a prefix that another trial trains; prefix: it trains one itself."""
     prefix: str = ""
@@ -56,22 +55,24 @@ class TrialProgress:
         """Whether there is nothing left to do."""
         return self.ending is not None and self.ending != "stopped"
 
-    def came_to(self, iteration: int) -> Self:
-        """With what it trained of the prefix until an iteration counted."""
-        more = 0 if self.since is None else max(0, iteration - self.since)
-        return replace(self, trained=self.trained + more, since=None)
+    def update(self, **changes: Any) -> None:
+        """Change fields and save all of them, whole or not at all; raises OSError."""
+        for name, value in changes.items():
+            setattr(self, name, value)
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "folder"}
+        write_whole(self.folder / PROGRESS, (json.dumps(values) + "\n").encode())
 
-    def save(self, folder: Path) -> None:
-        """Write it into the trial's folder, whole or not at all; raises OSError."""
-        write_whole(folder / PROGRESS, (json.dumps(to_dict(self)) + "\n").encode())
+    def trained_until(self, iteration: int) -> int:
+        """`trained`, with what was trained of the prefix since `since` and until an iteration."""
+        return self.trained + (0 if self.since is None else max(0, iteration - self.since))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """That of the trial in a folder; before it starts there is none, and all is as at its beginning."""
         try:
-            return from_dict(cls, json.loads((folder / PROGRESS).read_text()))
-        except (FileNotFoundError, ValueError):
-            return cls()
+            return cls(folder=folder, **json.loads((folder / PROGRESS).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return cls(folder=folder)
 
 
 class Trial(tune.Trainable):
@@ -112,88 +113,77 @@ def run_trial(folder: Path, *, judge: Judge | None, sharing: bool, gpu_share: fl
         Exception: a worker failed; the reason is in the trial's progress.
     """
     with locked(folder / TRAINING_LOCK):  # the process of a driver that was just killed may need a moment to die
-        return _run_trial(folder, judge, sharing, gpu_share)
-
-
-def _run_trial(folder: Path, judge: Judge | None, sharing: bool, gpu_share: float) -> TrialProgress:
-    progress = TrialProgress.read(folder)
-    if progress.over:
+        progress = TrialProgress.read(folder)
+        if not progress.over:
+            _run_trial(progress, judge, sharing, gpu_share)
         return progress
-    progress = replace(progress, phase="starts", ending=None, reason="")
-    progress.save(folder)
+
+
+def _run_trial(progress: TrialProgress, judge: Judge | None, sharing: bool, gpu_share: float) -> None:
+    progress.update(phase="starts", ending=None, reason="")
+    folder = progress.folder
     run = Run.read(folder)
     run.forget_stop()
 
     def fit(run: Run, judge: Judge | None = None) -> Outcome:
-        result = launch.build_trainer(run, judge=judge, gpu_share=gpu_share or 1.0).fit()
+        result = trainer.build_trainer(run, judge=judge, gpu_share=gpu_share or 1.0).fit()
         return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
 
     try:
         if sharing:
-            progress = _take_prefix(run, progress, fit)
-        progress = replace(progress, phase="trains")
-        progress.save(folder)
+            _take_prefix(run, progress, fit)
+        progress.update(phase="trains")
         outcome = fit(run, judge)
     except PrefixError as error:
         outcome = error.outcome
         if error.folder is not None:
-            TrialProgress.read(folder).came_to(outcome.iteration).save(folder)
+            progress.update(trained=progress.trained_until(outcome.iteration), since=None)
         if outcome.ending == "diverged" and error.folder is not None:  # the trial would have had the same curve
             journal.copy(error.folder / JOURNAL, folder / JOURNAL, outcome.iteration)
     except Exception as error:
-        replace(TrialProgress.read(folder), reason=launch.cause(error)).save(folder)
+        progress.update(reason=trainer.cause(error))
         raise
-    progress = replace(
-        TrialProgress.read(folder), ending=outcome.ending, iteration=outcome.iteration, reason=outcome.reason
-    )
-    progress = replace(progress, phase="over") if progress.over else progress
-    progress.save(folder)
+    over = {} if outcome.ending == "stopped" else {"phase": "over"}
+    progress.update(ending=outcome.ending, iteration=outcome.iteration, reason=outcome.reason, **over)
     archive = archive_of(run.experiment)
     if archive is not None:
         archive.try_to_push(folder)
-    return progress
 
 
-def _take_prefix(run: Run, progress: TrialProgress, fit: Callable[[Run], Outcome]) -> TrialProgress:
+def _take_prefix(run: Run, progress: TrialProgress, fit: Callable[[Run], Outcome]) -> None:
     """Give a trial that has done nothing yet the checkpoint and journal of its prefix."""
     experiment = cast(DGNetExperiment, run.experiment)  # a search's are
     fork = fork_of(experiment.model)
     if not 0 < fork < experiment.model.iterations or checkpoint.newest(run.folder) is not None:
-        return progress
+        return
 
     def say(what: Literal["waits", "trains"], prefix: Path, start: int) -> None:
         if what == "waits":
-            replace(progress, phase=what).save(run.folder)
+            progress.update(phase=what)
         else:  # also again, after its process was killed
-            counted = progress.came_to(start)
-            replace(counted, phase="prefix", prefix=str(prefix), since=start).save(run.folder)
+            progress.update(phase="prefix", prefix=str(prefix), trained=progress.trained_until(start), since=start)
 
     found = ensure_prefix(
         experiment,
         fork,
         teacher=Path(run.teacher) if run.teacher else None,
         tracking_uri=run.tracking_uri,
-        mlflow_experiment=run.mlflow_experiment,
         stop_file=Path(run.stop_file or run.folder / STOP),
         fit=fit,
         say=say,
     )
     with found as prefix:
-        progress = TrialProgress.read(run.folder).came_to(fork)
-        progress = replace(progress, prefix=str(prefix.run.folder), fork=fork)
-        progress.save(run.folder)
+        progress.update(prefix=str(prefix.run.folder), fork=fork, trained=progress.trained_until(fork), since=None)
         replace(run, origin=str(prefix.checkpoint)).save()
-        adopt(prefix.checkpoint, run.folder)
-    with suppress(*tracking.AWAY):  # else the search does it when the trial is over
-        link(tracking.client(run.tracking_uri), run)
-    return progress
+        link_prefix(prefix.checkpoint, run.folder)
+    with suppress(*UNREACHABLE):  # else the search does it when the trial is over
+        tag_prefix(TrackedRun.of(run), progress)
 
 
-def link(connected: MlflowClient, run: Run) -> None:
-    """Tell MLflow from which prefix a trial comes, if it has one; raises one of tracking.AWAY."""
-    progress = TrialProgress.read(run.folder)
+def tag_prefix(tracked: TrackedRun, progress: TrialProgress) -> None:
+    """Tell MLflow from which prefix a trial comes, if it has one; raises one of tracking.UNREACHABLE."""
     if progress.fork:  # a prefix that diverged gave it nothing
         tags = {"dgnet.fork": str(progress.fork), "dgnet.origin": progress.prefix}
         if (prefix := Run.find(Path(progress.prefix))) is not None:  # else it was removed since
             tags["dgnet.prefix_run"] = prefix.mlflow_run
-        connected.log_batch(run.mlflow_run, tags=[RunTag(name, value) for name, value in tags.items()])
+        tracked.tag(tags)

@@ -1,8 +1,9 @@
-"""MLflow, behind one face: connections, runs, and what is told of a run before and after it trains.
+"""MLflow, behind one face: a tracked run is one handle, from its opening to its end.
 
-What happens meanwhile goes through the journal; `shipping` takes it from there.
+What happens while a run trains goes through the journal; `shipping` takes it from there.
 """
 
+import json
 import logging
 import os
 import socket
@@ -10,32 +11,171 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
 
 import mlflow
 import requests
 from mlflow import MlflowClient
-from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import TrackingError
 from dgnet_platform.runs.provenance import code_version
-from dgnet_platform.runs.tracking_uri import SQLITE, database_of
+from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import SQLITE, database_of, is_gone
 from dgnet_platform.storage.files import lock
 
 Answer = TypeVar("Answer")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-AWAY = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+UNREACHABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 """What MLflow raises when its store or server does not answer."""
 PATIENCE, RETRY = 120.0, 3.0
 """Seconds that MLflow may be away when a run has to be opened, and between tries."""
 FOLDER_TAG, NAME_TAG = "dgnet.folder", "dgnet.name"
+
+_log = logging.getLogger(__name__)
+
+
+class TrackedRun:
+    """MLflow's run of a run's or a search's folder.
+
+    As a context it is closed when something goes wrong within: KILLED by Ctrl-C, else FAILED.
+    """
+
+    def __init__(self, uri: str, experiment: str, run_id: str):
+        """A handle of a run that exists; MLflow is not asked."""
+        self.uri, self.experiment, self.id = uri, experiment, run_id
+        self.client = client(uri)
+        self._closed = False
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """The handle of a run by its record."""
+        return cls(run.tracking_uri, run.mlflow_experiment, run.mlflow_run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and not self._closed:
+            self.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error))
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags; raises one of UNREACHABLE."""
+        self.client.log_batch(self.id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def log(self, figures: Mapping[str, float], step: int = 0) -> None:
+        """Log figures of this moment; raises one of UNREACHABLE."""
+        moment = int(time.time() * 1000)
+        self.client.log_batch(self.id, metrics=[Metric(name, value, moment, step) for name, value in figures.items()])
+
+    def log_file(self, path: Path) -> None:
+        """Keep a copy of a file among the run's artifacts; raises one of UNREACHABLE."""
+        self.client.log_artifact(self.id, str(path))
+
+    def log_picture(self, picture: Image.Image, file: str) -> None:
+        """Keep a picture under a path among the run's artifacts; raises one of UNREACHABLE."""
+        self.client.log_image(self.id, picture, artifact_file=file)
+
+    def running(self) -> set[str]:
+        """Ids of the runs of the same experiment that MLflow shows as running; raises one of UNREACHABLE."""
+        found = self.client.search_runs([self.experiment], "attributes.status = 'RUNNING'")
+        return {run.info.run_id for run in found}
+
+    def close(self, status: Status, reason: str = "") -> None:
+        """Mark the run as ended, and say why; one that has ended so already keeps its time.
+
+        Never raises because MLflow is away: the run then stays open there, and whoever closes it again succeeds.
+        """
+        self._closed = True
+        try:
+            if self.client.get_run(self.id).info.status != status:
+                if reason:
+                    self.client.set_tag(self.id, "dgnet.reason", reason[:500])
+                self.client.set_terminated(self.id, status)
+        except UNREACHABLE as error:
+            _log.warning("MLflow still shows run %s as running (%s)", self.id, _first_line(error))
+
+
+def open_run(
+    uri: str,
+    store: Store,
+    *,
+    name: str,
+    folder: Path,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    known: str | None = None,
+    resume: bool = True,
+    stop_asked: Callable[[], bool] | None = None,
+) -> TrackedRun:
+    """Find or make the MLflow run of a folder, in the experiment of its store.
+
+    One that was made for the folder but never written to is taken. One that was lost with its database file is
+    replaced: the journal fills the new one.
+
+    Args:
+        uri: MLflow's store or server.
+        store: what is trained on; the run is told of it.
+        name: of a new run.
+        folder: the run's.
+        params: of a new run.
+        tags: of a new run, beside those that tell where data and code come from.
+        known: id of the run that the folder has; None: none yet.
+        resume: mark a run that exists as running again.
+        stop_asked: MLflow may be away for PATIENCE seconds, unless this says that a stop was asked for;
+            None: it has to answer at once.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, the experiment or the run was deleted, or a server does not know it.
+    """
+
+    def attempt() -> TrackedRun:
+        connected, experiment = open_experiment(uri, f"dgnet-{store.info.dataset}")
+        run_id = known
+        if run_id is None or is_lost(connected, uri, run_id):
+            key = f"{socket.gethostname()}:{folder}"
+            run_id = _unwritten(connected, experiment, key, name)
+            _describe(connected, run_id, params, _provenance(store) | dict(tags), store)
+        elif resume:
+            connected.update_run(run_id, status="RUNNING")
+        return TrackedRun(uri, experiment, run_id)
+
+    return attempt() if stop_asked is None else _patiently(attempt, uri, stop_asked)
+
+
+def open_experiment(uri: str, name: str) -> tuple[MlflowClient, str]:
+    """A client, and the id of an experiment, which is made if need be.
+
+    Raises:
+        TrackingError: the store or server cannot be reached, or the experiment was deleted.
+    """
+    try:
+        with _alone(uri):
+            connected = client(uri)
+            found = connected.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"MLflow's experiment {name} at {uri} was deleted: restore it with `mlflow experiments restore"
+                    f" --experiment-id {found.experiment_id}`, or name another --tracking-uri"
+                )
+            return connected, found.experiment_id if found else connected.create_experiment(name, _artifacts(uri))
+    except UNREACHABLE as error:
+        remedy = "is the server running?" if uri.startswith("http") else "can it be written?"
+        if "error code 401" in str(error):
+            remedy = (
+                "it wants another user or password than those of MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or"
+                " ~/.mlflow/credentials"
+            )
+        raise TrackingError(f"MLflow at {uri} cannot be reached ({_first_line(error)}): {remedy}") from error
 
 
 def client(uri: str) -> MlflowClient:
@@ -50,109 +190,6 @@ def client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """A client, and the id of an experiment, which is made if need be.
-
-    Raises:
-        TrackingError: the store or server cannot be reached.
-    """
-    try:
-        with _alone(uri):
-            connected = client(uri)
-            found = connected.get_experiment_by_name(experiment)
-            if found is not None and found.lifecycle_stage != "active":
-                raise TrackingError(
-                    f"MLflow's experiment {experiment} at {uri} was deleted: restore it with `mlflow experiments"
-                    f" restore --experiment-id {found.experiment_id}`, or name another --tracking-uri"
-                )
-            return connected, found.experiment_id if found else connected.create_experiment(experiment, _place(uri))
-    except AWAY as error:
-        remedy = "is the server running?" if uri.startswith("http") else "can it be written?"
-        if "error code 401" in str(error):
-            remedy = (
-                "it wants another user or password than those of MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or"
-                " ~/.mlflow/credentials"
-            )
-        raise TrackingError(f"MLflow at {uri} cannot be reached ({_first_line(error)}): {remedy}") from error
-
-
-def patiently(call: Callable[[], Answer], uri: str, *, stop_asked: Callable[[], bool]) -> Answer:
-    """The answer of MLflow, also when it is away for a while.
-
-    Args:
-        call: asks MLflow.
-        uri: of MLflow.
-        stop_asked: whether somebody asked to stop, so that waiting is no use.
-
-    Raises:
-        TrackingError: it was away for PATIENCE, or until somebody asked to stop.
-        Exception: `call` raised it for another reason.
-    """
-    give_up = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return call()
-        except (*AWAY, TrackingError) as error:
-            if not _is_away(error):
-                raise
-            if time.monotonic() > give_up or stop_asked():
-                raise TrackingError(
-                    f"MLflow at {uri} was away for too long ({_first_line(error)}): start it, the same command goes on"
-                ) from error
-            time.sleep(RETRY)
-
-
-def open_run(
-    connected: MlflowClient,
-    experiment_id: str,
-    *,
-    name: str,
-    folder: Path,
-    params: Mapping[str, Any],
-    tags: dict[str, str],
-    store: Store,
-) -> str:
-    """Make the MLflow run of a run folder; returns its id. One that was made for it but never written to is taken.
-
-    Its tags are those given, and where data and code come from.
-    """
-    key = f"{socket.gethostname()}:{folder}"
-    found = connected.search_runs([experiment_id], f"tags.`{FOLDER_TAG}` = '{key}'", ViewType.ACTIVE_ONLY, 1)
-    if found and not found[0].data.metrics:
-        run_id = found[0].info.run_id  # whoever made it may not have told it all
-    else:
-        run_id = connected.create_run(experiment_id, run_name=name, tags={FOLDER_TAG: key, NAME_TAG: name}).info.run_id
-    values = [Param(key, str(value)) for key, value in params.items()]
-    labels = [RunTag(key, value) for key, value in (_provenance(store) | tags).items()]
-    for first in range(0, len(values), 100):
-        connected.log_batch(run_id, params=values[first : first + 100])
-    connected.log_batch(run_id, tags=labels)
-    data = MetaDataset(_StoreSource(store.location), name=store.info.dataset, digest=store.info.fingerprint[:36])
-    context = InputTag("mlflow.data.context", "training")
-    connected.log_inputs(run_id, [DatasetInput(data._to_mlflow_entity(), [context])])
-    return run_id
-
-
-def check_run(connected: MlflowClient, run_id: str) -> None:
-    """Check that MLflow still has a run.
-
-    Raises:
-        TrackingError: it does not know it any more, has it among the deleted ones, or does not answer.
-    """
-    try:
-        stage = connected.get_run(run_id).info.lifecycle_stage
-    except AWAY as error:
-        raise TrackingError(
-            f"MLflow run {run_id} cannot be gone on with ({_first_line(error)}): name the --tracking-uri it is tracked"
-            " by, or another --name for a new run"
-        ) from error
-    if stage != "active":
-        raise TrackingError(
-            f"MLflow run {run_id} was deleted: restore it with `mlflow runs restore --run-id {run_id}`, or pass another"
-            " --name for a new run"
-        )
-
-
 def is_lost(connected: MlflowClient, uri: str, run_id: str) -> bool:
     """Whether a run was lost with the database file that it was in: its journal can fill another one.
 
@@ -160,49 +197,81 @@ def is_lost(connected: MlflowClient, uri: str, run_id: str) -> bool:
         TrackingError: a server does not know it, it was deleted, or MLflow does not answer.
     """
     try:
-        check_run(connected, run_id)
-    except TrackingError as error:
-        if uri.startswith(SQLITE) and _is_unknown(error.__cause__):
+        stage = connected.get_run(run_id).info.lifecycle_stage
+    except UNREACHABLE as error:
+        if uri.startswith(SQLITE) and _is_unknown(error):
             return True
-        raise
+        raise TrackingError(
+            f"MLflow run {run_id} cannot be resumed ({_first_line(error)}): name the --tracking-uri it is tracked by,"
+            " or another --name for a new run"
+        ) from error
+    if stage != "active":
+        raise TrackingError(
+            f"MLflow run {run_id} was deleted: restore it with `mlflow runs restore --run-id {run_id}`, or pass another"
+            " --name for a new run"
+        )
     return False
 
 
-def _is_unknown(error: BaseException | None) -> bool:
-    """Whether MLflow answered that it has no such thing."""
-    return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+def uri_of(run: Run, uri: str) -> str:
+    """The URI that tracks a run: the one before, but `uri` if it knows the run too, because its server has moved there.
 
-
-def _is_away(error: BaseException) -> bool:
-    """Whether an error may pass when MLflow is asked again."""
-    cause = error.__cause__ if isinstance(error, TrackingError) else error
-    return isinstance(cause, AWAY) and not _is_unknown(cause)
-
-
-def uri_of(run_id: str, uri: str, before: str) -> str:
-    """The URI that tracks a run: `uri` if it knows the run, because its server has moved there, else the one before."""
-    if uri == before:
+    Where the database file of before is gone, it is `uri`.
+    """
+    if uri == run.tracking_uri or is_gone(run.tracking_uri):
         return uri
     try:
-        client(uri).get_run(run_id)
-    except AWAY:
-        return before
+        client(uri).get_run(run.mlflow_run)
+    except UNREACHABLE:
+        return run.tracking_uri
     return uri
 
 
-def reopen_run(connected: MlflowClient, run_id: str) -> None:
-    """Mark a run as running again; errors as `check_run`."""
-    check_run(connected, run_id)
-    connected.update_run(run_id, status="RUNNING")
+def _patiently(call: Callable[[], Answer], uri: str, stop_asked: Callable[[], bool]) -> Answer:
+    """The answer of MLflow, also when it is away for a while.
+
+    Raises:
+        TrackingError: it was away for PATIENCE, or until a stop was asked for.
+        Exception: `call` raised it for another reason.
+    """
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except (*UNREACHABLE, TrackingError) as error:
+            cause = error.__cause__ if isinstance(error, TrackingError) else error
+            if not isinstance(cause, UNREACHABLE) or _is_unknown(cause):
+                raise  # asking again would not help
+            if time.monotonic() > give_up or stop_asked():
+                raise TrackingError(
+                    f"MLflow at {uri} was away for too long ({_first_line(error)}): start it, the same command resumes"
+                ) from error
+            time.sleep(RETRY)
 
 
-def close_run(connected: MlflowClient, run_id: str, status: Status, reason: str = "") -> None:
-    """Mark a run as ended, and say why; one that has ended so already keeps its time."""
-    if connected.get_run(run_id).info.status == status:
-        return
-    if reason:
-        connected.set_tag(run_id, "dgnet.reason", reason)
-    connected.set_terminated(run_id, status)
+def _unwritten(connected: MlflowClient, experiment: str, key: str, name: str) -> str:
+    """The id of a run for a folder, new or made but never written to: whoever made it was killed."""
+    found = connected.search_runs([experiment], f"tags.`{FOLDER_TAG}` = '{key}'", ViewType.ACTIVE_ONLY, 1)
+    if found and not found[0].data.metrics:
+        return found[0].info.run_id
+    return connected.create_run(experiment, run_name=name, tags={FOLDER_TAG: key, NAME_TAG: name}).info.run_id
+
+
+def _describe(
+    connected: MlflowClient, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str], store: Store
+) -> None:
+    """Tell MLflow what a run is; again changes nothing."""
+    values = [Param(name, str(value)) for name, value in params.items()]
+    for first in range(0, len(values), 100):  # MLflow takes no more at once
+        connected.log_batch(run_id, params=values[first : first + 100])
+    connected.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+    data = Dataset(
+        name=store.info.dataset,
+        digest=store.info.fingerprint[:36],
+        source_type="dgnet_store",
+        source=json.dumps({"uri": store.location}),
+    )
+    connected.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
 
 
 def _provenance(store: Store) -> dict[str, str]:
@@ -218,43 +287,7 @@ def _provenance(store: Store) -> dict[str, str]:
     }
 
 
-class _StoreSource(FileSystemDatasetSource):
-    """Where a store is, as MLflow wants to be told."""
-
-    def __init__(self, location: str):
-        self._location = location
-
-    @property
-    def uri(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._location
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "dgnet_store"
-
-    def load(self, dst_path: str | None = None) -> str:  # noqa: ARG002
-        """The store's location; stores are not copied."""
-        return self._location
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:  # noqa: ARG004
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> "FileSystemDatasetSource":
-        raise TypeError(f"{raw_source!r} is no store")
-
-    def to_dict(self) -> dict[Any, Any]:
-        """The location, as JSON holds it."""
-        return {"uri": self._location}
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[Any, Any]) -> "FileSystemDatasetSource":
-        """What `to_dict` was given."""
-        return cls(source_dict["uri"])
-
-
-def _place(uri: str) -> str | None:
+def _artifacts(uri: str) -> str | None:
     """Where an experiment's artifacts go: beside a database; a server decides for itself."""
     return (database_of(uri).parent / "mlflow-artifacts").as_uri() if uri.startswith(SQLITE) else None
 
@@ -269,6 +302,11 @@ def _alone(uri: str) -> Iterator[None]:
     with Path(f"{database_of(uri)}.lock").open("w") as file:
         lock(file)
         yield
+
+
+def _is_unknown(error: BaseException | None) -> bool:
+    """Whether MLflow answered that it has no such thing."""
+    return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,17 +20,18 @@ from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.checkpoint import load_networks
 from dgnet_platform.runs.run import RESULTS, Run
 from dgnet_platform.tracking import serving
+from dgnet_platform.tracking.client import TrackedRun
 
 MODEL_TAG = "dgnet.model"
 """Tag of a run with the id of its published model."""
 _NEEDED = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "mlflow")
 
 
-def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str | None) -> str:
+def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str | None) -> str:
     """Log results and model of a finished run; what is there already is left alone.
 
     Args:
-        connected: to the run's MLflow.
+        tracked: the run in MLflow.
         run: finished and evaluated.
         checkpoint: its last one.
         register: name in the model registry; None: not registered.
@@ -38,6 +39,7 @@ def publish(connected: MlflowClient, run: Run, checkpoint: Path, register: str |
     Returns:
         The model's URI; none for a method that describes nobody.
     """
+    connected = tracked.client
     tags = connected.get_run(run.mlflow_run).data.tags
     if MODEL_TAG in tags:
         uri = f"models:/{tags[MODEL_TAG]}"
@@ -94,7 +96,7 @@ def _log_model(run: Run, checkpoint: Path) -> str:
 
 
 def _example() -> bytes:
-    """A picture of nobody."""
+    """A grey picture."""
     file = io.BytesIO()
     Image.new("RGB", (64, 128), (128, 128, 128)).save(file, "JPEG")
     return file.getvalue()

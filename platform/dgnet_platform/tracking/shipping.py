@@ -24,13 +24,12 @@ from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from PIL import Image
 
-from dgnet_core.methods import method_of
 from dgnet_platform.runs.archive import archive_of, follow
 from dgnet_platform.runs.checkpoint import CheckpointError, checkpoints, read_meta
 from dgnet_platform.runs.journal import Entry, Tail, read
 from dgnet_platform.runs.run import Run
 from dgnet_platform.storage.files import lock
-from dgnet_platform.tracking.client import AWAY, client
+from dgnet_platform.tracking.client import UNREACHABLE, client
 
 BATCH = 1000
 """Metrics in a request; MLflow takes no more."""
@@ -47,7 +46,7 @@ _log = logging.getLogger(__name__)
 class Shipper:
     """The shipping process of a run, as the training process sees it.
 
-    It takes seconds to start, so a process that trains one trial after the other keeps it for the next.
+    It takes seconds to start, so a process that trains one run after the other keeps it for the next.
     """
 
     _idle: ClassVar["Shipper | None"] = None
@@ -136,7 +135,7 @@ def ship(run: Run, finished: Callable[[], bool], *, patience: float = PATIENCE, 
                             return True
                         if not entries:
                             _pause(POLL, finished)
-                except AWAY as error:
+                except UNREACHABLE as error:
                     _log.warning("MLflow at %s does not take the journal, trying again: %s", run.tracking_uri, error)
                     if finished():
                         give_up = min(give_up, time.monotonic() + patience)
@@ -160,7 +159,7 @@ def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
     batch: list[Metric] = []
     for entry in entries:
         for name, file in entry.pictures.items():
-            if not (run.folder / file).exists():  # somebody removed it
+            if not (run.folder / file).exists():  # it was removed
                 continue
             try:
                 with Image.open(run.folder / file) as opened:
@@ -181,12 +180,10 @@ def _send(connected: MlflowClient, run: Run, entries: list[Entry]) -> None:
 
 
 def _since_warmup(run: Run, entry: Entry) -> list[Metric]:
-    """A trial's figures by iterations since its own warm-up: where trials of a search can be compared."""
-    model = run.experiment.model
-    clock = method_of(model).clock
-    if run.role != "trial" or clock is None:
+    """Validation figures by iterations since the run's own warm-up, where its record asks for them."""
+    if run.counted_from is None:
         return []
-    step = entry.iteration - clock(model).start
+    step = entry.iteration - run.counted_from
     figures = {name: value for name, value in entry.metrics.items() if name.startswith("val/")}
     return [Metric(f"since_warmup/{name}", value, entry.time, step) for name, value in figures.items()]
 
@@ -241,10 +238,10 @@ class _Models:
 
 
 def _archive(run: Run, over: Callable[[], bool]) -> None:
-    """Copy a run to its archive until it is over; others may start from any checkpoint of a prefix."""
+    """Copy a run to its archive until it is over."""
     archive = archive_of(run.experiment)
     if archive is not None:
-        follow(archive, run.folder, over, prune=run.role != "prefix")
+        follow(archive, run.folder, over, prune=not run.keeps_all)
 
 
 def main(folder: str) -> int:

@@ -54,7 +54,7 @@ def average_statistics(state: State, share: float) -> None:
     average([*statistics, *state.memory.values()], share)
 
 
-def agree(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     if ranks()[1] == 1:
         return value

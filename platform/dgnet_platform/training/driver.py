@@ -5,27 +5,38 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mlflow import MlflowClient
 from ray.train import TrainingFailedError
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
-from dgnet_platform.compute import cluster as machines
+from dgnet_platform.compute import cluster
 from dgnet_platform.data.cache import cached
+from dgnet_platform.data.store import Store
 from dgnet_platform.errors import TrainingError
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import teacher_of
-from dgnet_platform.runs.run import RESULTS, Outcome, Run, training_alone
-from dgnet_platform.runs.tracking_uri import default_uri, is_gone
+from dgnet_platform.runs.run import RESULTS, Ending, Outcome, Run, training_alone
+from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.storage.serialize import flat, to_dict
-from dgnet_platform.tracking import client as tracking
-from dgnet_platform.tracking.models import publish
+from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run, uri_of
+from dgnet_platform.tracking.models import publish_model
 from dgnet_platform.tracking.shipping import ship
-from dgnet_platform.training import trainer as launch
+from dgnet_platform.training import trainer
 from dgnet_platform.training.display import Display
-from dgnet_platform.training.interrupts import elsewhere, stopping
-from dgnet_platform.training.plan import TrainingPlan, check_storage, make_plan, named_teacher, outcome_of_finished
+from dgnet_platform.training.interrupts import in_thread, stop_on_signals
+from dgnet_platform.training.plan import (
+    NamedRun,
+    TrainingPlan,
+    check_room,
+    check_storage,
+    make_plan,
+    name_run,
+    named_teacher,
+)
+
+_STATUS: dict[Ending, Status] = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}
+"""MLflow's words for how a run ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +63,17 @@ def train(
     experiment: AnyExperiment,
     *,
     console: Console,
+    store: Store | None = None,
     origin: Path | None = None,
-    fork: bool = False,
     register: str | None = None,
 ) -> TrainedRun:
-    """Train, or go on with, the run that an experiment describes; a finished one is only looked at.
+    """Train, or resume, the run that an experiment describes; a finished one is only looked at.
 
     Args:
         experiment: what to train. DG-Net's teacher `auto` is trained first.
         console: where progress is shown.
-        origin: a checkpoint that a new run starts from.
-        fork: if the run of that name has other settings, start a new one from its newest checkpoint.
+        store: the experiment's, if it is open.
+        origin: a checkpoint that a new run starts from; its settings may be others.
         register: publish the finished model in MLflow's registry under this name.
 
     Raises:
@@ -72,48 +83,48 @@ def train(
     Returns:
         How the run stands, or its teacher, if that was stopped.
     """
-    teacher = _train_teacher(experiment, console)
+    store = store or Store.open(experiment.data)
+    teacher = _train_teacher(experiment, store, console)
     if isinstance(teacher, TrainedRun):
         return teacher  # stopped before it was finished
-    while True:
-        plan = make_plan(experiment, teacher=teacher, origin=origin, fork=fork)
-        check_storage(plan)
-        with training_alone(plan.folder):
-            if _bring_back(plan, console):
-                continue  # now there is a run to go on with, or to fork from
-            connected, run = _track(plan)
-            outcome = outcome_of_finished(run)
+    named = name_run(experiment, teacher=teacher, origin=origin, store=store)
+    check_storage(named)
+    with training_alone(named.folder):
+        _bring_back(named, console)
+        plan = make_plan(named)
+        check_room(plan)
+        with _track(plan) as tracked:
+            run = _record(plan, tracked)
+            outcome = plan.outcome
             if outcome is None:
                 _bring_store(plan, console)
-                outcome = _launch(connected, run, console)
-            return _end(connected, run, outcome, register, console)
+                outcome = _fit(run, console)
+            return _end(tracked, run, outcome, register, console)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Before
 
 
-def _train_teacher(experiment: AnyExperiment, console: Console) -> Path | TrainedRun | None:
-    """The teacher that a run needs, trained now if it is not there; if that was stopped, how it stands."""
+def _train_teacher(experiment: AnyExperiment, store: Store, console: Console) -> Path | TrainedRun | None:
+    """The teacher that a run needs, trained now if it is missing; if that was stopped, how it stands."""
     if not (isinstance(experiment, TaughtExperiment) and experiment.model.needs_teacher):
         return None
     if experiment.teacher != "auto":
         return named_teacher(experiment)
-    trained = train(teacher_of(experiment), console=console)
+    trained = train(teacher_of(experiment), store=store, console=console)
     return trained.checkpoint if trained.outcome.ending == "finished" else trained
 
 
-def _bring_back(plan: TrainingPlan, console: Console) -> bool:
-    """Bring back from the archive what is lost of a run; returns whether there was anything."""
-    archive = archive_of(plan.experiment)
-    if archive is None or not archive.fetch(plan.folder):
-        return False
-    console.print(f"Brought run {plan.folder.name} back from {archive.location}.", highlight=False, soft_wrap=True)
-    return True
+def _bring_back(named: NamedRun, console: Console) -> None:
+    """Bring back from the archive what is lost of a run."""
+    archive = archive_of(named.experiment)
+    if archive is not None and archive.fetch(named.folder):
+        console.print(f"Brought run {named.folder.name} back from {archive.location}.", highlight=False, soft_wrap=True)
 
 
 def _bring_store(plan: TrainingPlan, console: Console) -> None:
-    """Download the store, if it is not here, in sight; workers do so by themselves."""
+    """Download the store, if it is elsewhere, in sight; workers do so by themselves."""
     if plan.experiment.most_workers:
         return
     with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console, transient=True) as bar:
@@ -121,40 +132,40 @@ def _bring_store(plan: TrainingPlan, console: Console) -> None:
         cached(plan.store, lambda done, total: bar.update(task, completed=done, total=total, visible=True))
 
 
-def _track(plan: TrainingPlan) -> tuple[MlflowClient, Run]:
-    """The run's record and its MLflow run, new or opened again."""
-    experiment = plan.experiment
-    existing = plan.existing
+def _track(plan: TrainingPlan) -> TrackedRun:
+    """The run in MLflow, new or opened again."""
+    experiment, existing = plan.experiment, plan.existing
     uri = experiment.tracking_uri or default_uri(experiment.storage)
-    if existing is not None and not experiment.tracking_uri and not is_gone(existing.tracking_uri):
-        uri = tracking.uri_of(existing.mlflow_run, uri, existing.tracking_uri)
-    connected, mlflow_experiment = tracking.connect(uri, f"dgnet-{plan.store.info.dataset}")
-    teacher = str(plan.teacher) if plan.teacher else None
-    if existing is not None and not tracking.is_lost(connected, uri, existing.mlflow_run):
-        run = replace(existing, experiment=experiment, teacher=teacher, tracking_uri=uri)
+    if existing is not None and not experiment.tracking_uri:
+        uri = uri_of(existing, uri)
+    return open_run(
+        uri,
+        plan.store,
+        name=plan.folder.name,
+        folder=plan.folder,
+        params=flat(to_dict(experiment)),
+        tags=_tags(plan),
+        known=existing.mlflow_run if existing is not None else None,
+        resume=plan.outcome is None,
+    )
+
+
+def _record(plan: TrainingPlan, tracked: TrackedRun) -> Run:
+    """The run's record as it holds from now on, saved."""
+    now = {
+        "experiment": plan.experiment,
+        "teacher": str(plan.teacher) if plan.teacher else None,
+        "tracking_uri": tracked.uri,
+        "mlflow_experiment": tracked.experiment,
+        "mlflow_run": tracked.id,
+    }
+    if plan.existing is not None:
+        run = replace(plan.existing, **now)
     else:
-        config = to_dict(experiment)
-        run_id = tracking.open_run(
-            connected,
-            mlflow_experiment,
-            name=plan.folder.name,
-            folder=plan.folder,
-            params=flat(config),
-            tags=_tags(plan),
-            store=plan.store,
-        )
-        run = Run(
-            folder=plan.folder,
-            experiment=experiment,
-            identity=plan.identity.values() if existing is None else existing.identity,
-            teacher=teacher,
-            origin=str(plan.origin) if plan.origin else None,
-            tracking_uri=uri,
-            mlflow_experiment=mlflow_experiment,
-            mlflow_run=run_id,
-        )
+        origin = str(plan.origin) if plan.origin else None
+        run = Run(folder=plan.folder, identity=plan.identity.values(), origin=origin, **now)
     run.save()
-    return connected, run
+    return run
 
 
 def _tags(plan: TrainingPlan) -> dict[str, str]:
@@ -176,49 +187,40 @@ def _tags(plan: TrainingPlan) -> dict[str, str]:
 # Meanwhile and afterwards
 
 
-def _launch(connected: MlflowClient, run: Run, console: Console) -> Outcome:
-    """Train a run; whatever goes wrong is told to MLflow too."""
-    run.forget_stop()
-    tracking.reopen_run(connected, run.mlflow_run)
-    try:
-        if run.experiment.most_workers:
-            machines.connect()
-            machines.check_room(run.experiment.workers, _room_for(run))
-            machines.check_tracking(run.tracking_uri)
-        return _fit(run, console)
-    except BaseException as error:
-        _close(connected, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", str(error), console)
-        raise
-
-
 def _fit(run: Run, console: Console) -> Outcome:
     """Train, while a thread shows progress.
 
     Without workers this thread trains, whatever it is: two threads of one process that both use PyTorch's CPU threads
     halve each other's speed, even when only one of them does so at a time (OpenMP counts the threads of both).
     """
-    fit = launch.build_trainer(run).fit
-    with Display(run, console) as display, stopping(run, display.say, "saves at the next iteration and stops"):
+    run.forget_stop()
+    experiment = run.experiment
+    if experiment.most_workers:
+        cluster.join_ray()
+        cluster.check_capacity(experiment.workers, _needed(run))
+        cluster.check_tracking(run.tracking_uri)
+    fit = trainer.build_trainer(run).fit
+    with Display(run, console) as display, stop_on_signals(run, display.say, "saves at the next iteration and stops"):
         try:
-            result = elsewhere(fit, partial(_say_waiting, run, display)) if run.experiment.most_workers else fit()
+            result = in_thread(fit, partial(_say_waiting, run, display)) if experiment.most_workers else fit()
         except TrainingFailedError as error:
-            raise TrainingError(launch.cause(error)) from error
+            raise TrainingError(trainer.cause(error)) from error
     return Outcome(**result.return_value)  # pyright: ignore[reportCallIssue]
 
 
 def _say_waiting(run: Run, display: Display) -> None:
     """As long as the workers have not begun, show what they may be waiting for."""
     if display.waiting:
-        display.say(f"waiting for workers: {_room_for(run)}")
+        display.say(f"waiting for workers: {_needed(run)}")
 
 
-def _room_for(run: Run) -> machines.Room:
+def _needed(run: Run) -> cluster.Capacity:
     """What a run's workers need at least, and what the cluster has now."""
-    return machines.room_for(run.experiment.fewest_workers, run.experiment.gpus)
+    return cluster.capacity_for(run.experiment.fewest_workers, run.experiment.gpus)
 
 
-def _end(connected: MlflowClient, run: Run, outcome: Outcome, register: str | None, console: Console) -> TrainedRun:
-    """Close the MLflow run; publish what a finished one has."""
+def _end(tracked: TrackedRun, run: Run, outcome: Outcome, register: str | None, console: Console) -> TrainedRun:
+    """Publish what a finished run has, and close it in MLflow."""
     if not ship(run, lambda: True, patience=5):
         console.print(
             f"MLflow at {run.tracking_uri} does not answer. Nothing is lost: the same command sends the rest.",
@@ -233,21 +235,13 @@ def _end(connected: MlflowClient, run: Run, outcome: Outcome, register: str | No
             style="yellow",
             soft_wrap=True,
         )
-    trained, uri = TrainedRun(run=run, outcome=outcome), None
+    trained = TrainedRun(run=run, outcome=outcome)
     if outcome.ending == "finished":
         try:
-            uri = publish(connected, run, trained.checkpoint, register)
-        except tracking.AWAY as error:
+            trained = replace(trained, model_uri=publish_model(tracked, run, trained.checkpoint, register))
+        except UNREACHABLE as error:
             console.print(f"The model is not in MLflow yet ({error}): run the same command again", style="yellow")
-    status = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}[outcome.ending]
-    _close(connected, run, status, outcome.reason or outcome.ending, console)
+    tracked.close(_STATUS[outcome.ending], outcome.reason or outcome.ending)
     if outcome.ending == "diverged":
         raise TrainingError(f"run {run.name}: {outcome.reason}")
-    return replace(trained, model_uri=uri)
-
-
-def _close(connected: MlflowClient, run: Run, status: str, reason: str, console: Console) -> None:
-    try:
-        tracking.close_run(connected, run.mlflow_run, status, reason[:500])  # pyright: ignore[reportArgumentType]
-    except tracking.AWAY:
-        console.print(f"MLflow still shows run {run.name} as running: it did not answer", style="yellow")
+    return trained

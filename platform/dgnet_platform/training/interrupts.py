@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 Answer = TypeVar("Answer")
 
 
-def elsewhere(fit: Callable[[], Answer], meanwhile: Callable[[], None] = lambda: None) -> Answer:
+def in_thread(fit: Callable[[], Answer], meanwhile: Callable[[], None] = lambda: None) -> Answer:
     """Call Ray's `fit` in another thread, and `meanwhile` now and then in this one.
 
     In the main thread Ray would take Ctrl-C for itself.
@@ -37,7 +37,7 @@ class Stoppable(Protocol):
 
     @property
     def stop_asked(self) -> bool:
-        """Whether somebody asked for it."""
+        """Whether that was asked for."""
         ...
 
     def ask_to_stop(self) -> None:
@@ -46,7 +46,7 @@ class Stoppable(Protocol):
 
 
 @contextmanager
-def stopping(job: Stoppable, say: Callable[[str], None], what: str) -> Iterator[None]:
+def stop_on_signals(job: Stoppable, say: Callable[[str], None], what: str) -> Iterator[None]:
     """On Ctrl-C or SIGTERM a job saves and stops, and it is said; on the second one this command ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -14,7 +14,7 @@ from dgnet_core.learning.health import raise_fault
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.journal import Journal, read
 from dgnet_platform.runs.run import Outcome, Run
-from dgnet_platform.training.collectives import agree, average, check_same, ranks
+from dgnet_platform.training.collectives import average, broadcast, check_same, ranks
 from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.validation import Validator, save_pictures
 
@@ -44,7 +44,7 @@ def run_loop(
         learner: this rank's part.
         validator: called on rank 0.
         report: called on every rank with the newest figures whenever the run was evaluated or saved.
-        judge: asked at the iterations of `evaluate_also`, once they are evaluated; again when the run goes on there.
+        judge: asked at the iterations of `evaluate_also`, once they are evaluated; again when the run resumes there.
         asked_to_stop: called on every rank; whether the run has to save and end. By default, its stop file exists.
         leaving: called on every rank; whether a node of the run will soon be taken away, so that it has to save.
 
@@ -106,7 +106,7 @@ def run_loop(
 def _verdict(run: Run, judge: Judge | None, iteration: int, metrics: Mapping[str, float] | None) -> str:
     """Why the run has to stop at an iteration, or nothing: the same on every rank.
 
-    Without metrics those of the journal are taken: the run goes on where it was perhaps told to stop.
+    Without metrics those of the journal are taken: the run resumes where it was perhaps told to stop.
     """
     if iteration not in run.experiment.evaluate_also:
         return ""
@@ -115,7 +115,7 @@ def _verdict(run: Run, judge: Judge | None, iteration: int, metrics: Mapping[str
         if metrics is None:
             metrics = next((entry.metrics for entry in read(run.folder) if entry.iteration == iteration), None)
         reason = judge(iteration, metrics) if metrics is not None else ""
-    return agree(reason)
+    return broadcast(reason)
 
 
 def _fault(learner: Learner) -> str:
@@ -138,6 +138,8 @@ def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, f
         world_size=ranks()[1],
         metrics=metrics,
     )
+    if run.keeps_all:
+        return
     best = validator.objective if run.experiment.hold_out else None
     checkpoint.prune(run.folder, keep_last=run.experiment.keep, keep_best=best)
 
@@ -179,7 +181,7 @@ class _Window:
 
 
 def _title(name: str) -> str:
-    """A step's metric as it is tracked: grouped by a prefix."""
+    """A step's metric as it is tracked: by its group."""
     if name.startswith("grad_"):
         return f"gradient/{name.removeprefix('grad_')}"
     return f"loss/{name}" if name[:2] in ("L_", "D_") else f"health/{name}"

@@ -25,24 +25,44 @@ from dgnet_platform.storage.serialize import differences, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """What a command will do."""
+class NamedRun:
+    """Which run an experiment is: all that decides its result, and its folder."""
 
     experiment: AnyExperiment
+    """With locations that hold everywhere, and the run's name."""
     store: Store
     identity: Identity
     folder: Path
     teacher: Path | None
     origin: Path | None
+    """The checkpoint that a new run starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan(NamedRun):
+    """What a command will do."""
+
     existing: Run | None
-    """The run that will be gone on with; None: a new one."""
+    """The run that will be resumed; None: a new one."""
+    outcome: Outcome | None
+    """How the run ended, if it is trained and evaluated; None: there is something to do."""
 
 
-def make_plan(
-    experiment: AnyExperiment, *, teacher: Path | None, origin: Path | None = None, fork: bool = False
-) -> TrainingPlan:
-    """Find out what an experiment comes down to; changes nothing. Arguments and errors as for `train`."""
-    store = Store.open(experiment.data)
+def name_run(
+    experiment: AnyExperiment, *, teacher: Path | None, origin: Path | None = None, store: Store | None = None
+) -> NamedRun:
+    """Find out which run an experiment is; changes nothing, and does not look into the run's folder.
+
+    Args:
+        experiment: what to train.
+        teacher: the checkpoint, or the release's file, that labels generated images.
+        origin: a checkpoint that a new run starts from, with its iteration and optimisers; its settings may be others.
+        store: the experiment's, if it is open.
+
+    Raises:
+        ExperimentError, StoreError, CheckpointError: it cannot be trained as asked.
+    """
+    store = store or Store.open(experiment.data)
     experiment = replace(
         experiment,
         data=absolute(experiment.data),
@@ -51,84 +71,76 @@ def make_plan(
         tracking_uri=usable(experiment.tracking_uri),
     )
     _check_data(experiment, store)
-    digest = None
-    if teacher is not None:
-        known = open_teacher(teacher).config.num_classes
-        if known != experiment.model.num_classes:
-            raise ExperimentError(
-                f"teacher {teacher} knows {known} identities, {store.location} has {experiment.model.num_classes} to"
-                " train on: name one that was trained on the same data, or use --teacher auto"
-            )
-        digest = digest_of(teacher)
-
-    def named(origin: Path | None, name: str) -> tuple[Identity, Path]:
-        identity = identity_of(
-            experiment,
-            dataset=store.info.dataset,
-            fingerprint=store.info.fingerprint,
-            teacher=digest,
-            origin=None if origin is None else digest_of(origin),
-        )
-        return identity, folder_of(experiment.storage, name or identity.name)
-
     if origin is not None and not origin.exists():
         raise ExperimentError(
-            f"--resume-from {origin} does not exist; a run that was begun from it goes on by its --name, without this"
+            f"--resume-from {origin} does not exist; a run that was begun from it resumes by its --name, without this"
         )
-    identity, folder = named(origin, experiment.name)
-    existing = Run.find(folder)
-    changed = {} if existing is None else differences(existing.identity, identity.values())
-    if origin is None:
-        changed.pop("origin", None)  # a run that was begun from a checkpoint has it by now
-    if existing is not None and changed:
-        listed = "\n".join(f"  {path}: {before!r} -> {after!r}" for path, (before, after) in changed.items())
-        if not fork:
-            raise ExperimentError(
-                f"run {existing.name} exists and has other settings:\n{listed}\n"
-                "Pass --fork to start a new run from its newest checkpoint, or another --name to start from scratch"
-            )
-        origin = checkpoint.newest(folder, set_aside=False)
-        if origin is None:
-            raise ExperimentError(f"run {existing.name} has no checkpoint to fork from: pass another --name")
-        identity, _ = named(origin, "")
-        _, folder = named(origin, f"{existing.name}-{identity.name[-8:]}")
-        existing = Run.find(folder)
-    if existing is None and origin is not None:
-        _check_origin(origin, experiment)
-    if existing is not None and outcome_of_finished(existing) is None:
-        _check_workers(existing, experiment)
-    return TrainingPlan(
+    identity = identity_of(
+        experiment,
+        dataset=store.info.dataset,
+        fingerprint=store.info.fingerprint,
+        teacher=None if teacher is None else _checked_teacher(teacher, experiment.model.num_classes, store),
+        origin=None if origin is None else digest_of(origin),
+    )
+    folder = folder_of(experiment.storage, experiment.name or identity.name)
+    return NamedRun(
         experiment=replace(experiment, name=folder.name),
         store=store,
         identity=identity,
         folder=folder,
         teacher=teacher,
-        origin=origin if existing is None else Path(existing.origin) if existing.origin else None,
-        existing=existing,
+        origin=origin,
     )
 
 
-def check_storage(plan: TrainingPlan) -> None:
-    """Check that a run's folder and archive can be written, and that the folder holds what the run will keep.
+def make_plan(named: NamedRun) -> TrainingPlan:
+    """Find out what is left to do of a run; changes nothing.
 
     Raises:
-        ExperimentError: names the folder, and how much is missing.
+        ExperimentError: the run exists and has other settings, or cannot start from its origin.
+        CheckpointError: the origin is missing or damaged.
+    """
+    existing, origin = Run.find(named.folder), named.origin
+    outcome = None
+    if existing is not None:
+        _check_same(existing, named)
+        outcome = outcome_of_finished(existing)
+        if outcome is None:
+            _check_workers(existing, named.experiment)
+        origin = Path(existing.origin) if existing.origin else None
+    elif origin is not None:
+        _check_origin(origin, named.experiment)
+    return TrainingPlan(**vars(named) | {"origin": origin, "existing": existing, "outcome": outcome})
+
+
+def check_storage(named: NamedRun) -> None:
+    """Make a run's folder, and check that it and the archive can be written.
+
+    Raises:
+        ExperimentError: names the folder.
         RemoteError: names the archive.
     """
-    archive = archive_of(plan.experiment)
+    archive = archive_of(named.experiment)
     if archive is not None:
         archive.check()
     try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        probe = plan.folder / f".probe.{os.getpid()}"
+        named.folder.mkdir(parents=True, exist_ok=True)
+        probe = named.folder / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ExperimentError(f"--storage: {plan.folder} cannot be written ({error}): name another folder") from None
-    if plan.existing is not None and outcome_of_finished(plan.existing) is not None:
-        return
-    here = len(checkpoint.checkpoints(plan.folder))
-    check_free(plan.folder, plan.experiment.model, max(1, plan.experiment.keep + 2 - here))  # the best, a half one
+        raise ExperimentError(f"--storage: {named.folder} cannot be written ({error}): name another folder") from None
+
+
+def check_room(plan: TrainingPlan) -> None:
+    """Check that a run's folder holds the checkpoints that the run will keep; a finished one needs no more.
+
+    Raises:
+        ExperimentError: names the folder, and how much is missing.
+    """
+    if plan.outcome is None:
+        here = len(checkpoint.checkpoints(plan.folder))
+        check_free(plan.folder, plan.experiment.model, max(1, plan.experiment.keep + 2 - here))  # the best, a half one
 
 
 def check_free(folder: Path, config: MethodConfig, count: int) -> None:
@@ -174,6 +186,42 @@ def outcome_of_finished(run: Run) -> Outcome | None:
 
 # ------------------------------------------------------------------------------------------------------------
 # What is refused
+
+
+def _checked_teacher(path: Path, classes: int, store: Store) -> str:
+    """A teacher's digest; one that is damaged or knows other identities is refused.
+
+    A checkpoint of ours says what it is in its record: its networks are only loaded by whoever uses them.
+    """
+    if path.is_dir():
+        meta = checkpoint.verify(path)
+        if method_of(meta.config).name != "teacher":
+            raise CheckpointError(f"{path} is a checkpoint of DG-Net: name a teacher's, made by jobs/train_teacher.py")
+        known = meta.config.num_classes
+    else:
+        known = open_teacher(path).config.num_classes
+    if known != classes:
+        raise ExperimentError(
+            f"teacher {path} knows {known} identities, {store.location} has {classes} to train on: name one that was"
+            " trained on the same data, or use --teacher auto"
+        )
+    return digest_of(path)
+
+
+def _check_same(existing: Run, named: NamedRun) -> None:
+    """Refuse to resume a run with other settings."""
+    changed = differences(existing.identity, named.identity.values())
+    if named.origin is None:
+        changed.pop("origin", None)  # a run that was begun from a checkpoint has it by now
+    if not changed:
+        return
+    listed = "\n".join(f"  {path}: {before!r} -> {after!r}" for path, (before, after) in changed.items())
+    newest = checkpoint.newest(existing.folder, set_aside=False)
+    start = f"--resume-from {newest} to start a new one from there, or " if newest is not None else ""
+    raise ExperimentError(
+        f"run {existing.name} exists and has other settings:\n{listed}\n"
+        f"Pass {start}nothing but these settings to start from scratch, both with another --name or none"
+    )
 
 
 def _check_origin(origin: Path, experiment: AnyExperiment) -> None:

@@ -21,7 +21,7 @@ def build_trainer(
 ) -> TorchTrainer:
     """Ray Train's trainer of a run; `fit()` trains from wherever the run is.
 
-    Ray's own folder holds nothing that a run needs. It starts failed workers again, and the loop goes on from the run's
+    Ray's own folder holds nothing that a run needs. It starts failed workers again, and the loop resumes from the run's
     newest whole checkpoint: Ray would forget one that was written just before a crash.
 
     Args:

@@ -46,7 +46,7 @@ class Validator:
     """Validates on a query and a gallery."""
 
     config: MethodConfig
-    prefix: str
+    group: str
     """Before the names of metrics: "val" for held-out training identities, "test" for query and gallery."""
     query: ImageSet
     gallery: ImageSet
@@ -91,12 +91,12 @@ class Validator:
         for feature, result in zip(features, results, strict=False):
             for figure, value in result.summary().items():
                 if not figure.startswith("queries"):
-                    metrics[f"{self.prefix}/{feature}/{figure}"] = value
+                    metrics[f"{self.group}/{feature}/{figure}"] = value
         if swept:
             by_beta = {b: r.mean_average_precision for b, r in zip(swept, results[len(features) :], strict=True)}
             best = max(by_beta, key=by_beta.__getitem__)
-            metrics |= {f"{self.prefix}/best/mAP": by_beta[best], f"{self.prefix}/best/beta": best}
-            metrics |= {f"{self.prefix}/mAP_by_beta/{b:g}": value for b, value in by_beta.items()}
+            metrics |= {f"{self.group}/best/mAP": by_beta[best], f"{self.group}/best/beta": best}
+            metrics |= {f"{self.group}/mAP_by_beta/{b:g}": value for b, value in by_beta.items()}
         beta = list(features.values())[-1]
         shown = _pictures_of(self.query), _pictures_of(self.gallery)
         validation.pictures["ranked"] = ranked_picture(trained.source, query, gallery, *shown, beta, QUERIES_SHOWN)
@@ -111,24 +111,24 @@ class Validator:
         if again:
             shown = _pictures_of(self.gallery)([row for pair in again for row in pair])
             scores = reconstruction(trained, shown, [(n, n + 1) for n in range(0, len(shown), 2)])
-            validation.metrics.update({f"{self.prefix}/reconstruction/{name}": value for name, value in scores.items()})
+            validation.metrics.update({f"{self.group}/reconstruction/{name}": value for name, value in scores.items()})
         if self.people is not None:
             pairs = choose_pairs([shot_of(name) for name in self.gallery.file_names], PAIRS)
             scores = fidelity(trained, self.people, pairs)["G(a_i, s_j)"] if pairs else {}
-            validation.metrics.update({f"{self.prefix}/swap/{name}": value for name, value in scores.items()})
+            validation.metrics.update({f"{self.group}/swap/{name}": value for name, value in scores.items()})
 
     @property
     def chooses_beta(self) -> bool:
         """Whether the weight of f_fine may be chosen here: not on query and gallery, which measure the choice."""
-        return len(method_of(self.config).features) > 1 and self.prefix == "val"
+        return len(method_of(self.config).features) > 1 and self.group == "val"
 
     @property
     def objective(self) -> str:
         """The metric to choose a checkpoint by: mAP of the best descriptor, or SSIM where nothing is described."""
         features = method_of(self.config).features
         if not features:
-            return f"{self.prefix}/reconstruction/SSIM"
-        return f"{self.prefix}/{'best' if self.chooses_beta else list(features)[-1]}/mAP"
+            return f"{self.group}/reconstruction/SSIM"
+        return f"{self.group}/{'best' if self.chooses_beta else list(features)[-1]}/mAP"
 
 
 def _pictures_of(images: ImageSet) -> PicturesOf:

@@ -27,7 +27,7 @@ from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.loading import load_teacher
 from dgnet_platform.runs.run import RESULTS, Run
 from dgnet_platform.tracking.shipping import Shipper
-from dgnet_platform.training.collectives import agree, gather, ranks
+from dgnet_platform.training.collectives import broadcast, gather, ranks
 from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.loop import run_loop
 from dgnet_platform.training.validation import Validator
@@ -65,11 +65,11 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     shipper = Shipper.start(folder) if rank == 0 else None
     try:
         outcome = run_loop(run, learner, validator, report=ray.train.report, judge=config.get("judge"))
-        if outcome.ending == "finished" and rank == 0 and run.role == "run":
+        if outcome.ending == "finished" and rank == 0 and run.evaluated_at_end:
             _evaluate(run, learner, device)
     finally:
         if shipper is not None:
-            shipper.finish(keep=run.role != "run")
+            shipper.finish(keep=not run.evaluated_at_end)
     return asdict(outcome)
 
 
@@ -87,20 +87,20 @@ def build_rank(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     images = load("train")
     if experiment.hold_out:
         split = validation_split(images)
-        images, query, gallery, prefix = split.train, split.query, split.gallery, "val"
+        images, query, gallery, group = split.train, split.query, split.gallery, "val"
     else:
-        query, gallery, prefix = (*map(load, ("query", "gallery")), "test") if rank == 0 else (images, images, "test")
-    validator = Validator(config=experiment.model, prefix=prefix, query=query, gallery=gallery, people=people_of(store))
+        query, gallery, group = (*map(load, ("query", "gallery")), "test") if rank == 0 else (images, images, "test")
+    validator = Validator(config=experiment.model, group=group, query=query, gallery=gallery, people=people_of(store))
     teacher = load_teacher(Path(run.teacher), device) if run.teacher is not None else None
     return Learner(experiment.model, images, device, teacher), validator
 
 
 def _restore(run: Run, learner: Learner) -> None:
-    """Go on from the run's newest whole checkpoint, or from the one it was forked from."""
-    found = agree(str(checkpoint.newest(run.folder) or "") if ranks()[0] == 0 else None) or run.origin
+    """Resume from the run's newest whole checkpoint, or from the one it was forked from."""
+    found = broadcast(str(checkpoint.newest(run.folder) or "") if ranks()[0] == 0 else None) or run.origin
     if found:
         checkpoint.load(Path(found), learner.state)
-        _log.warning("goes on from %s", found)
+        _log.warning("resumes from %s", found)
 
 
 def _host() -> str:
