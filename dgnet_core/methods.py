@@ -99,7 +99,7 @@ METHODS: dict[str, Method[Any, Any]] = {
                 "appearance": generator.interpolate_appearance,
                 "structure": generator.interpolate_structure,
             },
-            export=release.save_networks,
+            export=release.save_release,
             clock=dgnet_schedule.clock,
             warning=warning,
         ),

@@ -1,6 +1,7 @@
 """Where MLflow's tracking store is: strings only."""
 
 import os
+import shlex
 from pathlib import Path
 
 from dgnet_platform.errors import TrackingError
@@ -42,7 +43,7 @@ def is_gone(uri: str) -> bool:
 
 def ui_command(uri: str) -> str:
     """How to look at the runs: a command, or the server's address."""
-    return uri if uri.startswith("http") else f"uv run mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"uv run mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def database_of(uri: str) -> Path:

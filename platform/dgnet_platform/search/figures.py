@@ -88,15 +88,12 @@ def _importances(space: Space, rows: Sequence[TrialRow]) -> Figure:
         raise _Skipped("all results are equal")
     study, names = _study(space, finished)
     axes = plots.plot_param_importances(study, target_name=_MAP)
-    axes.get_legend().remove()
     return _dressed(axes, "What sets the best trials apart (PED-ANOVA)", 7.0, 2.2 + 0.4 * len(names))
 
 
 def _parallel_coordinates(space: Space, rows: Sequence[TrialRow]) -> Figure:
     study, names = _study(space, rows)
     axes = plots.plot_parallel_coordinate(study, names, target_name=_MAP)
-    if axes.get_legend() is not None:
-        axes.get_legend().remove()
     title = "Parameters and mAP, a line a trial (dotted: stopped early)"
     return _dressed(axes, title, max(7.0, 1.5 * len(names) + 3), 4.4)
 
@@ -114,7 +111,7 @@ def _history(space: Space, rows: Sequence[TrialRow]) -> Figure:
     axes = plots.plot_optimization_history(study, target_name=_MAP)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(["finished", "best so far"], loc="best")
-    return _dressed(axes, "Results in the order of the trials (gray: stopped early)", 7.0, 4.2)
+    return _dressed(axes, "Results in the order of the trials (gray: stopped early)", 7.0, 4.2, legend=True)
 
 
 def _front(rows: Sequence[TrialRow]) -> Figure:
@@ -129,7 +126,7 @@ def _front(rows: Sequence[TrialRow]) -> Figure:
         axes.annotate(
             str(row.number), (100 * (row.score or 0.0), row.second or 0.0), (5, 5), textcoords="offset points"
         )
-    return _dressed(axes, "The best compromises", 7.0, 4.2)
+    return _dressed(axes, "The best compromises", 7.0, 4.2, legend=True)
 
 
 def _study(space: Space, rows: Sequence[TrialRow], *, named: bool = True) -> tuple[optuna.Study, list[str]]:
@@ -154,10 +151,12 @@ def _study(space: Space, rows: Sequence[TrialRow], *, named: bool = True) -> tup
     return study, names
 
 
-def _dressed(axes: Axes, title: str, width: float, height: float) -> Figure:
+def _dressed(axes: Axes, title: str, width: float, height: float, *, legend: bool = False) -> Figure:
     """A figure of Optuna's with a title, a size and ticks that can be read."""
     figure = axes.figure
     assert isinstance(figure, Figure)
+    if not legend and (drawn := axes.get_legend()) is not None:
+        drawn.remove()
     figure.set_dpi(120)
     figure.set_size_inches(width, height)
     figure.set_layout_engine("constrained")

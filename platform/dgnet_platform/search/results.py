@@ -104,12 +104,12 @@ class Results:
         leaderboard(rows).to_csv(files[0], index=False)
         if number is not None:
             files.append(folder / "best.yaml")
-            files[1].write_text(self._settings_yaml(number))
+            files[1].write_text(self._settings_yaml(number), encoding="utf-8")
         for old in folder.glob("front-*.yaml"):
             old.unlink()
         for row in front(rows):
             files.append(folder / f"front-{row.number:03d}.yaml")
-            files[-1].write_text(self._settings_yaml(row.number))
+            files[-1].write_text(self._settings_yaml(row.number), encoding="utf-8")
         pictures = figures(self.plan.space, rows)
         for name, picture in pictures.items():
             (folder / "figures").mkdir(exist_ok=True)
