@@ -75,7 +75,7 @@ def run_in(folder: Path) -> tuple[Run, Learner, Validator]:
     images = ImageSet.load(store, "train", height=network.height, width=network.width)
     teacher = Teacher(network, experiment.model.num_classes)
     learner = Learner(experiment.model, images, torch.device("cpu"), teacher)
-    validator = Validator(config=experiment.model, prefix="val", query=images, gallery=images, people=None)
+    validator = Validator(config=experiment.model, group="val", query=images, gallery=images, people=None)
     return run, learner, validator
 
 

@@ -21,7 +21,7 @@ from dgnet_platform.runs.run import Run
 from dgnet_platform.search import tracked
 from dgnet_platform.search.config import METRIC, SearchConfig
 from dgnet_platform.search.driver import Search, TrialFeed
-from dgnet_platform.search.plan import METRIC, SearchConfig, plan_search
+from dgnet_platform.search.plan import plan_search
 from dgnet_platform.search.results import Results
 from dgnet_platform.search.space import Space
 from dgnet_platform.search.stopping import StoppingRule
@@ -174,7 +174,7 @@ def options(people_store, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--set", "alpha={low: 1, high: 0.1}"], "alpha: low = 1 is above high = 0.1"),
+        (["--set", "alpha={low: 1, high: 0.1}"], "`low <= high` must hold, but got (low=1.0, high=0.1)"),
         (["--set", "alpha={choices: []}"], "alpha: choices are empty"),
         (["--set", "alpha={choices: [[1]]}"], "numbers or texts are needed"),
         (["--name", "../up"], "name '../up': letters"),

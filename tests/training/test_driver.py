@@ -32,7 +32,7 @@ from dgnet_platform.tracking import client as tracking
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training import plan as training_plan
 from dgnet_platform.training.display import Display
-from dgnet_platform.training.driver import TrainingError, train
+from dgnet_platform.training.driver import train
 from dgnet_platform.training.plan import make_plan, name_run
 from tests.helpers.runs import CLASSES, QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
 from tests.helpers.servers import TrackingServer, wait_for

@@ -27,7 +27,7 @@ from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing, simu
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.search.study import FILE
 from dgnet_platform.storage.serialize import to_dict
-from dgnet_platform.training.driver import TrainingError, train
+from dgnet_platform.training.driver import train
 from dgnet_platform.training.interrupts import in_thread, stop_on_signals
 from dgnet_platform.training.plan import check_free, named_teacher
 

@@ -24,7 +24,6 @@ from dgnet_platform.search.plan import SearchPlan
 from dgnet_platform.search.study import DONE, Study
 from dgnet_platform.search.trial import Trial
 from dgnet_platform.search.trials import Trials
-from dgnet_platform.training.driver import TrainingError
 
 TUNE = "tune"
 """In a search's folder: what Ray Tune leaves."""

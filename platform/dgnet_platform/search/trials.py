@@ -13,7 +13,8 @@ from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
 from dgnet_platform.runs.run import Run
 from dgnet_platform.search import prefixes
-from dgnet_platform.search.plan import BETA, METRIC, SearchPlan
+from dgnet_platform.search.config import BETA, METRIC
+from dgnet_platform.search.plan import SearchPlan
 from dgnet_platform.search.stopping import RungJudge, rungs_of
 from dgnet_platform.search.study import Study
 from dgnet_platform.search.tracked import TrackedSearch
