@@ -3,7 +3,7 @@
 
 `uv run jobs/generate.py --checkpoint runs/market/checkpoint_00100000 --store data/market --out data/dg-market`
 `--workers 8 --gpus` makes it on a Ray cluster. The folder `--out` receives JPEGs, manifest.csv and manifest.parquet,
-in parts: the same command again goes on where it was stopped. The exit status is 0, 2 when something given cannot be
+in parts: the same command again resumes where it was stopped. The exit status is 0, 2 when something given cannot be
 used, 130 when it was stopped.
 """
 

@@ -3,7 +3,7 @@
 
 `uv run jobs/train_market.py` draws people, trains the teacher and DG-Net at laptop size, and evaluates.
 `uv run jobs/train_market.py --data data/market --preset paper --workers 4 --gpus` is the paper's run.
-The same command again goes on with the same run. Ctrl-C saves and stops.
+The same command again resumes the run. Ctrl-C saves and stops.
 The exit status is 0 when the run is finished, 130 when it was stopped, 2 when it was refused, 1 when it failed.
 """
 

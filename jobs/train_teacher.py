@@ -2,7 +2,7 @@
 """Train the re-id baseline, DG-Net's teacher: on drawn people with nothing prepared, or on a store of your own.
 
 `uv run jobs/train_teacher.py --data data/market --preset paper --workers 1 --gpus`
-jobs/train_market.py does this by itself; `--teacher run:ID` or `--teacher CHECKPOINT` there names another one.
+jobs/train_market.py does this by itself; `--teacher CHECKPOINT` there names another one.
 The exit status is as of jobs/train_market.py.
 """
 

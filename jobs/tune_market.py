@@ -5,7 +5,7 @@
 `uv run jobs/tune_market.py --data data/market --preset paper --trials 64 --gpus-per-trial 1` is the real search, and
 with --dry-run its plan. The first trial is the preset itself. Trials that are worse than others at equal distance from
 their own warm-up stop early, and what they have in common before it is trained once.
-The same command again goes on with the same search, also after a kill; --trials +16 adds some. Ctrl-C saves and stops.
+The same command again resumes the search, also after a kill; --trials +16 adds some. Ctrl-C saves and stops.
 The exit status is 0 when the search is finished, 130 when it was stopped, 2 when it was refused, 1 when it failed.
 """
 
