@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_the_step_by_itself_runs():
 
     labels = torch.arange(24) % 12
     pixels = torch.randint(256, (24, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    scope = {"labels": labels, "pixels": pixels}
+    scope: dict[str, Any] = {"labels": labels, "pixels": pixels}
     exec(block[1].replace("751", "12"), scope)
     assert scope["metrics"]["L_img1"] > 0
     assert scope["state"].iteration == 1

@@ -104,7 +104,7 @@ class Reference(inception.Inception3):
         plain = F.avg_pool2d
         monkeypatch.setattr(inception.F, "avg_pool2d", lambda x, **how: plain(x, count_include_pad=False, **how))
         self.Mixed_7c.register_forward_pre_hook(lambda *_: monkeypatch.setattr(inception.F, "avg_pool2d", F.max_pool2d))
-        self.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+        self.fc = nn.Identity()
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_the_network_is_torchvisions_with_three_changes(weights: Path, monkeypat
     assert expected.shape == (2, 2048)
     assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
     monkeypatch.undo()
-    unchanged.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    unchanged.fc = nn.Identity()
     unchanged.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("fc.")})
     with torch.no_grad():
         assert float((found - unchanged(x)).abs().max()) > 0.01 * float(expected.abs().max())

@@ -430,6 +430,7 @@ def test_a_teacher_of_other_identities_is_refused(finished, people_store, tmp_pa
     [
         ({"data": "/nowhere"}, StoreError, "/nowhere holds no store"),
         ({"teacher": "/nowhere.pth"}, CheckpointError, "/nowhere.pth"),
+        ({"teacher": "run:none"}, CheckpointError, "run:none"),
         ({"tracking_uri": "http://127.0.0.1:9"}, TrackingError, "http://127.0.0.1:9"),
         ({"tracking_uri": "mlflow.db"}, TrackingError, "--tracking-uri mlflow.db: name a server .* or sqlite:///FILE"),
         ({"tracking_uri": "http://me:secret@host"}, TrackingError, r"http://\.\.\.@host: without user and password"),

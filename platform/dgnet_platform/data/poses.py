@@ -293,7 +293,7 @@ def _lying(places: np.ndarray) -> float:
 def _implausible(places: np.ndarray, present: np.ndarray) -> dict[str, np.ndarray]:
     """By what looks wrong: (N,) bool, the pictures in which it does."""
     y = np.where(present, places[..., 1], np.nan)
-    joint = {name: y[:, number] for number, name in enumerate(JOINTS)}
+    joint: dict[str, np.ndarray] = {name: y[:, number] for number, name in enumerate(JOINTS)}
     shoulders, hips, ankles = (
         (joint[f"right {part}"] + joint[f"left {part}"]) / 2 for part in ("shoulder", "hip", "ankle")
     )

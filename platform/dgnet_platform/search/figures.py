@@ -118,7 +118,7 @@ def _front(rows: Sequence[TrialRow]) -> Figure:
     rated = [row for row in rows if row.state == FINISHED and row.score is not None and row.second is not None]
     if not rated:
         raise _Skipped("no finished trial has two results")
-    study = optuna.create_study(directions=["maximize"] * 2)
+    study = optuna.create_study(directions=["maximize", "maximize"])
     for row in rated:
         study.add_trial(create_trial(values=[100 * (row.score or 0.0), row.second or 0.0]))
     axes = plots.plot_pareto_front(study, target_names=[_MAP, "SSIM with the true pictures"])

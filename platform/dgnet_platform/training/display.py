@@ -34,7 +34,7 @@ class Display:
         self._notice = "starting"
         self._warned = False
         self._told = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when an iteration of this start was first seen, and which
+        self._begun: tuple[float, int] | None = None  # when an iteration of this start was first seen, and which
         columns = TextColumn(run.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console)
         self._task = self._bar.add_task("", total=self._iterations)
@@ -83,8 +83,8 @@ class Display:
             evaluated |= self._take(entry)
         if self._last is not None:
             self._bar.update(self._task, completed=self._last.iteration)
-        if entries and self._first is None:
-            self._first = time.monotonic(), entries[-1].iteration
+        if entries and self._begun is None:
+            self._begun = time.monotonic(), entries[-1].iteration
         if entries and entries[-1].iteration >= self._iterations and not self._over.is_set():
             self.say("evaluating on query and gallery")
         due = time.monotonic() - self._told >= LINES_EVERY and not self._over.is_set()
@@ -97,9 +97,9 @@ class Display:
 
     def _left(self) -> list[str]:
         """How long the iterations that are left will take, once it is known."""
-        if self._first is None or self._last is None or self._last.iteration <= self._first[1]:
+        if self._begun is None or self._last is None or self._last.iteration <= self._begun[1]:
             return []
-        pace = (time.monotonic() - self._first[0]) / (self._last.iteration - self._first[1])
+        pace = (time.monotonic() - self._begun[0]) / (self._last.iteration - self._begun[1])
         return [f"about {in_words(pace * (self._iterations - self._last.iteration))} left"]
 
     def _take(self, entry: Entry) -> bool:
