@@ -147,10 +147,16 @@ def test_one_store(store: Path, trained: Path, tmp_path: Path, capsys: pytest.Ca
         row = table[(table["feature"] == feature) & (table["query"] == "single")].iloc[0]
         assert sweep.set_index("beta").loc[beta, "mAP"] == pytest.approx(row["mAP"])
     swaps = pd.DataFrame(values["swaps"])
-    assert swaps["identities"].tolist() == ["seen", "seen", "unseen", "unseen"]
-    assert swaps["pairs"].tolist() == [5] * 4
-    rendered, untouched = swaps["SSIM"].tolist()[::2], swaps["SSIM"].tolist()[1::2]
+    assert swaps["identities"].tolist() == ["seen"] * 3 + ["unseen"] * 3
+    assert swaps["picture"].tolist() == ["G(a_i, s_j)", "x_j as it is", "true, JPEG 75"] * 2
+    assert swaps["pairs"].tolist() == [5] * 6
+    rendered, untouched, noisy = (swaps["SSIM"].tolist()[k::3] for k in range(3))
     assert min(untouched) > max(rendered)  # the networks are not trained
+    assert min(noisy) > max(rendered)
+    transfer = swaps["transfer"].tolist()
+    assert transfer[1::3] == [0, 0]
+    assert min(transfer[2::3]) > max(transfer[0::3])
+    assert "The same swaps without their background" in shown
     assert values["extraction"][0]["pictures"] == 8 + 20 + 16
     assert 0 <= values["extraction"][0]["waiting"] < 1
 
