@@ -621,7 +621,8 @@ def test_swaps_are_compared_with_the_truth_about_the_same_two_people(
     done: list[tuple[int, int]] = []
     rows = swaps.fidelity_rows(open_trained(trained), opened, people, 40, lambda *at: done.append(at))
     assert done == [(40, 80), (80, 80)]
-    assert [row["SSIM"] == 1 and row["L1"] == 0 for row in rows] == [True, False, True, False]
+    assert [row["SSIM"] == 1 and row["L1"] == 0 for row in rows] == [True, False, False] * 2
+    assert [row["transfer"] == 1 for row in rows] == [True, False, False] * 2
     assert all(i.identity != j.identity and min(i.identity, j.identity) > 0 for i, j in asked)
     assert {shot.identity for pair in asked[:40] for shot in pair} == {1, 2, 3}
     assert {shot.identity for pair in asked[40:] for shot in pair} == {4, 5, 6, 7}
