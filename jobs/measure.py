@@ -9,46 +9,16 @@ diversity as in the paper's Table 2, drawn people without their background, and 
 where it was stopped. The exit status is 0, 2 when something given cannot be used, 130 when it was stopped.
 """
 
-import signal
 import sys
 from collections.abc import Sequence
 
-import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from dgnet_platform.errors import printable
-from dgnet_platform.evaluation.config import MeasureConfig
+from dgnet_platform.cli.commands import measure
+from dgnet_platform.cli.terminal import run
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the job with the given or the command line's arguments; returns the exit status."""
-    console = Console()
-    config = tyro.cli(MeasureConfig, args=args, description=__doc__)
-    from dgnet_platform.cli.measure import run, tables  # takes seconds, and --help does not need it
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    try:
-        with Progress(*columns, console=console, transient=True) as bar:
-            tasks = {}
-
-            def progress(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(printable(what))
-                bar.update(tasks[what], completed=done, total=total)
-
-            measured, where = run(config, progress)
-    except (OSError, ValueError) as error:
-        lines = "\n".join(map(printable, str(error).splitlines()))
-        console.print(lines, style="bold red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("Stopped: the same command resumes with what is missing.", style="bold yellow")
-        return 128 + signal.SIGINT
-    console.print(tables(measured))
-    told = f" MLflow at {where} has them too." if where else ""
-    console.print(f"Tables and pictures are in {config.out}.{told}", style="green", markup=False, soft_wrap=True)
-    return 0
+    return run(measure, __doc__, args)
 
 
 if __name__ == "__main__":

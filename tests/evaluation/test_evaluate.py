@@ -40,7 +40,7 @@ from dgnet_platform.evaluation.pictures import MATCH, WRONG, RankedRow, ranked_l
 from dgnet_platform.evaluation.results import DRAWN, JSON, PARQUET
 from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.loading import open_trained
+from dgnet_platform.runs.loading import TrainedNetworks, open_trained
 from jobs.evaluate import main
 from tests.helpers.tiny import small_config
 
@@ -609,7 +609,7 @@ def test_swaps_are_compared_with_the_truth_about_the_same_two_people(
     shots = {seen_as(shot, shot).numpy().tobytes(): shot for names in files.values() for shot in map(shot_of, names)}
     asked: list[tuple[Shot, Shot]] = []
 
-    def oracle(networks: object, appearance: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
+    def oracle(appearance: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
         pairs = [
             (shots[one.numpy().tobytes()], shots[other.numpy().tobytes()])
             for one, other in zip(appearance, structure, strict=True)
@@ -617,7 +617,7 @@ def test_swaps_are_compared_with_the_truth_about_the_same_two_people(
         asked.extend(pairs)
         return torch.stack([seen_as(*pair) for pair in pairs])
 
-    monkeypatch.setattr(swaps, "render", oracle)
+    monkeypatch.setattr(TrainedNetworks, "draw", property(lambda _: oracle))
     done: list[tuple[int, int]] = []
     rows = swaps.fidelity_rows(open_trained(trained), opened, people, 40, lambda *at: done.append(at))
     assert done == [(40, 80), (80, 80)]

@@ -151,8 +151,6 @@ def test_real_pictures_as_generated_ones(store: Path, teacher: Path, tmp_path: P
     own = found.identity.iloc[0]  # each finds itself, but for the roundings of an untrained teacher's close descriptors
     assert own["appearance_rank1"] > 0.9
     assert own["appearance_median"] == 1
-        [1, 1]
-    ]  # each finds itself
     assert len(found.people) == 0
     assert "no columns appearance and structure" in found.left_out[-1]
     real = found.diversity.set_index(["picture", "height"])["DSSIM"]

@@ -6,10 +6,11 @@ from shutil import rmtree
 from typing import Any
 
 import pandas as pd
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dgnet_platform.cli.terminal import DONE, progress_bars
 from dgnet_platform.errors import printable
 from dgnet_platform.evaluation.config import MeasureConfig
 from dgnet_platform.evaluation.measure import measure
@@ -19,17 +20,19 @@ from dgnet_platform.runs.run import Run
 from dgnet_platform.tracking.measured import log_measured
 
 
-def run(config: MeasureConfig, progress: Callable[[str, int, int], None]) -> tuple[Measured, str]:
-    """Measure, write the results, and tell MLflow; returns what came out, and where MLflow has it (empty: nowhere)."""
-    with replacing(config.out) as folder:
+def measure_and_show(config: MeasureConfig, console: Console) -> int:
+    """Measure, write the results, tell MLflow, and show the tables; returns the exit status."""
+    with replacing(config.out) as folder, progress_bars(console) as progress:
         measured = measure(config, progress)
         write(measured, folder)
-    where = ""
+    told = ""
     if config.checkpoint is not None and (trained := Run.find(config.checkpoint.resolve().parent)):
-        where = log_measured(trained, config, measured.figures())
+        told = f" MLflow at {log_measured(trained, config, measured.figures())} has them too."
     for folder in (config.parts, config.made):
         rmtree(folder, ignore_errors=True)
-    return measured, where
+    console.print(tables(measured))
+    console.print(printable(f"Tables and pictures are in {config.out}.{told}"), style="green")
+    return DONE
 
 
 def tables(measured: Measured) -> RenderableType:

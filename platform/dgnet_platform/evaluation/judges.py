@@ -54,8 +54,16 @@ def teacher_features(teacher: Teacher, height: int, width: int) -> FeatureNetwor
 
 
 def inception_features(path: Path, mode: Mode) -> FeatureNetwork:
-    """The FID network of a file; errors as `read_inception`."""
-    return FeatureNetwork(network=read_inception(path), features=_Inception(mode))
+    """The FID network of a file.
+
+    Raises:
+        PictureSetError: the file is of another network, or no file of tensors.
+        FileNotFoundError: no such file.
+    """
+    try:
+        return FeatureNetwork(network=read_inception(path), features=_Inception(mode))
+    except ValueError as error:
+        raise PictureSetError(f"--inception {error}") from error
 
 
 def resnet_features(path: Path) -> tuple[str, FeatureNetwork]:

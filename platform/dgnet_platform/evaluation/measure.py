@@ -50,7 +50,7 @@ from dgnet_platform.evaluation.measured import GENERATED, Measured
 from dgnet_platform.evaluation.picture_sets import SOURCES, PictureSet, PictureSetError, generated_set, stored_set
 from dgnet_platform.evaluation.pictures import captioned_grids
 from dgnet_platform.evaluation.swaps import people_of
-from dgnet_platform.runs.loading import digest_of, open_teacher
+from dgnet_platform.runs.loading import digest_of, load_teacher, open_teacher
 from dgnet_platform.runs.run import Run
 
 INCEPTION, TEACHER = "inception", "teacher"
@@ -70,7 +70,6 @@ def measure(config: MeasureConfig, progress: Progress) -> Measured:
     Raises:
         CheckpointError, StoreError, PictureSetError: a file is missing, damaged, foreign or says too little.
         PartsError: what is measured so far is of other settings, or workers cannot be had.
-        ValueError: a weights file is of another network.
     """
     store = Store.open(config.store)
     networks, digests = _networks(config)
@@ -120,8 +119,8 @@ def _networks(config: MeasureConfig) -> tuple[dict[str, FeatureNetwork], dict[st
     if teacher is None and config.checkpoint is not None and (run := Run.find(config.checkpoint.resolve().parent)):
         teacher = Path(run.teacher) if run.teacher else None
     if teacher is not None:
-        opened = open_teacher(teacher)
-        found[TEACHER] = teacher_features(opened.teacher, opened.network.height, opened.network.width)
+        network = open_teacher(teacher).config.network
+        found[TEACHER] = teacher_features(load_teacher(teacher), network.height, network.width)
         digests[TEACHER] = digest_of(teacher)
     if config.inception is not None:
         found[INCEPTION] = inception_features(config.inception, config.mode)
