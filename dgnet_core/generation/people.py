@@ -4,6 +4,7 @@ Over a whole picture, most of which is background, returning the structure's pic
 each figure here is a mean over the person's silhouette. Shapes: N pictures, G gallery pictures, D descriptor length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -73,6 +74,12 @@ def person_fidelity(generated: Tensor, true: Tensor, silhouette: Tensor) -> Pers
         true_energy=_gradient_energy(y / 255, weight),
         background_l1=_mean(absolute, 1 - weight),
     )
+
+
+def joined_fidelity(parts: Sequence[PersonFidelity]) -> PersonFidelity:
+    """The figures of several batches, one after the other."""
+    names = [field.name for field in fields(PersonFidelity)]
+    return PersonFidelity(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def person_figures(scores: PersonFidelity, unchanged: PersonFidelity) -> dict[str, float]:

@@ -40,7 +40,7 @@ from dgnet_platform.evaluation.pictures import MATCH, WRONG, RankedRow, ranked_l
 from dgnet_platform.evaluation.results import DRAWN, JSON, PARQUET
 from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.loading import open_trained
+from dgnet_platform.runs.loading import TrainedNetworks, open_trained
 from jobs.evaluate import main
 from tests.helpers.tiny import small_config
 
@@ -147,10 +147,16 @@ def test_one_store(store: Path, trained: Path, tmp_path: Path, capsys: pytest.Ca
         row = table[(table["feature"] == feature) & (table["query"] == "single")].iloc[0]
         assert sweep.set_index("beta").loc[beta, "mAP"] == pytest.approx(row["mAP"])
     swaps = pd.DataFrame(values["swaps"])
-    assert swaps["identities"].tolist() == ["seen", "seen", "unseen", "unseen"]
-    assert swaps["pairs"].tolist() == [5] * 4
-    rendered, untouched = swaps["SSIM"].tolist()[::2], swaps["SSIM"].tolist()[1::2]
+    assert swaps["identities"].tolist() == ["seen"] * 3 + ["unseen"] * 3
+    assert swaps["picture"].tolist() == ["G(a_i, s_j)", "x_j as it is", "true, JPEG 75"] * 2
+    assert swaps["pairs"].tolist() == [5] * 6
+    rendered, untouched, noisy = (swaps["SSIM"].tolist()[k::3] for k in range(3))
     assert min(untouched) > max(rendered)  # the networks are not trained
+    assert min(noisy) > max(rendered)
+    transfer = swaps["transfer"].tolist()
+    assert transfer[1::3] == [0, 0]
+    assert min(transfer[2::3]) > max(transfer[0::3])
+    assert "The same swaps without their background" in shown
     assert values["extraction"][0]["pictures"] == 8 + 20 + 16
     assert 0 <= values["extraction"][0]["waiting"] < 1
 
@@ -603,7 +609,7 @@ def test_swaps_are_compared_with_the_truth_about_the_same_two_people(
     shots = {seen_as(shot, shot).numpy().tobytes(): shot for names in files.values() for shot in map(shot_of, names)}
     asked: list[tuple[Shot, Shot]] = []
 
-    def oracle(networks: object, appearance: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
+    def oracle(appearance: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:
         pairs = [
             (shots[one.numpy().tobytes()], shots[other.numpy().tobytes()])
             for one, other in zip(appearance, structure, strict=True)
@@ -611,11 +617,12 @@ def test_swaps_are_compared_with_the_truth_about_the_same_two_people(
         asked.extend(pairs)
         return torch.stack([seen_as(*pair) for pair in pairs])
 
-    monkeypatch.setattr(swaps, "render", oracle)
+    monkeypatch.setattr(TrainedNetworks, "draw", property(lambda _: oracle))
     done: list[tuple[int, int]] = []
     rows = swaps.fidelity_rows(open_trained(trained), opened, people, 40, lambda *at: done.append(at))
     assert done == [(40, 80), (80, 80)]
-    assert [row["SSIM"] == 1 and row["L1"] == 0 for row in rows] == [True, False, True, False]
+    assert [row["SSIM"] == 1 and row["L1"] == 0 for row in rows] == [True, False, False] * 2
+    assert [row["transfer"] == 1 for row in rows] == [True, False, False] * 2
     assert all(i.identity != j.identity and min(i.identity, j.identity) > 0 for i, j in asked)
     assert {shot.identity for pair in asked[:40] for shot in pair} == {1, 2, 3}
     assert {shot.identity for pair in asked[40:] for shot in pair} == {4, 5, 6, 7}

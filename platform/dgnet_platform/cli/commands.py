@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dgnet_platform.cli.options import TrainDGNet, TrainTeacher, TuneMarket, base_and_space, parse
 from dgnet_platform.data.config import PrepareConfig
-from dgnet_platform.evaluation.config import EvaluateConfig, GenerateConfig
+from dgnet_platform.evaluation.config import EvaluateConfig, GenerateConfig, MeasureConfig
 
 
 def prepare_data(description: str | None, args: Sequence[str], console: Console) -> int:
@@ -61,3 +61,11 @@ def generate(description: str | None, args: Sequence[str], console: Console) -> 
     from dgnet_platform.cli.generate import generate_and_show
 
     return generate_and_show(config, console)
+
+
+def measure(description: str | None, args: Sequence[str], console: Console) -> int:
+    """Measure how good generated people are."""
+    config = tyro.cli(MeasureConfig, args=args, description=description)
+    from dgnet_platform.cli.measure import measure_and_show
+
+    return measure_and_show(config, console)

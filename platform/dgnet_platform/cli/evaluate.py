@@ -39,7 +39,7 @@ def tables(evaluation: Evaluation) -> RenderableType:
     if len(evaluation.sweep):
         parts.append(_sweep_table(evaluation.sweep))
     if len(evaluation.swaps):
-        parts.append(_swap_table(evaluation.swaps))
+        parts += [_swap_table(evaluation.swaps), _person_table(evaluation.swaps)]
     if evaluation.drawn:
         parts.append(Text(DRAWN, style="yellow"))
     for row in evaluation.extraction.to_dict("records"):
@@ -88,6 +88,21 @@ def _swap_table(swaps: pd.DataFrame) -> Table:
     return table
 
 
+def _person_table(swaps: pd.DataFrame) -> Table:
+    same = len(set(swaps["store"])) == 1
+    title = "The same swaps without their background"
+    table = _table(title, *([] if same else ["store"]), "identities", "picture", *_PERSON)
+    for row in swaps.to_dict("records"):
+        figures = [f"{row[name]:.{digits}f}" for name, digits in _PERSON.values()]
+        table.add_row(*([] if same else [row["store"]]), row["identities"], row["picture"], *figures)
+    return table
+
+
+_PERSON = {
+    "person L1": ("person_L1", 4), "person SSIM": ("person_SSIM", 4), "upper colour": ("upper_colour", 1),
+    "lower colour": ("lower_colour", 1), "transfer": ("transfer", 3), "sharpness": ("sharpness", 3),
+}  # fmt: skip
+"""Figures of the table of people by their heading, with their digits."""
 _FIGURES = {"Rank@1": "rank1", "Rank@5": "rank5", "Rank@10": "rank10", "mAP": "mAP", "mINP": "mINP"}
 """Figures of a results table by their heading."""
 
@@ -96,7 +111,7 @@ def _table(title: str, *columns: str) -> Table:
     """A table whose columns of figures stand right-aligned."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        figures = column in _FIGURES or column in ("beta", "pairs", "L1", "PSNR", "SSIM")
+        figures = column in _FIGURES or column in ("beta", "pairs", "L1", "PSNR", "SSIM", *_PERSON)
         table.add_column(column, justify="right" if figures else "left", no_wrap=figures)
     return table
 

@@ -100,3 +100,71 @@ class GenerateConfig:
             raise ValueError(f"--quality {self.quality}: must be 1 to 100")
         if self.gpus and not self.workers:
             raise ValueError("--gpus are for --workers: say how many")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """Measure how good generated people are: a checkpoint's, or any generator's from a folder of pictures."""
+
+    store: str
+    """Folder or URI of the store with the real pictures."""
+    out: Path
+    """Folder for tables and pictures; earlier results there are replaced when the new ones are complete."""
+    checkpoint: Path | None = None
+    """Generate the pictures first: a checkpoint's directory, or a folder of the authors' release."""
+    generated: Path | None = None
+    """Measure the pictures of this folder: one that jobs/generate.py made, or one with a manifest.csv with the columns
+    path, appearance_id and structure_id; appearance and structure, the real pictures' file names, are optional."""
+    teacher: Path | None = None
+    """A teacher (a checkpoint or net_last.pth), for frechet_teacher, kid_teacher and identity kept; None: the one that
+    the checkpoint's run was trained with."""
+    inception: Path | None = None
+    """The FID network's file, for fid and kid: torch-fidelity's or pytorch-fid's."""
+    resnet: Path | None = None
+    """torchvision's file of a ResNet-50, -101 or -152, for frechet_resnet50 and kid_resnet50, say."""
+    mode: Literal["table2", "clean", "legacy_pytorch"] = "table2"
+    """How the FID network's pictures are resized: as for the paper's Table 2, as clean-fid, or as pytorch-fid does."""
+    split: str = "train"
+    """Of the store: where the real pictures come from, and a checkpoint's appearances and structures."""
+    floor: Literal["halves", "gallery"] = "halves"
+    """Real against real: one half of the split against the other, or the split against the gallery, as in Table 2."""
+    pictures: int = 12_936
+    """Pictures of each side at most; 12,936 in Table 2."""
+    people: int = 512
+    """Drawn people that are compared with their true pictures; 0 for none."""
+    diversity_pairs: int = 10
+    """Pairs of each identity in a round of DSSIM; 0 for no diversity."""
+    diversity_rounds: int = 5
+    """Independent rounds of DSSIM."""
+    seed: int = 0
+    """Draws other pictures, pairs and subsets."""
+    batch_size: int = 32
+    """Pictures that go through a network at once."""
+    workers: int = 0
+    """Workers on a Ray cluster, with a CPU each; 0: this process alone."""
+    gpus: bool = False
+    """Each worker has a GPU too; without workers a GPU is used if there is one."""
+    threads: int = os.cpu_count() or 1
+    """Threads of each worker that decode."""
+    tracking_uri: str = ""
+    """MLflow that knows the run that trained the checkpoint, if it has moved; its figures and pictures go there."""
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.generated is None):
+            raise ValueError("either --checkpoint or --generated is needed: whose pictures should be measured?")
+        least = {"pictures": 1, "people": 0, "diversity_pairs": 0, "diversity_rounds": 1, "seed": 0, "batch_size": 1}
+        for name, value in {**least, "workers": 0, "threads": 1}.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {value} or more")
+        if self.gpus and not self.workers:
+            raise ValueError("--gpus are for --workers: say how many")
+
+    @property
+    def parts(self) -> Path:
+        """Folder of what is measured so far, as long as it is not finished."""
+        return self.out.parent / f".{self.out.name}.measured"
+
+    @property
+    def made(self) -> Path:
+        """Folder of the pictures that a checkpoint generates meanwhile."""
+        return self.out.parent / f".{self.out.name}.generated"

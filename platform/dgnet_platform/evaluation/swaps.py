@@ -5,15 +5,18 @@ drawn person is known. Figures on drawn people say how well codes are told apart
 figures on photographs.
 """
 
+import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from dgnet_core.generation.fidelity import swap_fidelity
 from dgnet_core.generation.grids import framed_grid, swap_grid
+from dgnet_core.generation.people import PersonFidelity, joined_fidelity, person_fidelity, person_figures
 from dgnet_core.learning.augment import denormalise, normalise
 from dgnet_platform.data.people.people import People, Shot
 from dgnet_platform.data.people.people_set import VERSION, shot_of
@@ -25,6 +28,10 @@ APPEARANCES, STRUCTURES = 5, 7
 """Rows and columns of the swap grid."""
 INTERPOLATIONS = 4
 """Rows of a picture of interpolations."""
+GENERATED, UNCHANGED, NOISY = "G(a_i, s_j)", "x_j as it is", "true, JPEG 75"
+"""What is compared with the true picture: the generator's, and what two references reach."""
+QUALITY = 75
+"""Of the JPEG whose noise the second reference has: Pillow's default, as the paper's pictures had."""
 
 
 def people_of(store: Store) -> People | None:
@@ -48,9 +55,10 @@ def people_of(store: Store) -> People | None:
 def fidelity_rows(
     trained: TrainedNetworks, store: Store, people: People, pairs: int, progress: Callable[[int, int], None]
 ) -> list[dict[str, object]]:
-    """Rows of a table: L1, PSNR and SSIM of G(a_i, s_j) against the true picture, averaged.
+    """Rows of a table: how close G(a_i, s_j) comes to the true picture, whole and without its background, averaged.
 
-    For comparison also those of x_j as it is, which a generator that does nothing would reach.
+    For comparison also x_j as it is, which a generator that does nothing would reach, and the true picture with the
+    noise of a JPEG.
 
     Pairs are two persons of the training split ("seen", if the networks were trained on this very store; those
     held out for validation are left out) or two persons of query and gallery ("unseen"). They are the same in
@@ -70,7 +78,7 @@ def fidelity_rows(
             trained_on = set(store.info.classes[: trained.config.num_classes])
             shots = [shot for shot in shots if shot.identity in trained_on]
         chosen = choose_pairs(shots, pairs)
-        scores = fidelity(trained, people, chosen) if chosen else {}
+        scores = person_scores(trained, people, chosen) if chosen else {}
         for picture, values in scores.items():
             rows.append({"identities": name, "picture": picture, "pairs": len(chosen), **values})
         progress((number + 1) * pairs, len(groups) * pairs)
@@ -81,17 +89,61 @@ def fidelity(
     trained: TrainedNetworks, people: People, pairs: Sequence[tuple[Shot, Shot]], *, batch_size: int = 32
 ) -> dict[str, dict[str, float]]:
     """Mean L1, PSNR and SSIM of G(a_i, s_j), and of x_j as it is, against the true picture of each pair (i, j)."""
-    scores: dict[str, list[Tensor]] = {"G(a_i, s_j)": [], "x_j as it is": []}
+    scores: dict[str, list[Tensor]] = {GENERATED: [], UNCHANGED: []}
     for first in range(0, len(pairs), batch_size):
-        batch = pairs[first : first + batch_size]
-        appearance = _drawn(people, [(i, i) for i, _ in batch], trained)
-        structure = _drawn(people, [(j, j) for _, j in batch], trained)
-        true = denormalise(_drawn(people, batch, trained))
-        for picture, images in zip(scores, (trained.draw(appearance, structure), structure), strict=True):
-            parts = swap_fidelity(denormalise(images).cpu(), true)
+        true, compared = _compared(trained, people, pairs[first : first + batch_size])
+        for picture in scores:
+            parts = swap_fidelity(compared[picture], true)
             scores[picture].append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
     means = {picture: torch.cat(parts, dim=1).double().mean(dim=1).tolist() for picture, parts in scores.items()}
     return {picture: dict(zip(("L1", "PSNR", "SSIM"), values, strict=True)) for picture, values in means.items()}
+
+
+def person_scores(
+    trained: TrainedNetworks, people: People, pairs: Sequence[tuple[Shot, Shot]], *, batch_size: int = 32
+) -> dict[str, dict[str, float]]:
+    """As `fidelity`, and the same people within their silhouettes; also of the true picture with a JPEG's noise."""
+    whole: dict[str, list[Tensor]] = {}
+    persons: dict[str, list[PersonFidelity]] = {}
+    for first in range(0, len(pairs), batch_size):
+        batch = pairs[first : first + batch_size]
+        true, compared = _compared(trained, people, batch)
+        masks = np.stack([people.silhouette(appearance_of=i, structure_of=j) for i, j in batch])
+        silhouette = F.interpolate(torch.from_numpy(masks)[:, None], true.shape[2:], mode="area")[:, 0]
+        for picture, pixels in {**compared, NOISY: noisy(true)}.items():
+            parts = swap_fidelity(pixels, true)
+            whole.setdefault(picture, []).append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
+            persons.setdefault(picture, []).append(person_fidelity(pixels, true, silhouette))
+    joined = {picture: joined_fidelity(parts) for picture, parts in persons.items()}
+    means = {picture: torch.cat(parts, dim=1).double().mean(dim=1).tolist() for picture, parts in whole.items()}
+    return {
+        picture: {
+            **dict(zip(("L1", "PSNR", "SSIM"), values, strict=True)),
+            **person_figures(joined[picture], joined[UNCHANGED]),
+        }
+        for picture, values in means.items()
+    }
+
+
+def noisy(pixels: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W), uint8, with the noise of a JPEG of quality 75."""
+    decoded = []
+    for picture in pixels.permute(0, 2, 3, 1).contiguous().numpy():
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=QUALITY)
+        decoded.append(np.asarray(Image.open(file).convert("RGB")))
+    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
+
+
+def _compared(
+    trained: TrainedNetworks, people: People, pairs: Sequence[tuple[Shot, Shot]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The true pictures (N, 3, H, W), uint8, of pairs, and what is compared with them: G(a_i, s_j) and x_j."""
+    appearance = _drawn(people, [(i, i) for i, _ in pairs], trained)
+    structure = _drawn(people, [(j, j) for _, j in pairs], trained)
+    true = denormalise(_drawn(people, pairs, trained))
+    images = {GENERATED: trained.draw(appearance, structure), UNCHANGED: structure}
+    return true, {picture: denormalise(own).cpu() for picture, own in images.items()}
 
 
 def reconstruction(

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import tempfile
 import warnings
 from importlib.metadata import version
@@ -69,7 +70,9 @@ def _figures(results: Path, iteration: int) -> list[Metric]:
     for row in evaluation.swaps.to_dict("records"):
         if row["picture"] == "G(a_i, s_j)":
             who = "unseen" if row["identities"] == "unseen" else "seen"
-            found |= {f"final/swap_{who}/{figure}": float(row[figure]) for figure in ("L1", "PSNR", "SSIM")}
+            about = ("store", "identities", "picture", "pairs")
+            figures = {str(name): float(value) for name, value in row.items() if name not in about}
+            found |= {f"final/swap_{who}/{name}": value for name, value in figures.items() if math.isfinite(value)}
     return [Metric(name, value, moment, iteration) for name, value in found.items()]
 
 

@@ -1,0 +1,95 @@
+"""The command that measures generated people, and what it shows on the terminal."""
+
+import math
+from collections.abc import Callable, Sequence
+from shutil import rmtree
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dgnet_platform.cli.terminal import DONE, progress_bars
+from dgnet_platform.errors import printable
+from dgnet_platform.evaluation.config import MeasureConfig
+from dgnet_platform.evaluation.measure import measure
+from dgnet_platform.evaluation.measured import Measured, write
+from dgnet_platform.evaluation.results import DRAWN, replacing
+from dgnet_platform.runs.run import Run
+from dgnet_platform.tracking.measured import log_measured
+
+
+def measure_and_show(config: MeasureConfig, console: Console) -> int:
+    """Measure, write the results, tell MLflow, and show the tables; returns the exit status."""
+    with replacing(config.out) as folder, progress_bars(console) as progress:
+        measured = measure(config, progress)
+        write(measured, folder)
+    told = ""
+    if config.checkpoint is not None and (trained := Run.find(config.checkpoint.resolve().parent)):
+        told = f" MLflow at {log_measured(trained, config, measured.figures())} has them too."
+    for folder in (config.parts, config.made):
+        rmtree(folder, ignore_errors=True)
+    console.print(tables(measured))
+    console.print(printable(f"Tables and pictures are in {config.out}.{told}"), style="green")
+    return DONE
+
+
+def tables(measured: Measured) -> RenderableType:
+    """All tables for a terminal."""
+    parts: list[RenderableType] = [Text(printable(measured.source), style="bold")]
+    if len(measured.distances):
+        parts.append(_table("Distances from the real pictures", measured.distances, _DISTANCES))
+    if len(measured.diversity):
+        parts.append(_table("Diversity: DSSIM of pairs of one identity", measured.diversity, _DIVERSITY))
+    if len(measured.people):
+        parts.append(_table("People without their background, against the true picture", measured.people, PEOPLE))
+    if len(measured.identity):
+        parts.append(_table("Identity kept: the generated picture is the query", measured.identity, _IDENTITY))
+    parts += [Text(f"Left out: {printable(reason)}", style="yellow") for reason in measured.left_out]
+    if measured.drawn:
+        parts.append(Text(DRAWN, style="yellow"))
+    return Group(*parts)
+
+
+def _number(digits: int) -> Callable[[Any], str]:
+    return lambda value: "" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _share(value: Any) -> str:
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+Columns = dict[str, tuple[str, Callable[[Any], str]]]
+"""Headings of a table: the column of the data and how its values are shown."""
+_DISTANCES: Columns = {
+    "figure": ("figure", str), "compared": ("compared", str), "pictures": ("pictures", _number(0)),
+    "value": ("value", _number(5)), "over subsets ±": ("deviation", _number(5)), "subset": ("subset", _number(0)),
+}  # fmt: skip
+_DIVERSITY: Columns = {
+    "pictures": ("picture", str), "height": ("height", _number(0)), "width": ("width", _number(0)),
+    "pairs a round": ("pairs", _number(0)), "rounds": ("rounds", _number(0)),
+    "DSSIM": ("DSSIM", _number(4)), "±": ("deviation", _number(4)),
+    "as Table 2": ("table2", _number(4)), "± (running)": ("table2_range", _number(4)),
+}  # fmt: skip
+PEOPLE: Columns = {
+    "picture": ("picture", str), "L1": ("person_L1", _number(4)), "PSNR, dB": ("person_PSNR", _number(2)),
+    "SSIM": ("person_SSIM", _number(4)), "upper colour": ("upper_colour", _number(1)),
+    "lower colour": ("lower_colour", _number(1)), "transfer": ("transfer", _number(3)),
+    "sharpness": ("sharpness", _number(3)), "background L1": ("background_L1", _number(4)),
+}  # fmt: skip
+_IDENTITY: Columns = {
+    "query": ("picture", str), "pictures": ("pictures", _number(0)), "of identities": ("identities", _number(0)),
+    "appearance first": ("appearance_rank1", _share), "median rank": ("appearance_median", _number(0)),
+    "structure first": ("structure_rank1", _share), "median rank ": ("structure_median", _number(0)),
+}  # fmt: skip
+
+
+def _table(title: str, data: pd.DataFrame, columns: Columns) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading, (_, show) in columns.items():
+        table.add_column(heading, justify="left" if show is str else "right", no_wrap=show is not str)
+    rows: Sequence[dict[Any, Any]] = data.to_dict("records")
+    for row in rows:
+        table.add_row(*(show(row.get(name)) for name, show in columns.values()))
+    return table
