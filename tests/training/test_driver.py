@@ -338,7 +338,7 @@ def test_a_run_goes_on_when_the_checkpoint_it_started_from_is_gone(finished, peo
     begun = replace(finished.run, folder=plan.folder, experiment=plan.experiment, origin=str(origin))
     replace(begun, identity=plan.identity.values()).save()
     shutil.rmtree(origin)
-    with pytest.raises(ExperimentError, match="does not exist; a run that was begun from it goes on by its --name"):
+    with pytest.raises(ExperimentError, match="does not exist; a run that was begun from it resumes by its --name"):
         make_plan(name_run(experiment, teacher=teacher, origin=origin))
     named = make_plan(name_run(replace(experiment, name=plan.folder.name), teacher=teacher))
     assert named.existing is not None
