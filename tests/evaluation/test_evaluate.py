@@ -359,7 +359,7 @@ def test_interpolations_lead_from_one_person_to_another(
     assert not torch.equal(first, last)
     for end, generated in ((first, between[0]), (last, between[-1])):
         pair = (end, other) if code == "appearance" else (other, end)
-        expected = denormalise(render(networks.state, *(normalise(picture, height, width) for picture in pair))).cpu()
+        expected = denormalise(render(cast(Generator, networks.state), *(normalise(picture, height, width) for picture in pair))).cpu()
         assert (expected.int() - generated.int()).abs().max() <= 2  # the pictures shown are rounded
     assert not torch.equal(between[0], between[-1])
 
