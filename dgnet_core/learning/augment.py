@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dgnet_core.learning.batches import Batch, Position
 from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.poses import mirrored
 from dgnet_core.learning.precision import dtype_of
 
 MEAN = (0.485, 0.456, 0.406)
@@ -31,6 +32,18 @@ def denormalise(images: Tensor) -> Tensor:
     return (images.float() * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
+def to_symmetric(images: Tensor) -> Tensor:
+    """Images in [-1, 1], as the compared generators see them, of normalised images (..., 3, H, W)."""
+    mean, std = (constant.to(images.device, images.dtype, non_blocking=True) for constant in _statistics())
+    return 2 * (images * std + mean) - 1
+
+
+def from_symmetric(images: Tensor) -> Tensor:
+    """Normalised images of images (..., 3, H, W) in [-1, 1]."""
+    mean, std = (constant.to(images.device, images.dtype, non_blocking=True) for constant in _statistics())
+    return ((images + 1) / 2 - mean) / std
+
+
 def _statistics() -> tuple[Tensor, Tensor]:
     """Mean and deviation (3, 1, 1), made on the CPU: a tensor made on a GPU from numbers waits for it."""
     return torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
@@ -52,6 +65,13 @@ def flip_and_crop(x: Tensor, draws: Tensor, flip: float, pad: int) -> Tensor:
     columns = torch.where(draws[:, :1] < flip, W - 1 - columns, columns)
     x = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, W))
     return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], H, -1))
+
+
+def flip_and_shift(joints: Tensor, draws: Tensor, flip: float, pad: int, width: int) -> Tensor:
+    """Joints (N, 18, 3) of images (N, C, H, width) after `flip_and_crop` with the same draws."""
+    top, left = ((draws[:, 1:] * (2 * pad + 1)).long() - pad)[:, None].unbind(2)  # (N, 1) each
+    joints = torch.where((draws[:, :1] < flip)[:, :, None], mirrored(joints, width), joints)
+    return torch.stack([joints[..., 0] - left, joints[..., 1] - top, joints[..., 2]], dim=2)
 
 
 def erase(x: Tensor, draws: Tensor, share: tuple[float, float], aspect: tuple[float, float], p: float) -> Tensor:
@@ -81,7 +101,9 @@ def erase(x: Tensor, draws: Tensor, share: tuple[float, float], aspect: tuple[fl
     return x.masked_fill((inside_rows & chosen)[:, None, :, None] & inside_columns[:, None, None, :], 0)
 
 
-def training_batch(pixels: Tensor, labels: Tensor, position: Position, config: MethodConfig) -> Batch:
+def training_batch(
+    pixels: Tensor, labels: Tensor, position: Position, config: MethodConfig, joints: Tensor | None = None
+) -> Batch:
     """Augment one iteration's pictures.
 
     Args:
@@ -90,6 +112,8 @@ def training_batch(pixels: Tensor, labels: Tensor, position: Position, config: M
         labels: (2, B) identities of a and b, or (1, B).
         position: where in the run this is; the only source of randomness.
         config: image size and augmentation.
+        joints: (S, B, 18, 3), x and y in pixels of `pixels`, and visibility; for methods that are posed. They are
+            mirrored and shifted with their images.
 
     Raises:
         ValueError: wrong shape or dtype.
@@ -105,8 +129,12 @@ def training_batch(pixels: Tensor, labels: Tensor, position: Position, config: M
     images = normalise(pixels.flatten(0, 1), *size).to(dtype_of(config.step))
     if augment.flip or augment.pad:
         images = flip_and_crop(images, draws[:, :3], augment.flip, augment.pad)
+    if joints is not None:
+        scale = (size[1] / pixels.shape[-1], size[0] / pixels.shape[-2], 1.0)
+        joints = joints.to(images).flatten(0, 1) * torch.tensor(scale).to(images)
+        joints = flip_and_shift(joints, draws[:, :3], augment.flip, augment.pad, size[1]).unflatten(0, (S, B))
     erased = None
     if augment.erase:
         erased = erase(images, draws[:, 3:], augment.erase_area, augment.erase_aspect, augment.erase)
         erased = erased.unflatten(0, (S, B))
-    return Batch(images=images.unflatten(0, (S, B)), erased=erased, labels=labels, position=position)
+    return Batch(images=images.unflatten(0, (S, B)), erased=erased, labels=labels, position=position, joints=joints)

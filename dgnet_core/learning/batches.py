@@ -67,6 +67,11 @@ class Position:
         draws = torch.rand((total, *shape[1:]), generator=generator, device=device)
         return draws[places.start : places.stop]
 
+    def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
+        """Normal draws, of `uniform`'s by the inverse of their distribution; errors as there."""
+        draws = self.uniform(purpose, shape, device).clamp(min=2.0**-26)
+        return 2**0.5 * torch.erfinv(2 * draws - 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -83,6 +88,8 @@ class Batch:
     """(2, B) int64 in [0, K): identities of a and b, and so of their positives."""
     position: Position
     """Where in the run this is."""
+    joints: Tensor | None = None
+    """(4, B, 18, 3) x and y in pixels of `images`, and visibility (see poses), for methods that need poses."""
 
 
 class PairSampler:
@@ -220,3 +227,15 @@ def check_batch(
             f"batch.labels holds {int(labels.min())} to {int(labels.max())}: num_classes = {config.num_classes} allows"
             f" 0 to {config.num_classes - 1}; number the identities from 0 or correct num_classes"
         )
+
+
+def check_joints(batch: Batch) -> Tensor:
+    """The joints (S, B, 18, 3) of a batch; raises a ValueError where they are missing or of another shape or kind."""
+    joints, images = batch.joints, batch.images
+    if joints is None:
+        raise ValueError("batch.joints is None: this method needs key points, prepare the data with --keypoints")
+    if joints.shape != (*images.shape[:2], 18, 3) or joints.dtype != images.dtype or joints.device != images.device:
+        wanted = f"{images.dtype} of shape {(*images.shape[:2], 18, 3)} on {images.device}"
+        found = f"{joints.dtype} of shape {tuple(joints.shape)} on {joints.device}"
+        raise ValueError(f"batch.joints is {found}: {wanted} is needed, from training_batch")
+    return joints

@@ -67,6 +67,19 @@ def generator_adversarial(fake: Sequence[Tensor], gan: GanType) -> Tensor:
     return torch.stack([2 * (f - 1).square().mean() for f in fake]).sum()
 
 
+def against(scores: Tensor, label: float, gan: GanType) -> Tensor:
+    """How far scores are from one label, mean over all: what the compared generators' adversarial losses consist of.
+
+    Args:
+        scores: of any shape; logits for nsgan.
+        label: 1 for real, 0 for fake, or smoothed in between.
+        gan: lsgan, squared difference, or nsgan, binary cross-entropy in nats.
+    """
+    if gan == "nsgan":
+        return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, label))
+    return (scores - label).square().mean()
+
+
 def gradient_penalty(real_scores: Sequence[Tensor], images: Tensor) -> Tensor:
     """Squared norm of each scale's gradient at the real images, mean over the batch, summed over scales (release).
 

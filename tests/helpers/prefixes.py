@@ -34,9 +34,7 @@ class Prefixes:
 
     def __init__(self, experiment: DGNetExperiment, teacher: Path, stop_file: Path):
         self.experiment, self.teacher, self._stop_file = experiment, teacher, stop_file
-        self._tracking_uri = (
-            f"sqlite:///{stop_file.parents[1]}/prefixes.db"  # one for all tests: it takes seconds to make
-        )
+        self._tracking_uri = f"sqlite:///{stop_file.parents[1]}/prefixes.db"  # for all tests: it takes seconds to make
         self.said: list[str] = []
         self.trained: list[tuple[int, int]] = []
 

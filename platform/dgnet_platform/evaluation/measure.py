@@ -29,7 +29,7 @@ from dgnet_core.generation.grids import tile
 from dgnet_core.generation.inception import TABLE_2
 from dgnet_core.generation.people import PersonFidelity, identity_ranks, person_figures
 from dgnet_core.learning.batches import stream_seed
-from dgnet_platform.compute.parts import Part, claimed, make_parts, missing, parts_of
+from dgnet_platform.compute.parts import Part, make_parts, missing, owned, parts_of
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.config import GenerateConfig, MeasureConfig
 from dgnet_platform.evaluation.extraction import Progress
@@ -85,7 +85,7 @@ def measure(config: MeasureConfig, progress: Progress) -> Measured:
         "networks": digests,
         **{name: getattr(config, name) for name in _DECISIVE},
     }
-    with claimed(config.parts, settings):
+    with owned(config.parts, settings):
         features = job.features()
         dissimilarities = job.diversity()
         fidelity, descriptors, rows = job.people()

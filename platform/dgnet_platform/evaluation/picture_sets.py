@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgnet_platform.data.decode import PictureError, decode, measure
+from dgnet_platform.data.decode import PictureError, decode, picture_size
 from dgnet_platform.data.readers.folder import MANIFEST
 from dgnet_platform.data.source import climbs_out
 from dgnet_platform.data.store import Store
@@ -84,7 +84,7 @@ class PictureSet:
         found: dict[tuple[int, int], int] = {}
         for row, picture in enumerate(self.pictures):
             try:
-                width, height = measure(picture.as_py())
+                width, height = picture_size(picture.as_py())
             except PictureError as error:
                 raise PictureSetError(f"{self.name}: {self._file(row)}: {error}: make it again") from None
             found.setdefault((height, width), row)

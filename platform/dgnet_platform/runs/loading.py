@@ -12,9 +12,12 @@ from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
 from dgnet_core.methods import Draw, Method, method_of
 from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_core.teacher.state import TeacherState
-from dgnet_platform.runs.checkpoint import META, CheckpointError, load_networks, read_meta, size_and_digest
+from dgnet_platform.runs.checkpoint import META, CheckpointError, load_networks, read_meta, size_and_digest, verify
+
+_NO_TEACHER = "{} is a checkpoint of DG-Net: name a teacher's, made by jobs/train_teacher.py"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +80,7 @@ def open_teacher(path: Path, device: torch.device | str = "cpu") -> TrainedNetwo
     if path.is_dir():
         trained = _open_checkpoint(path, device)
         if not isinstance(trained.state, TeacherState):
-            raise CheckpointError(f"{path} is a checkpoint of DG-Net: name a teacher's, made by jobs/train_teacher.py")
+            raise CheckpointError(_NO_TEACHER.format(path))
         trained.state.teacher.requires_grad_(False)
         return trained
     try:
@@ -91,6 +94,20 @@ def open_teacher(path: Path, device: torch.device | str = "cpu") -> TrainedNetwo
 def load_teacher(path: Path, device: torch.device | str = "cpu") -> Teacher:
     """The network of `open_teacher`."""
     return cast(TeacherState, open_teacher(path, device).state).teacher
+
+
+def describe_teacher(path: Path) -> tuple[str, int]:
+    """A teacher's digest and number of identities. A checkpoint of ours is verified, but its networks are not loaded.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or no teacher.
+    """
+    if not path.is_dir():
+        return digest_of(path), open_teacher(path).config.num_classes
+    meta = verify(path)
+    if not isinstance(meta.config, TeacherConfig):
+        raise CheckpointError(_NO_TEACHER.format(path))
+    return meta.tensors_sha256, meta.config.num_classes
 
 
 def digest_of(path: Path) -> str:

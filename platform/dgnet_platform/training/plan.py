@@ -18,7 +18,7 @@ from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import CheckpointError
 from dgnet_platform.runs.experiment import AnyExperiment, Identity, TaughtExperiment, identity_of
-from dgnet_platform.runs.loading import digest_of, open_teacher
+from dgnet_platform.runs.loading import describe_teacher, digest_of
 from dgnet_platform.runs.run import RESULTS, Outcome, Run, absolute, folder_of
 from dgnet_platform.runs.tracking_uri import usable
 from dgnet_platform.storage.serialize import differences, to_dict
@@ -189,23 +189,14 @@ def outcome_of_finished(run: Run) -> Outcome | None:
 
 
 def _checked_teacher(path: Path, classes: int, store: Store) -> str:
-    """A teacher's digest; one that is damaged or knows other identities is refused.
-
-    A checkpoint of ours says what it is in its record: its networks are only loaded by whoever uses them.
-    """
-    if path.is_dir():
-        meta = checkpoint.verify(path)
-        if method_of(meta.config).name != "teacher":
-            raise CheckpointError(f"{path} is a checkpoint of DG-Net: name a teacher's, made by jobs/train_teacher.py")
-        known = meta.config.num_classes
-    else:
-        known = open_teacher(path).config.num_classes
+    """A teacher's digest; one that is damaged or knows other identities is refused."""
+    digest, known = describe_teacher(path)
     if known != classes:
         raise ExperimentError(
             f"teacher {path} knows {known} identities, {store.location} has {classes} to train on: name one that was"
             " trained on the same data, or use --teacher auto"
         )
-    return digest_of(path)
+    return digest
 
 
 def _check_same(existing: Run, named: NamedRun) -> None:

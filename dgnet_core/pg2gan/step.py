@@ -1,0 +1,209 @@
+"""One training iteration of PG2-GAN: stage 1 trains G1, stage 2 trains G2 against the discriminator, G1 frozen.
+
+B pairs on this rank: a source image, and another image of the same identity, whose pose is given: the target.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from dgnet_core.learning.augment import from_symmetric, to_symmetric
+from dgnet_core.learning.batches import Batch, check_batch, check_joints
+from dgnet_core.learning.health import record_fault
+from dgnet_core.learning.losses import against
+from dgnet_core.learning.poses import discs, pose_mask
+from dgnet_core.learning.precision import exact
+from dgnet_core.learning.state import State, no_fault
+from dgnet_core.learning.steps import ReduceGrads, clip, keep_local, to_device
+from dgnet_core.networks.modes import evaluating, frozen
+from dgnet_core.pg2gan.config import PG2GANConfig
+from dgnet_core.pg2gan.networks import Discriminator, coarse_generator, initialise, refiner
+
+
+@dataclass(kw_only=True, eq=False)
+class PG2GANState(State):
+    """PG2-GAN's state. Each network has its own optimiser, so those of stage 2 begin fresh."""
+
+    config: PG2GANConfig
+    """What it was built from."""
+
+    @classmethod
+    def build(cls, config: PG2GANConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> Self:
+        """The state before iteration 0: a pure function of the configuration; no weights are `pretrained`."""
+        del pretrained
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            coarse, fine, discriminator = coarse_generator(config), refiner(config), Discriminator(config)
+            initialise(coarse, fine, discriminator=discriminator)
+        networks: dict[str, nn.Module] = {"coarse": coarse, "refiner": fine, "discriminator": discriminator}
+        for network in networks.values():
+            to_device(network, config.step, device)
+        optimizers: dict[str, torch.optim.Optimizer] = {
+            name: torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas, fused=True)
+            for name, network in networks.items()
+        }
+        return cls(networks=networks, optimizers=optimizers, fault=no_fault(device), config=config)
+
+
+def image_losses(generated: Tensor, target: Tensor, joints: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Mean absolute difference, and that within the pose mask of the target, both means over all pixels (Eq. 3).
+
+    Their sum weighs pixels outside the mask 1 and pixels inside it 2.
+
+    Args:
+        generated: (B, 3, H, W).
+        target: (B, 3, H, W).
+        joints: of the target, (B, 18, 3).
+        radius: of the mask around limbs.
+    """
+    difference = (generated - target).abs()
+    mask = pose_mask(joints, *target.shape[-2:], radius=radius)
+    return difference.mean(), (difference * mask).mean()
+
+
+def discriminator_loss(real: Tensor, source: Tensor | None, fake: Tensor) -> Tensor:
+    """Cross-entropy of the discriminator: real images weigh as much as all fakes together.
+
+    Args:
+        real: logits of the target, or of the target beside the source.
+        source: logits of the source image as a fake, half of the fakes (release); None: pairs are judged (paper).
+        fake: logits of G2's image, or of it beside the source.
+    """
+    made = against(fake, 0.0, "nsgan")
+    fakes = made if source is None else (made + against(source, 0.0, "nsgan")) / 2
+    return (against(real, 1.0, "nsgan") + fakes) / 2
+
+
+def pg2gan_step(
+    state: PG2GANState, batch: Batch, config: PG2GANConfig, *, reduce_grads: ReduceGrads = keep_local
+) -> dict[str, Tensor]:
+    """Advance `state` by one iteration. Non-finite numbers are met as in DG-Net's `train_step`.
+
+    Args:
+        state: changed in place.
+        batch: what this rank trains on: images a, b and their positives with joints. G1 and G2 learn from a, the
+            discriminator from b.
+        config: the configuration that `state` was built from.
+        reduce_grads: averages gradients over ranks.
+
+    Returns:
+        Scalars without a graph: "L_image" and "L_mask" of the image that the stage makes, "grad_..." before any
+        clipping, and in stage 2 "D_adv", "L_adv" and "refinement", the mean absolute difference that G2 adds to G1.
+
+    Raises:
+        ValueError: the batch does not fit the configuration or has no joints; the state is unchanged.
+        FloatingPointError: a loss or gradient is not finite (CPU only).
+    """
+    check_batch(batch, config, config.num_classes, state.iteration, state.device, sets=4, labelled=2)
+    joints = check_joints(batch)
+    images = to_symmetric(batch.images)
+    stage = _coarse if state.iteration < config.stage1 else _refined
+    metrics = stage(state, images, joints, config, reduce_grads)
+    record_fault(state, metrics)
+    state.iteration += 1
+    return metrics
+
+
+def _coarse(
+    state: PG2GANState, images: Tensor, joints: Tensor, config: PG2GANConfig, reduce_grads: ReduceGrads
+) -> dict[str, Tensor]:
+    """Stage 1: G1 learns from the positives of a."""
+    network = state.networks["coarse"]
+    generated = _draw_coarse(network, images[0], joints[2], config)
+    whole, masked = image_losses(generated, images[2], joints[2], config.radius)
+    gradient = _update(state, "coarse", whole + masked, reduce_grads)
+    return {"L_image": whole.detach(), "L_mask": masked.detach(), "grad_coarse": gradient}
+
+
+def _refined(
+    state: PG2GANState, images: Tensor, joints: Tensor, config: PG2GANConfig, reduce_grads: ReduceGrads
+) -> dict[str, Tensor]:
+    """Stage 2: G2 learns from the positives of a, then the discriminator from those of b."""
+    coarse, fine, discriminator = (state.networks[name] for name in ("coarse", "refiner", "discriminator"))
+    with evaluating(coarse):
+        first, other = (_draw_coarse(coarse, images[k], joints[k + 2], config) for k in (0, 1))
+
+    difference = _draw_difference(fine, first, images[0], config)
+    generated = first + difference
+    whole, masked = image_losses(generated, images[2], joints[2], config.radius)
+    with frozen(discriminator):
+        scores = _scores(discriminator, images[2], images[0], first, generated, config)
+        adversarial = against(scores[2], 1.0, "nsgan")
+        gradient = _update(state, "refiner", adversarial + config.image * (whole + masked), reduce_grads)
+    metrics = {"L_adv": adversarial.detach(), "L_image": whole.detach(), "L_mask": masked.detach()}
+    metrics |= {"grad_refiner": gradient, "refinement": difference.detach().abs().mean()}
+
+    with torch.no_grad():
+        generated = other + _draw_difference(fine, other, images[1], config)
+    real, source, fake = _scores(discriminator, images[3], images[1], other, generated, config)
+    loss = discriminator_loss(real, source, fake)
+    metrics["D_adv"] = loss.detach()
+    metrics["grad_discriminator"] = _update(state, "discriminator", loss, reduce_grads)
+    return metrics
+
+
+def _update(state: PG2GANState, name: str, loss: Tensor, reduce_grads: ReduceGrads) -> Tensor:
+    """Descend a loss in one network; returns its gradient's norm."""
+    parameters, optimizer = list(state.networks[name].parameters()), state.optimizers[name]
+    optimizer.zero_grad()
+    loss.backward(inputs=parameters)
+    reduce_grads(parameters)
+    gradient = clip(parameters, None)
+    optimizer.step()
+    return gradient
+
+
+def _autocast(x: Tensor, config: PG2GANConfig) -> torch.autocast:
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
+
+
+def _draw_coarse(network: nn.Module, source: Tensor, joints: Tensor, config: PG2GANConfig) -> Tensor:
+    pose = 2 * discs(joints, *source.shape[-2:], radius=config.radius) - 1
+    with _autocast(source, config):
+        return exact(network(torch.cat([source, pose], dim=1)))
+
+
+def _draw_difference(network: nn.Module, coarse: Tensor, source: Tensor, config: PG2GANConfig) -> Tensor:
+    with _autocast(source, config):
+        return exact(network(torch.cat([coarse, source], dim=1)))
+
+
+def _scores(
+    network: nn.Module, target: Tensor, source: Tensor, coarse: Tensor, generated: Tensor, config: PG2GANConfig
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Logits of the target, of the source (None for pairs) and of G2's image: one pass, whose BatchNorm mixes them."""
+    if config.discriminator == "pair":
+        joined = torch.cat([torch.cat([source, target], 1), torch.cat([source, generated], 1)])
+    else:
+        joined = torch.cat([target, source, coarse, generated])  # G1's image only takes part in the statistics
+    with _autocast(source, config):
+        parts = exact(network(joined)).split(len(source))
+    return parts[0], parts[1] if len(parts) > 2 else None, parts[-1]
+
+
+def settings(config: PG2GANConfig, iteration: int) -> dict[str, float]:
+    """Loss weights and rates at a 0-based iteration."""
+    refines = iteration >= config.stage1
+    return {
+        "weight/image": config.image if refines else 1.0,
+        "weight/adversarial": float(refines),
+        "lr/adam": config.lr,
+    }
+
+
+def drawing(state: PG2GANState) -> Callable[[Tensor, Tensor], Tensor]:
+    """What draws people: normalised images (N, 3, H, W) of normalised sources and target joints (N, 18, 3)."""
+    coarse, fine, config = state.networks["coarse"], state.networks["refiner"], state.config
+
+    def draw(sources: Tensor, joints: Tensor) -> Tensor:
+        with evaluating(coarse, fine):
+            source = to_symmetric(sources)
+            image = _draw_coarse(coarse, source, joints, config)
+            if state.iteration > config.stage1:
+                image = image + _draw_difference(fine, image, source, config)
+            return from_symmetric(image.clamp(-1, 1))
+
+    return draw

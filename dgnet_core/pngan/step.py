@@ -1,0 +1,135 @@
+"""One training iteration of PN-GAN: the generator, then the discriminator.
+
+B pairs on this rank: a source image, and another image of the same identity, whose pose is given: the target.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from dgnet_core.learning import losses
+from dgnet_core.learning.augment import from_symmetric, to_symmetric
+from dgnet_core.learning.batches import Batch, check_batch, check_joints
+from dgnet_core.learning.health import record_fault
+from dgnet_core.learning.poses import heat_maps, stick_figures
+from dgnet_core.learning.precision import exact
+from dgnet_core.learning.state import State, no_fault
+from dgnet_core.learning.steps import ReduceGrads, clip, keep_local, set_rate, to_device
+from dgnet_core.networks.modes import evaluating, frozen
+from dgnet_core.pngan.config import PNGANConfig
+from dgnet_core.pngan.networks import discriminator, generator
+
+
+@dataclass(kw_only=True, eq=False)
+class PNGANState(State):
+    """PN-GAN's state."""
+
+    config: PNGANConfig
+    """What it was built from."""
+
+    @classmethod
+    def build(cls, config: PNGANConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> Self:
+        """The state before iteration 0: a pure function of the configuration; no weights are `pretrained`."""
+        del pretrained
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            networks: dict[str, nn.Module] = {"generator": generator(config), "discriminator": discriminator(config)}
+        for network in networks.values():
+            to_device(network, config.step, device)
+        optimizers: dict[str, torch.optim.Optimizer] = {
+            name: torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas, fused=True)
+            for name, network in networks.items()
+        }
+        return cls(networks=networks, optimizers=optimizers, fault=no_fault(device), config=config)
+
+
+def rate(config: PNGANConfig, iteration: int) -> float:
+    """Adam's rate: constant in the first half of the run, then in a straight line to 0."""
+    half = config.iterations / 2
+    return config.lr * min(1.0, (config.iterations - iteration) / half)
+
+
+def settings(config: PNGANConfig, iteration: int) -> dict[str, float]:
+    """Loss weights and the rate at a 0-based iteration."""
+    return {"weight/image": config.image, "weight/adversarial": 1.0, "lr/adam": rate(config, iteration)}
+
+
+def pngan_step(
+    state: PNGANState, batch: Batch, config: PNGANConfig, *, reduce_grads: ReduceGrads = keep_local
+) -> dict[str, Tensor]:
+    """Advance `state` by one iteration. Non-finite numbers are met as in DG-Net's `train_step`.
+
+    Args:
+        state: changed in place.
+        batch: what this rank trains on: images a and their positives, with joints.
+        config: the configuration that `state` was built from.
+        reduce_grads: averages gradients over ranks.
+
+    Returns:
+        Scalars without a graph: "L_adv", "L_image", "D_adv", and the gradients' norms "grad_generator" and
+        "grad_discriminator".
+
+    Raises:
+        ValueError: the batch does not fit the configuration or has no joints; the state is unchanged.
+        FloatingPointError: a loss or gradient is not finite (CPU only).
+    """
+    check_batch(batch, config, config.num_classes, state.iteration, state.device, sets=2, labelled=1)
+    joints = check_joints(batch)[1]
+    source, target = to_symmetric(batch.images)
+    generator, discriminator = state.networks["generator"], state.networks["discriminator"]
+    autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
+    for optimizer in state.optimizers.values():
+        optimizer.zero_grad()
+        set_rate(optimizer, rate(config, state.iteration))
+
+    with autocast:
+        generated = exact(generator(torch.cat([source, pose_image(joints, config)], dim=1)))
+    with frozen(discriminator):
+        with autocast:
+            score = exact(discriminator(generated))
+        adversarial, image = losses.against(score, 1.0, "lsgan"), losses.image_l1(target, generated)
+        (adversarial + config.image * image).backward()
+    metrics = {"L_adv": adversarial.detach(), "L_image": image.detach()}
+    metrics["grad_generator"] = _descend(state, "generator", reduce_grads)
+
+    real = source if config.real == "source" else target
+    with autocast:
+        real_score, fake_score = exact(discriminator(real)), exact(discriminator(generated.detach()))
+    loss = losses.against(real_score, 1.0, "lsgan") + losses.against(fake_score, 0.0, "lsgan")
+    loss.backward()
+    metrics["D_adv"] = loss.detach()
+    metrics["grad_discriminator"] = _descend(state, "discriminator", reduce_grads)
+    record_fault(state, metrics)
+    state.iteration += 1
+    return metrics
+
+
+def _descend(state: PNGANState, name: str, reduce_grads: ReduceGrads) -> Tensor:
+    """Take a step along the gradients that have arrived at a network; returns their norm."""
+    parameters = list(state.networks[name].parameters())
+    reduce_grads(parameters)
+    gradient = clip(parameters, None)
+    state.optimizers[name].step()
+    return gradient
+
+
+def pose_image(joints: Tensor, config: PNGANConfig) -> Tensor:
+    """What the generator sees of a pose (B, 18, 3): (B, 3, H, W) or (B, 18, H, W) in [-1, 1]."""
+    size = config.network.height, config.network.width
+    if config.pose == "sticks":
+        return stick_figures(joints, *size)
+    return 2 * heat_maps(joints, *size, sigma=config.sigma) - 1
+
+
+def drawing(state: PNGANState) -> Callable[[Tensor, Tensor], Tensor]:
+    """What draws people: normalised images (N, 3, H, W) of normalised sources and target joints (N, 18, 3)."""
+    generator, config = state.networks["generator"], state.config
+
+    def draw(sources: Tensor, joints: Tensor) -> Tensor:
+        with evaluating(generator):
+            return from_symmetric(generator(torch.cat([to_symmetric(sources), pose_image(joints, config)], dim=1)))
+
+    return draw
