@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from dgnet_core.dgnet import release
-from dgnet_core.dgnet.generator import render
+from dgnet_core.dgnet.generator import Generator, render
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.generation.fidelity import swap_fidelity
 from dgnet_core.learning.augment import denormalise, normalise
@@ -359,7 +360,9 @@ def test_interpolations_lead_from_one_person_to_another(
     assert not torch.equal(first, last)
     for end, generated in ((first, between[0]), (last, between[-1])):
         pair = (end, other) if code == "appearance" else (other, end)
-        expected = denormalise(render(cast(Generator, networks.state), *(normalise(picture, height, width) for picture in pair))).cpu()
+        expected = denormalise(
+            render(cast(Generator, networks.state), *(normalise(picture, height, width) for picture in pair))
+        ).cpu()
         assert (expected.int() - generated.int()).abs().max() <= 2  # the pictures shown are rounded
     assert not torch.equal(between[0], between[-1])
 
