@@ -180,7 +180,7 @@ def _scores(
     else:
         joined = torch.cat([target, source, coarse, generated])  # G1's image only takes part in the statistics
     with _autocast(source, config):
-        parts = exact(network(joined)).split(len(source))
+        parts = list(exact(network(joined)).split(len(source)))
     return parts[0], parts[1] if len(parts) > 2 else None, parts[-1]
 
 

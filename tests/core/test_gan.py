@@ -36,8 +36,8 @@ def test_padding_norm_and_activation():
 def test_residual_block(ends):
     block = Residual(4, act="leaky", scale=0.1, ends=ends)
     x = torch.randn(2, 4, 5, 5)
-    first, second = ([part.get_parameter(f"0.{name}") for name in ("weight", "bias")] for part in block.children())
-    inner = F.conv2d(F.leaky_relu(F.conv2d(x, *first, padding=1), 0.2), *second, padding=1)
+    (w1, b1), (w2, b2) = ((p.get_parameter("0.weight"), p.get_parameter("0.bias")) for p in block.children())
+    inner = F.conv2d(F.leaky_relu(F.conv2d(x, w1, b1, padding=1), 0.2), w2, b2, padding=1)
     inner = F.leaky_relu(inner, 0.2) if ends == "inside" else inner
     wanted = x + 0.1 * inner
     assert torch.allclose(block(x), F.relu(wanted) if ends == "outside" else wanted, atol=1e-6)

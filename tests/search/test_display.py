@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from dgnet_platform.search import display
-from dgnet_platform.search.display import SearchDisplay
-from dgnet_platform.search.leaderboard import TrialRow
+from dgnet_platform.search.report import display
+from dgnet_platform.search.report.display import SearchDisplay
+from dgnet_platform.search.report.leaderboard import TrialRow
 
 
 def row(number: int, state: str, iterations: int, trained: int) -> TrialRow:

@@ -13,8 +13,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dgnet_platform.search.figures import figures
-from dgnet_platform.search.leaderboard import TrialRow, against_preset, front, leaderboard, leaderboard_table, ranked
+from dgnet_platform.search.report.figures import figures
+from dgnet_platform.search.report.leaderboard import (
+    TrialRow,
+    against_preset,
+    front,
+    leaderboard,
+    leaderboard_table,
+    ranked,
+)
 from dgnet_platform.search.space import Space
 
 SPACE = Space({

@@ -22,7 +22,7 @@ from dgnet_platform.search import tracked
 from dgnet_platform.search.config import METRIC, SearchConfig
 from dgnet_platform.search.driver import Search, TrialFeed
 from dgnet_platform.search.plan import plan_search
-from dgnet_platform.search.results import Results
+from dgnet_platform.search.report.results import Results
 from dgnet_platform.search.space import Space
 from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.search.study import FILE

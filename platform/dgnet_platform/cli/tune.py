@@ -18,11 +18,11 @@ from dgnet_platform.runs.presets import TRIALS, Preset, teacher_of
 from dgnet_platform.runs.run import training_alone
 from dgnet_platform.runs.tracking_uri import ui_command
 from dgnet_platform.search.config import SearchConfig
-from dgnet_platform.search.display import SearchDisplay
 from dgnet_platform.search.driver import Search, place_search
-from dgnet_platform.search.leaderboard import leaderboard_table
 from dgnet_platform.search.plan import SearchPlan, plan_search
-from dgnet_platform.search.results import Results
+from dgnet_platform.search.report.display import SearchDisplay
+from dgnet_platform.search.report.leaderboard import leaderboard_table
+from dgnet_platform.search.report.results import Results
 from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing, simulated_ends
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.search.study import FILE

@@ -222,7 +222,7 @@ def found_keypoints(store: Store, found: FoundPoses) -> KeyPoints:
         for file, *size in store.index(split)[["file_name", "width", "height"]].itertuples(index=False)
     }
     limits = np.array([sizes[picture] for picture in found.pictures], float)[:, None]
-    present = ((places >= 0) & (places < limits)).all(axis=2)
+    present = np.all((places >= 0) & (places < limits), axis=2)
     visibility = np.where(present, SEEN, MISSING).astype(np.uint8)
     places = np.where(present[..., None], places, 0).astype(np.float32)
     points = _assembled(store, found.source, found.pictures, places, visibility, others=found.others)
@@ -297,12 +297,13 @@ def _implausible(places: np.ndarray, present: np.ndarray) -> dict[str, np.ndarra
     shoulders, hips, ankles = (
         (joint[f"right {part}"] + joint[f"left {part}"]) / 2 for part in ("shoulder", "hip", "ankle")
     )
-    return {
+    found = {
         "the nose is below the shoulders": joint["nose"] > shoulders,
         "the shoulders are below the hips": shoulders > hips,
         "the hips are below the ankles": hips > ankles,
-        "joints in the first column of pixels": (present & (places[..., 0] < 1)).any(axis=1),
+        "joints in the first column of pixels": np.any(present & (places[..., 0] < 1), axis=1),
     }
+    return {name: np.asarray(wrong) for name, wrong in found.items()}
 
 
 def draw_sheet(points: KeyPoints, store: Store, count: int = 10) -> Image.Image:

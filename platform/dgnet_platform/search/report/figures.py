@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as plots
 from PIL import Image
 
-from dgnet_platform.search.leaderboard import FINISHED, TrialRow, as_short, front, varying
+from dgnet_platform.search.report.leaderboard import FINISHED, TrialRow, as_short, front, varying
 from dgnet_platform.search.space import Space
 
 _log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.presets import dgnet_experiment
 from dgnet_platform.search.config import BETA, METRIC, METRIC_BY_BETA, SECOND
-from dgnet_platform.search.figures import figures
-from dgnet_platform.search.leaderboard import FAILED, FINISHED, STOPPED, TrialRow, front, leaderboard, ranked
 from dgnet_platform.search.plan import SearchPlan
+from dgnet_platform.search.report.figures import figures
+from dgnet_platform.search.report.leaderboard import FAILED, FINISHED, STOPPED, TrialRow, front, leaderboard, ranked
 from dgnet_platform.search.space import PARAMETERS
 from dgnet_platform.search.study import Study, is_base
 from dgnet_platform.search.trial import TrialProgress
