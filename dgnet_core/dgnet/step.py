@@ -15,7 +15,8 @@ from dgnet_core.dgnet.losses import prim, soft_label
 from dgnet_core.dgnet.networks import pool_code, to_gray
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.learning import losses
-from dgnet_core.learning.batches import Batch, Position, check_batch, stream_seed
+from dgnet_core.learning.batches import Batch, Position, check_batch
+from dgnet_core.learning.draws import uniform
 from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.precision import exact, layout_of
 from dgnet_core.learning.schedule import decay
@@ -225,7 +226,7 @@ def train_step(
 
 def _coin(seed: int, iteration: int) -> float:
     """A uniform draw in [0, 1) that all ranks share: whether the structure encoder learns from generated images."""
-    return stream_seed(seed, "re-encode", iteration) / 2**63
+    return float(uniform(seed, "re-encode", iteration, range(1), 1, "cpu"))
 
 
 def _logits(head: Head, pooled: Tensor, groups: int, position: Position, purpose: str, track: bool = False) -> Tensor:

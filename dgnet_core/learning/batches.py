@@ -1,6 +1,6 @@
 """Which images iteration t sees, and all its random draws."""
 
-import zlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,27 +9,23 @@ import torch
 from torch import Tensor
 
 from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.draws import permutation, uniform, words
 from dgnet_core.learning.precision import dtype_of
-
-
-def stream_seed(seed: int, purpose: str, index: int) -> int:
-    """Seed of the independent stream `purpose` at `index` (an iteration or an epoch) of a run's `seed`."""
-    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), index]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))  # torch seeds are signed
+from dgnet_core.networks.batch_norm import is_synchronised
 
 
 def share(batch_size: int, rank: int, world_size: int) -> range:
     """The places of the global batch that a rank takes: consecutive, and as many as the others' or one more or less.
 
     Raises:
-        ValueError: there is no such rank, or some rank would get fewer than two images.
+        ValueError: there is no such rank, or some rank would get no image.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank = {rank}: {world_size} ranks are numbered from 0 to {world_size - 1}")
-    if batch_size // world_size < 2:
+    if batch_size < world_size:
         raise ValueError(
-            f"batch_size = {batch_size} over {world_size} ranks: BatchNorm needs at least 2 images on every rank, use"
-            f" batch_size >= {2 * world_size} or at most {max(1, batch_size // 2)} ranks"
+            f"batch_size = {batch_size} over {world_size} ranks: every rank needs an image, use batch_size >="
+            f" {world_size} or at most {batch_size} ranks"
         )
     return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
@@ -50,8 +46,8 @@ class Position:
     def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
         """Uniform draws in [0, 1) of `shape`, first dimension = this rank's images.
 
-        Draws are made for the whole global batch and this rank's rows returned, so an image's draws do not depend
-        on how many ranks share the work.
+        An image's draws are a function of its place in the global batch, so they do not depend on how many ranks share
+        the work, nor on the device (see draws.py).
 
         Raises:
             ValueError: this rank's images reach beyond the global batch.
@@ -63,9 +59,8 @@ class Position:
                 f"places {places.start} to {places.stop - 1} of a batch of {total}: set first and total to the rank's"
                 " share of the global batch"
             )
-        generator = torch.Generator(device).manual_seed(stream_seed(self.seed, purpose, self.iteration))
-        draws = torch.rand((total, *shape[1:]), generator=generator, device=device)
-        return draws[places.start : places.stop]
+        draws = uniform(self.seed, purpose, self.iteration, places, math.prod(shape[1:]), device)
+        return draws.reshape(tuple(shape))
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
         """Normal draws, of `uniform`'s by the inverse of their distribution; errors as there."""
@@ -132,9 +127,7 @@ class PairSampler:
     def _shuffle(self, stream: str, epoch: int) -> np.ndarray:
         """The order in which `stream` sees all images in `epoch`; the last one asked for is kept."""
         if self._shuffles.get(stream, (-1,))[0] != epoch:
-            order = np.random.default_rng(stream_seed(self.seed, f"shuffle {stream}", epoch)).permutation(
-                len(self.labels)
-            )
+            order = permutation(self.seed, f"shuffle {stream}", epoch, len(self.labels)).numpy()
             self._shuffles[stream] = (epoch, order)
         return self._shuffles[stream][1]
 
@@ -158,9 +151,9 @@ class PairSampler:
         if not places or min(places) < 0 or max(places) >= self.batch_size:
             raise ValueError(f"places = {places}: choose from range(0, {self.batch_size}), as share() does")
         images = np.stack([self._images(stream, iteration) for stream in ("a", "b")])
-        draws = np.random.default_rng(stream_seed(self.seed, "positives", iteration)).random(images.shape)
+        drawn = words(self.seed, "positives", iteration, range(self.batch_size), 2, "cpu").numpy().T
         others = np.maximum(self._count[images] - 1, 1)
-        place = np.minimum((draws * others).astype(np.int64), others - 1)
+        place = drawn * others >> 32  # a word of 32 bits times less than 2^31 stays below 2^63
         place += (place >= self._rank[images]) & (self._count[images] > 1)  # skip the image itself
         positives = self._by_identity[self._first[images] + place]
         rows = np.concatenate([images, positives])[:, places.start : places.stop : places.step]
@@ -207,8 +200,9 @@ def check_batch(
         if x.ndim != 5 or x.shape[0] != sets or x.shape[2:] != (3, *size):
             wanted = f"({sets}, B, 3, {size[0]}, {size[1]})"
             raise ValueError(f"batch.{name} has shape {tuple(x.shape)}: {wanted} is needed, resize the images")
-        if x.shape[1] < 2:
-            raise ValueError(f"batch.{name} has {x.shape[1]} image a batch: BatchNorm needs at least 2 on every rank")
+        normalised = (batch.position.total if is_synchronised() else None) or x.shape[1]
+        if normalised < 2:
+            raise ValueError(f"batch.{name} has {normalised} image a batch: BatchNorm needs at least 2")
         if x.dtype != dtype:
             raise ValueError(f"batch.{name} is {x.dtype}: step.precision = {config.step.precision!r} needs {dtype}")
         if x.device != device:

@@ -1,4 +1,4 @@
-"""Building blocks shared by the networks: norms that know several batches, convolutions, residual blocks."""
+"""Building blocks shared by the networks: norms, convolutions, residual blocks."""
 
 from typing import Literal
 
@@ -9,46 +9,6 @@ from torch import Tensor, nn
 Norm = Literal["none", "instance", "adain", "layer"]
 
 EPSILON = 1e-5
-
-
-class GroupedBatchNorm(nn.Module):
-    """BatchNorm over a tensor that holds several batches one after the other.
-
-    Merging batches into one pass saves work, yet each must be normalised by its own statistics, as separate passes
-    would. Parameter and buffer names are those of `nn.BatchNorm2d`, so published weights load.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, channels: int, momentum: float = 0.1):
-        super().__init__()
-        self.momentum = momentum
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x: Tensor, groups: int = 1, track: bool = False) -> Tensor:
-        """Normalise x.
-
-        Args:
-            x: (groups * B, C) or (groups * B, C, H, W), batches one after the other.
-            groups: how many batches x holds. In eval mode the running statistics serve for all.
-            track: in training mode, also move the running statistics, once per batch and in order.
-        """
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPSILON)
-        mean, var = (self.running_mean, self.running_var) if track else (None, None)
-        chunks = [
-            F.batch_norm(chunk, mean, var, self.weight, self.bias, True, self.momentum, EPSILON)
-            for chunk in x.chunk(groups)
-        ]
-        if track:
-            self.num_batches_tracked += groups
-        return chunks[0] if groups == 1 else torch.cat(chunks)
 
 
 class LayerNorm(nn.Module):

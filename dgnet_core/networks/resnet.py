@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgnet_core.networks.blocks import GroupedBatchNorm
+from dgnet_core.networks.batch_norm import GroupedBatchNorm
 from dgnet_core.networks.config import NetworkConfig
 
 

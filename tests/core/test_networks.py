@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, Discriminator, StructureEncoder, pool_code, to_gray
 from dgnet_core.dgnet.state import TrainState
-from dgnet_core.networks.blocks import GroupedBatchNorm, LayerNorm, adain, upsampled_conv
+from dgnet_core.networks.batch_norm import GroupedBatchNorm
+from dgnet_core.networks.blocks import LayerNorm, adain, upsampled_conv
 from dgnet_core.networks.config import NetworkConfig
 from dgnet_core.networks.resnet import Head, ResNetTrunk, load_imagenet
 from dgnet_core.teacher.networks import Teacher

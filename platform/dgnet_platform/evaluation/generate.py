@@ -6,6 +6,8 @@ how many a process has. Workers have one each.)
 """
 
 import io
+import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +26,6 @@ from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, StructureEncod
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.generation.grids import tile
 from dgnet_core.learning.augment import normalise
-from dgnet_core.learning.batches import stream_seed
 from dgnet_platform.compute.parts import Files, Part, PartsError, make_parts, missing, owned, parts_of
 from dgnet_platform.data.decode import decode
 from dgnet_platform.data.images import decode_table
@@ -54,7 +55,7 @@ class Plan:
 
     def structures(self, row: int) -> np.ndarray:
         """Rows (per_image,) of the pictures in whose structure that of `row` is drawn: different ones, never itself."""
-        rng = np.random.default_rng(stream_seed(self.seed, "structures", row))
+        rng = np.random.default_rng([self.seed, zlib.crc32(b"structures"), row])
         others = rng.choice(len(self.people) - 1, self.per_image, replace=False)
         return others + (others >= row)
 

@@ -1,0 +1,147 @@
+"""BatchNorm that knows several batches in one tensor, and one batch spread over several ranks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-5
+
+ReduceSums = Callable[[Tensor], None]
+"""Replaces a tensor of sums, float64, by its sum over all ranks; every rank calls it at the same place."""
+
+_reduce_sums: ContextVar[ReduceSums | None] = ContextVar("reduce_sums", default=None)
+
+
+@contextmanager
+def synchronised(reduce_sums: ReduceSums | None) -> Iterator[None]:
+    """Within this context, BatchNorm's statistics are those of the batch of all ranks, forward and backward.
+
+    A step then computes on any number of ranks what it computes on one, up to rounding. Each rank's loss must be the
+    mean over its own images, and its gradients averaged with weights by numbers of images, as `ReduceGrads` does.
+
+    Args:
+        reduce_sums: called once a layer and pass in each direction; None: each rank's own statistics.
+    """
+    token = _reduce_sums.set(reduce_sums)
+    try:
+        yield
+    finally:
+        _reduce_sums.reset(token)
+
+
+def is_synchronised() -> bool:
+    """Whether BatchNorm's statistics are those of the batch of all ranks here."""
+    return _reduce_sums.get() is not None
+
+
+class GroupedBatchNorm(nn.Module):
+    """BatchNorm over a tensor that holds several batches one after the other.
+
+    Merging batches into one pass saves work, yet each must be normalised by its own statistics, as separate passes
+    would. Parameter and buffer names are those of `nn.BatchNorm2d`, so published weights load.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1):
+        super().__init__()
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor, groups: int = 1, track: bool = False) -> Tensor:
+        """Normalise x.
+
+        Args:
+            x: (groups * B, C) or (groups * B, C, H, W), batches one after the other.
+            groups: how many batches x holds. In eval mode the running statistics serve for all.
+            track: in training mode, also move the running statistics, once per batch and in order.
+        """
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=EPSILON)
+        if track:
+            self.num_batches_tracked += groups
+        reduce_sums = _reduce_sums.get()
+        if reduce_sums is not None:
+            y, mean, unbiased = _Synchronised.apply(x, self.weight, self.bias, groups, reduce_sums)
+            if track:
+                for group in range(groups):
+                    self.running_mean.lerp_(mean[group].to(self.running_mean.dtype), self.momentum)
+                    self.running_var.lerp_(unbiased[group].to(self.running_var.dtype), self.momentum)
+            return y
+        mean, var = (self.running_mean, self.running_var) if track else (None, None)
+        chunks = [
+            F.batch_norm(chunk, mean, var, self.weight, self.bias, True, self.momentum, EPSILON)
+            for chunk in x.chunk(groups)
+        ]
+        return chunks[0] if groups == 1 else torch.cat(chunks)
+
+
+class _Synchronised(torch.autograd.Function):
+    """Batch norm by the statistics of all ranks: one collective forward, one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, reduce_sums: ReduceSums
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grouped = _grouped(x, groups)
+        local_var, local_mean = (s.double() for s in torch.var_mean(_wide(grouped), dim=(1, 3), correction=0))
+        count = grouped.shape[1] * grouped.shape[3]
+        # Sums of values and squares about 0 would lose digits in float32; in float64 they have them to spare.
+        sums = torch.stack([local_mean, local_var + local_mean.square(), torch.ones_like(local_mean)]) * count
+        reduce_sums(sums)
+        total = sums[2]
+        mean = sums[0] / total
+        var = (sums[1] / total - mean.square()).clamp_(min=0)
+        dtype = _wide(grouped).dtype
+        inverse = (var + EPSILON).rsqrt().to(dtype)
+        scale = weight * inverse
+        shift = bias - mean.to(dtype) * scale
+        y = torch.addcmul(_spread(shift), grouped, _spread(scale)).to(x.dtype)
+        ctx.save_for_backward(x, weight, mean.to(dtype), inverse, total)
+        ctx.groups, ctx.count, ctx.reduce_sums = groups, count, reduce_sums
+        unbiased = var * (total / (total - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        return y.reshape(x.shape), mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, total = ctx.saved_tensors
+        g = _wide(_grouped(gradients[0], ctx.groups))
+        normal = (_wide(_grouped(x, ctx.groups)) - _spread(mean)) * _spread(inverse)
+        of_bias, of_weight = g.sum(dim=(1, 3)), (g * normal).sum(dim=(1, 3))
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            # Each rank descends from the mean over its own images: weighted by their number, these are the gradients
+            # of the mean over all, and divided by its own number, back to what this rank's loss calls one.
+            sums = torch.stack([of_bias, of_weight]).double() * ctx.count
+            ctx.reduce_sums(sums)
+            g_mean, gx_mean = (sums / (total * ctx.count)).to(g.dtype)
+            gradient = _spread(weight * inverse) * (g - _spread(g_mean) - normal * _spread(gx_mean))
+            gradient = gradient.to(x.dtype).reshape(x.shape)
+        return gradient, of_weight.sum(dim=0), of_bias.sum(dim=0), None, None
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """x (groups * B, C) or (groups * B, C, H, W) as (groups, B, C, pixels)."""
+    return x.unflatten(0, (groups, -1)).flatten(3) if x.ndim == 4 else x.unflatten(0, (groups, -1)).unsqueeze(3)
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Values (groups, C) beside a grouped tensor."""
+    return values[:, None, :, None]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32 if it is bfloat16: sums of many short numbers need more digits."""
+    return x.float() if x.dtype == torch.bfloat16 else x

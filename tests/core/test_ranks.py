@@ -1,0 +1,126 @@
+"""Any number of ranks computes what one does: statistics of the whole batch, forward and backward."""
+
+import socket
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from dgnet_core.dgnet.config import OptimConfig
+from dgnet_core.dgnet.step import train_step
+from dgnet_core.learning.batches import share
+from dgnet_core.networks.batch_norm import GroupedBatchNorm, synchronised
+from dgnet_core.teacher.state import TeacherState
+from dgnet_core.teacher.step import teacher_step
+from tests.helpers.tiny import START, teacher_batch, tiny_batch, tiny_config, tiny_state, tiny_teacher_config
+
+WORLDS = (1, 2, 3, 4)
+BATCH = 8  # 3 ranks share it unevenly
+STEPS = 10
+
+
+def _runs(rank: int, world: int, average, config):
+    """Metrics of all steps, weighted, then gradients, running statistics and weights of a run of DG-Net and a teacher.
+
+    Ten steps across the warm-up start, for BatchNorm's statistics act through weights that they made.
+    """
+    part = len(share(BATCH, rank, world)) / BATCH
+
+    def reduce_grads(parameters: list[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                average(parameter.grad.mul_(part))
+
+    found: dict[str, Tensor] = {}
+    state = tiny_state(config)
+    teacher_config = tiny_teacher_config(batch_size=BATCH)
+    teacher = TeacherState.build(teacher_config)
+    for step, state_, config_, batch_ in (
+        (train_step, state, config, tiny_batch), (teacher_step, teacher, teacher_config, teacher_batch),
+    ):  # fmt: skip
+        for t in range(STEPS):
+            metrics = step(state_, batch_(config_, t, rank, world), config_, reduce_grads=reduce_grads)
+            for name, value in metrics.items():
+                if name != "identity_surge":  # a ratio of each rank's own
+                    value = value.double() * (1 if name.startswith("grad_") else part)
+                    found[f"{step.__name__} {t} {name}"] = value if name.startswith("grad_") else average(value)
+        for name, network in state_.networks.items():
+            found |= {f"{name} {key}": value.clone() for key, value in network.state_dict().items()}
+            found |= {
+                f"{name} gradient {key}": value.grad.clone()
+                for key, value in network.named_parameters()
+                if value.grad is not None
+            }
+    return found
+
+
+def _config():
+    # At the paper's rate so small a network multiplies a rounding error by ten an iteration; at a quarter it does not.
+    config = tiny_config(batch_size=BATCH, iterations=STEPS, optim=OptimConfig(appearance_lr=5e-4))
+    assert START < STEPS - 4
+    return config
+
+
+def _process(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=max(WORLDS))
+    groups = {world: dist.new_group(list(range(world))) for world in WORLDS}  # every process takes part in making each
+    for world, group in groups.items():
+        if rank >= world:
+            continue
+
+        def average(value: Tensor, group=group) -> Tensor:
+            dist.all_reduce(value, group=group)
+            return value
+
+        with synchronised(lambda sums, group=group: dist.all_reduce(sums, group=group)):
+            found = _runs(rank, world, average, _config())
+        torch.save(found, folder / f"{world}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_one_to_four_processes_make_the_same_run(tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(_process, (port, tmp_path), nprocs=max(WORLDS))
+    alone = _runs(0, 1, lambda value: value, _config())  # PyTorch's own BatchNorm, no collective
+    assert any("L_prim" in name for name in alone)
+    # Biases that a norm cancels have a gradient of 0 but for rounding.
+    noise = {name for name, value in alone.items() if " gradient " in name and value.abs().max() < 1e-12}
+    assert all(name.endswith(".bias") for name in noise)
+    for world in WORLDS:
+        for rank in range(world):
+            found = torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True)
+            assert found.keys() == alone.keys()
+            for name, value in alone.items():
+                if name.replace(" ", " gradient ", 1) in noise:
+                    continue  # Adam takes full steps along a gradient of pure rounding
+                torch.testing.assert_close(
+                    found[name].to(value.dtype), value, rtol=1e-9, atol=1e-9, msg=f"{world} ranks, {name}"
+                )
+
+
+def test_without_it_ranks_normalise_their_own_images():
+    norm = GroupedBatchNorm(3).double()
+    x = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with synchronised(lambda sums: sums.mul_(2)):  # another rank with the very same images
+        torch.testing.assert_close(norm(x), norm(torch.cat([x, x]))[:8])
+    halves = torch.cat([norm(x[:4]), norm(x[4:])])
+    assert (halves - norm(x)).abs().max() > 0.1
+
+
+def test_one_image_on_each_rank_is_enough():
+    config = replace(tiny_config(batch_size=2))
+    batch = tiny_batch(config, 0, 0, 2)
+    with pytest.raises(ValueError, match="batch.images has 1 image a batch: BatchNorm needs at least 2"):
+        train_step(tiny_state(config), batch, config)
+    other = {"sums": partial(torch.mul, other=2)}
+    with synchronised(lambda sums: sums.copy_(other["sums"](sums))):
+        train_step(tiny_state(config), batch, config)
