@@ -9,6 +9,9 @@ from dgnet_core.networks.config import NetworkConfig
 
 GanType = Literal["lsgan", "nsgan"]
 Precision = Literal["float32", "bfloat16", "float64"]
+BatchNormKind = Literal["synchronised", "local", "local_any_size"]
+LEAST_LOCAL = 4
+"""Images that BatchNorm needs on every rank where it is local: two normalised values are +1 and -1, whatever they were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,9 @@ class MethodConfig:
     """Images in a batch, over all ranks."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Sizes of the networks."""
+    batch_norm: BatchNormKind = "synchronised"
+    """synchronised: statistics of the whole batch, over all ranks, so that their number does not matter; local: each
+    rank's own images, at least 4, as the release has it on several GPUs; local_any_size: the same with fewer."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation."""
     step: StepConfig = field(default_factory=StepConfig)
@@ -97,7 +103,8 @@ class MethodConfig:
         check(self.num_classes >= 2, self, "num_classes", "re-id needs at least 2 identities")
         check(0 <= self.seed < 2**63, self, "seed", "an integer in [0, 2^63)")
         check(self.iterations >= 1, self, "iterations", "at least 1")
-        check(self.batch_size >= 2, self, "batch_size", "BatchNorm needs a batch of at least 2 on every rank")
+        check(self.batch_size >= 2, self, "batch_size", "BatchNorm needs a batch of at least 2")
+        check_choices(self, batch_norm=BatchNormKind)
 
     @property
     def needs_teacher(self) -> bool:

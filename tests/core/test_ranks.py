@@ -119,7 +119,7 @@ def test_without_it_ranks_normalise_their_own_images():
 def test_one_image_on_each_rank_is_enough():
     config = replace(tiny_config(batch_size=2))
     batch = tiny_batch(config, 0, 0, 2)
-    with pytest.raises(ValueError, match="batch.images has 1 image a batch: BatchNorm needs at least 2"):
+    with pytest.raises(ValueError, match=r"batch\.images has 1 image a batch: BatchNorm needs at least 2"):
         train_step(tiny_state(config), batch, config)
     other = {"sums": partial(torch.mul, other=2)}
     with synchronised(lambda sums: sums.copy_(other["sums"](sums))):

@@ -6,7 +6,6 @@ how many a process has. Workers have one each.)
 """
 
 import io
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -103,8 +103,9 @@ def plan_search(
         "stopping": to_dict(config.stopping),
         "objectives": list(config.objectives),
         "seed": config.seed,
-        "ranks": max(1, config.workers_per_trial),
     }
+    if base.model.batch_norm != "synchronised":
+        identity["ranks"] = max(1, config.workers_per_trial)
     if config.warm_start:
         identity["warm_start"] = list(config.warm_start)
     hashed = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]

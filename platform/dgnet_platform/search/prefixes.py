@@ -156,7 +156,8 @@ def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None) 
         "hold_out": experiment.hold_out,
         "teacher": digest_of(teacher) if model.trunk_from_teacher and teacher is not None else None,
         "evaluate_every": experiment.evaluate_every,
-        "ranks": max(1, experiment.most_workers),
+        # Else the same part is trained on any number of workers: equal to rounding, and to the bit on as many.
+        "ranks": None if model.batch_norm == "synchronised" else max(1, experiment.most_workers),
         "code": [training_digest(), checkpoint.FORMAT],
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -44,14 +44,20 @@ def average_gradients(parameters: Sequence[nn.Parameter], share: float) -> None:
     average([parameter.grad for parameter in parameters if parameter.grad is not None], share)
 
 
-def average_statistics(state: State, share: float) -> None:
-    """What follows the ranks' own batches, made equal: BatchNorm's running statistics and the state's memory."""
+def sum_over_ranks(sums: Tensor) -> None:
+    """Replace a tensor by its sum over the ranks."""
+    dist.all_reduce(sums)
+
+
+def average_statistics(state: State, share: float, *, synchronised: bool) -> None:
+    """What follows the ranks' own images, made equal: the state's memory, and local BatchNorm's running statistics."""
     if ranks()[1] == 1:
-        return  # walking through all modules takes milliseconds
-    statistics = [
-        buffer for network in state.networks.values() for buffer in network.buffers() if buffer.is_floating_point()
-    ]
-    average([*statistics, *state.memory.values()], share)
+        return
+    statistics = list(state.memory.values())
+    if not synchronised:  # else they are equal, and walking through all modules takes milliseconds
+        buffers = (buffer for network in state.networks.values() for buffer in network.buffers())
+        statistics += [buffer for buffer in buffers if buffer.is_floating_point()]
+    average(statistics, share)
 
 
 def broadcast(value: Any) -> Any:

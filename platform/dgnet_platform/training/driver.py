@@ -176,7 +176,7 @@ def _tags(plan: TrainingPlan) -> dict[str, str]:
         "dgnet.kind": plan.identity.kind,
         "dgnet.workers": experiment.workers,
         "dgnet.images_a_rank": f"{experiment.model.batch_size / workers:g}",
-        "dgnet.batch_norm": "statistics of each rank's batch; running ones averaged over ranks",
+        "dgnet.batch_norm": experiment.model.batch_norm,
         "dgnet.device": "cuda" if on_gpu else "cpu",
         "dgnet.teacher": str(plan.teacher or ""),
         "dgnet.origin": str(plan.origin or ""),

@@ -9,9 +9,10 @@ from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import Batch, PairSampler, Position, share
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.methods import build, method_of
+from dgnet_core.networks.batch_norm import synchronised
 from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.data.images import ImageSet
-from dgnet_platform.training.collectives import average_gradients, average_statistics, ranks
+from dgnet_platform.training.collectives import average_gradients, average_statistics, ranks, sum_over_ranks
 
 
 class Learner:
@@ -36,6 +37,8 @@ class Learner:
         self._method = method_of(config)
         self._device = device
         self._images = images.to(device) if device.type != "cpu" and images.fits(device) else images
+        alone = world_size == 1 or config.batch_norm != "synchronised"
+        self._reduce_sums = None if alone else sum_over_ranks  # one rank has PyTorch's own, faster BatchNorm
         self._places = share(config.batch_size, rank, world_size)
         self._sampler = PairSampler(images.labels, config.batch_size, config.seed)
         self.share = len(self._places) / config.batch_size
@@ -55,8 +58,9 @@ class Learner:
             FloatingPointError: a loss or gradient is not finite (CPU only).
         """
         batch = self._batch(self.state.iteration)
-        metrics = self._method.step(self.state, batch, self.config, reduce_grads=self._reduce)
-        average_statistics(self.state, self.share)
+        with synchronised(self._reduce_sums):
+            metrics = self._method.step(self.state, batch, self.config, reduce_grads=self._reduce)
+        average_statistics(self.state, self.share, synchronised=self._reduce_sums is not None)
         return metrics
 
     def settings(self, iteration: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dgnet_core.learning.batches import share
-from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.config import LEAST_LOCAL, MethodConfig
 from dgnet_core.methods import build, method_of
 from dgnet_platform.data.held_out import needed_classes
 from dgnet_platform.data.store import Store
@@ -238,8 +238,10 @@ def _check_origin(origin: Path, experiment: AnyExperiment) -> None:
 
 
 def _check_workers(existing: Run, experiment: AnyExperiment) -> None:
-    """Refuse to share a run's batches among another number of workers: BatchNorm makes another run of it."""
+    """Refuse to share a run's batches among another number of workers where BatchNorm makes another run of it."""
     before = existing.experiment
+    if experiment.model.batch_norm == "synchronised":
+        return
     same = max(1, before.most_workers) == max(1, experiment.most_workers)
     if not (same or before.elastic or experiment.elastic):
         raise ExperimentError(
@@ -264,3 +266,10 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
             share(experiment.model.batch_size, 0, workers)
         except ValueError as error:
             raise ExperimentError(f"--workers {experiment.workers}: {error}") from None
+        fewest = experiment.model.batch_size // workers
+        if experiment.model.batch_norm == "local" and workers > 1 and fewest < LEAST_LOCAL:
+            raise ExperimentError(
+                f"--model.batch-norm local: {workers} workers of a batch of {experiment.model.batch_size} normalise over"
+                f" {fewest} images each, from which nothing is learned: leave it synchronised, use at most"
+                f" {max(1, experiment.model.batch_size // LEAST_LOCAL)} workers, or say local_any_size"
+            )
