@@ -11,7 +11,7 @@ GanType = Literal["lsgan", "nsgan"]
 Precision = Literal["float32", "bfloat16", "float64"]
 BatchNormKind = Literal["synchronised", "local", "local_any_size"]
 LEAST_LOCAL = 4
-"""Images that BatchNorm needs on every rank where it is local: two normalised values are +1 and -1, whatever they were."""
+"""Images on every rank that local BatchNorm needs: two normalised values are +1 and -1, whatever they were."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -269,7 +269,7 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
         fewest = experiment.model.batch_size // workers
         if experiment.model.batch_norm == "local" and workers > 1 and fewest < LEAST_LOCAL:
             raise ExperimentError(
-                f"--model.batch-norm local: {workers} workers of a batch of {experiment.model.batch_size} normalise over"
-                f" {fewest} images each, from which nothing is learned: leave it synchronised, use at most"
+                f"--model.batch-norm local: {workers} workers of a batch of {experiment.model.batch_size} normalise"
+                f" over {fewest} images each, from which nothing is learned: leave it synchronised, use at most"
                 f" {max(1, experiment.model.batch_size // LEAST_LOCAL)} workers, or say local_any_size"
             )
