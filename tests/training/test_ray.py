@@ -78,13 +78,13 @@ def test_two_workers_survive_kills_bit_for_bit(experiment, storage):
     assert [step for step, _ in history(client, killed, "iteration")] == list(range(1, ITERATIONS + 1))
     assert history(client, killed, "loss/L_img1") == history(client, whole, "loss/L_img1")
 
-    # Metrics are means over ranks: where no BatchNorm takes part, one rank with the whole batch says the same.
+    # One rank with the whole batch says the same, to rounding in float32.
     alone = replace(experiment, workers="0", name="alone")
     alone = train(replace(alone, model=replace(alone.model, iterations=1)), console=QUIET).run
     one, two = lines(alone.folder)[0]["metrics"], lines(whole.folder)[0]["metrics"]
-    assert two["loss/D_penalty"] == pytest.approx(one["loss/D_penalty"], rel=1e-4)
-    for name in ("loss/L_img1", "loss/L_s_id", "loss/D_adv", "gradient/generator"):
-        assert two[name] == pytest.approx(one[name], rel=0.15), name
+    for name in one:
+        if name.startswith(("loss/", "gradient/")):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
     tags = client.get_run(killed.mlflow_run).data.tags
     assert (tags["dgnet.workers"], tags["dgnet.images_a_rank"]) == ("2", "4")
 

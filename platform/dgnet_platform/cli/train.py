@@ -61,9 +61,12 @@ def announce(experiment: AnyExperiment, console: Console) -> None:
     """Say what trains on what, and what to watch out for."""
     if Store.open(experiment.data).info.origin:
         console.print("On drawn people, who are no photographs: no figure here stands for a public data set.")
-    if experiment.elastic:
+    if experiment.model.batch_norm != "synchronised" and experiment.most_workers > 1:
+        images = experiment.model.batch_size // experiment.most_workers
+        changes = " Their number changes, and so does the run." if experiment.elastic else ""
         console.print(
-            f"--workers {experiment.workers}: BatchNorm's batches change with their number, and so does the run.",
+            f"--model.batch-norm {experiment.model.batch_norm}: each of {experiment.most_workers} workers normalises"
+            f" over {images} of {experiment.model.batch_size} images.{changes}",
             style="yellow",
         )
 

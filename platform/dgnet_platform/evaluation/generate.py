@@ -6,7 +6,6 @@ how many a process has. Workers have one each.)
 """
 
 import io
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, StructureEncod
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.generation.grids import tile
 from dgnet_core.learning.augment import normalise
+from dgnet_core.learning.draws import purpose_word
 from dgnet_platform.compute.parts import Files, Part, PartsError, make_parts, missing, owned, parts_of
 from dgnet_platform.data.decode import decode
 from dgnet_platform.data.images import decode_table
@@ -54,7 +54,7 @@ class Plan:
 
     def structures(self, row: int) -> np.ndarray:
         """Rows (per_image,) of the pictures in whose structure that of `row` is drawn: different ones, never itself."""
-        rng = np.random.default_rng([self.seed, zlib.crc32(b"structures"), row])
+        rng = np.random.default_rng([self.seed, purpose_word("structures"), row])
         others = rng.choice(len(self.people) - 1, self.per_image, replace=False)
         return others + (others >= row)
 

@@ -28,7 +28,7 @@ from dgnet_core.generation.distances import (
 from dgnet_core.generation.grids import tile
 from dgnet_core.generation.inception import TABLE_2
 from dgnet_core.generation.people import PersonFidelity, identity_ranks, person_figures
-from dgnet_core.learning.batches import stream_seed
+from dgnet_core.learning.draws import purpose_word
 from dgnet_platform.compute.parts import Part, make_parts, missing, owned, parts_of
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.config import GenerateConfig, MeasureConfig
@@ -154,7 +154,7 @@ def _chosen(pictures: PictureSet, count: int, seed: int) -> PictureSet:
     """At most so many pictures of a set, in its order."""
     if len(pictures) <= count:
         return pictures
-    rng = np.random.default_rng(stream_seed(seed, "generated", 0))
+    rng = np.random.default_rng([seed, purpose_word("generated")])
     rows = np.sort(rng.permutation(len(pictures))[:count])
     index = pictures.index.iloc[rows].reset_index(drop=True)
     return PictureSet(name=pictures.name, pictures=pictures.pictures.take(rows), index=index)
@@ -200,7 +200,7 @@ class _Job:
         for name in (GENERATED, "real") if config.diversity_pairs else ():
             pictures = self.sets[name]
             people = pictures.index["person_id"].to_numpy()
-            seed = stream_seed(config.seed, "diversity", 0)
+            seed = config.seed ^ purpose_word("diversity")
             pairs = identity_pairs(people, config.diversity_pairs, config.diversity_rounds, seed=seed)
             if not pairs.shape[1]:
                 self.left_out.append(f"diversity of {name}: no identity has two pictures")
@@ -243,7 +243,7 @@ class _Job:
                 " pictures are not known"
             )
             return [], None, none
-        rng = np.random.default_rng(stream_seed(self.config.seed, "people", 0))
+        rng = np.random.default_rng([self.config.seed, purpose_word("people")])
         rows = np.sort(rng.permutation(known)[: self.config.people])
         parts = parts_of("people", len(rows), PART_OF_PEOPLE)
         arguments = {
@@ -287,7 +287,7 @@ def _distances(
     features: Mapping[str, Mapping[str, Tensor]], config: MeasureConfig, left_out: list[str]
 ) -> list[dict[str, object]]:
     """Rows of the table of distances: of the generator, of the floor, and of the generator at the floor's number."""
-    rng = np.random.default_rng(stream_seed(config.seed, "real", 0))
+    rng = np.random.default_rng([config.seed, purpose_word("real")])
     order = torch.from_numpy(rng.permutation(len(features["real"][next(iter(features["real"]))])))
     rows: list[dict[str, object]] = []
     for kind in (kind for kind in features["real"] if kind.endswith(f".{POOLED}")):
