@@ -215,7 +215,7 @@ def test_all_identities_are_trained_on_without_hold_out(start, people_store, tmp
 
 
 def test_a_learner_refuses_what_it_cannot_share(people_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("dgnet_platform.training.learner.ranks", lambda: (0, 5))
+    monkeypatch.setattr("dgnet_platform.training.learner.ranks", lambda: (0, 9))
     experiment = tiny_experiment(people_store, tmp_path)
     images = None
     with pytest.raises(ValueError, match="batch_size = 8"):
