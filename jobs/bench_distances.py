@@ -99,8 +99,8 @@ def dissimilarity(options: Options) -> None:
 def _loop(pictures: np.ndarray) -> tuple[Callable[[int, int], float], str]:
     """DSSIM of one pair, and whose it is."""
     try:
-        from skimage.color import rgb2lab
-        from skimage.metrics import structural_similarity
+        from skimage.color import rgb2lab  # pyright: ignore[reportMissingImports]
+        from skimage.metrics import structural_similarity  # pyright: ignore[reportMissingImports]
     except ImportError:
         return lambda i, j: _numpy_dssim(pictures[i], pictures[j]), "NumPy"
 

@@ -142,7 +142,7 @@ def test_the_network_is_torchvisions_with_three_changes(weights: Path, monkeypat
     assert expected.shape == (2, 2048)
     assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
     monkeypatch.undo()
-    unchanged.fc = nn.Identity()
+    unchanged.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     unchanged.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("fc.")})
     with torch.no_grad():
         assert float((found - unchanged(x)).abs().max()) > 0.01 * float(expected.abs().max())

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import Size, shot_of, write_market
 from dgnet_platform.data.prepare import PrepareConfig, prepare
 from dgnet_platform.data.store import Store
+from dgnet_platform.errors import TrackingError
 from dgnet_platform.evaluation.config import MeasureConfig
 from dgnet_platform.evaluation.generate import shown_people
 from dgnet_platform.evaluation.measure import measure
@@ -29,7 +31,11 @@ from dgnet_platform.evaluation.measured import GENERATED, TABLES, Measured
 from dgnet_platform.evaluation.picture_sets import PictureSetError, stored_set
 from dgnet_platform.evaluation.results import DRAWN, JSON, PARQUET
 from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.run import Run
+from dgnet_platform.tracking.client import open_experiment
+from dgnet_platform.tracking.measured import ARTIFACTS, log_measured
 from jobs.measure import main
+from tests.helpers.runs import tiny_experiment
 from tests.helpers.tiny import small_config
 
 SIZE = Size(
@@ -73,9 +79,14 @@ def true_swaps(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def measured(store: Path, out: Path, **options: object) -> Measured:
-    config = MeasureConfig(**{"store": str(store), "out": out, "threads": 1, "people": 24, **options})  # pyright: ignore[reportArgumentType]
+def measured(store: Path, out: Path, **options: Any) -> Measured:
+    config = MeasureConfig(**{"store": str(store), "out": out, "threads": 1, "people": 24, **options})
     return measure(config, lambda *_: None)
+
+
+def by_figure(distances: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """Values by figure and what is compared."""
+    return {(row["figure"], row["compared"]): row["value"] for row in distances.to_dict("records")}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -101,13 +112,13 @@ def test_a_checkpoint(store: Path, teacher: Path, tmp_path: Path, capsys: pytest
     figures = pd.DataFrame(values["distances"])
     assert set(figures["figure"]) == {"frechet_teacher", "kid_teacher"}
     assert set(figures["compared"]) >= {GENERATED, "real, other half", "generated, as many"}
-    assert figures[figures["compared"] == "real, other half"]["pictures"].unique().tolist() == [36]
-    by_set = figures[figures["pictures"] == 36].set_index(["figure", "compared"])["value"]
+    assert {row["pictures"] for row in values["distances"] if row["compared"] != GENERATED} == {36}
+    by_set = by_figure(figures)
     floor = by_set["kid_teacher", "real, other half"]
     assert by_set["kid_teacher", "generated, as many"] > max(floor, 0)  # the networks are not trained
     diversity = pd.DataFrame(values["diversity"])
     assert diversity["height"].tolist() == [256, 32, 256, 128]
-    assert (diversity["pairs"] == 60).all()  # 10 of each of 6 identities
+    assert set(diversity["pairs"]) == {60}  # 10 of each of 6 identities
     people = pd.DataFrame(values["people"]).set_index("picture")
     assert people.index.tolist() == ["generated", "x_j as it is", "true, JPEG 75"]
     assert people["transfer"].tolist()[1] == 0
@@ -130,7 +141,7 @@ def test_a_perfect_generator(store: Path, teacher: Path, true_swaps: Path, tmp_p
     assert figures["generated/transfer"] == 1
     assert figures["generated/diversity"] == pytest.approx(found.diversity["DSSIM"].tolist()[0])
     assert figures["generated/kid_teacher_floor"] == pytest.approx(
-        found.distances.set_index(["figure", "compared"])["value"]["kid_teacher", "real, other half"]
+        by_figure(found.distances)["kid_teacher", "real, other half"]
     )
 
 
@@ -145,15 +156,15 @@ def test_real_pictures_as_generated_ones(store: Path, teacher: Path, tmp_path: P
         lines.append(f"{row['file_name']},{row['person_id']},{row['person_id']}")
     (folder / "manifest.csv").write_text("\n".join(lines))
     found = measured(store, tmp_path / "out", generated=folder, teacher=teacher)
-    frechet = found.distances.set_index(["figure", "compared"])["value"]["frechet_teacher"]
+    frechet = by_figure(found.distances)["frechet_teacher", GENERATED]
     scale = float(moments(torch.rand(60, 32)).covariance.trace())
-    assert abs(frechet[GENERATED]) < 1e-6 * max(scale, 1)
+    assert abs(frechet) < 1e-6 * max(scale, 1)
     own = found.identity.iloc[0]  # each finds itself, but for the roundings of an untrained teacher's close descriptors
     assert own["appearance_rank1"] > 0.9
     assert own["appearance_median"] == 1
     assert len(found.people) == 0
     assert "no columns appearance and structure" in found.left_out[-1]
-    real = found.diversity.set_index(["picture", "height"])["DSSIM"]
+    real = {(row["picture"], row["height"]): row["DSSIM"] for row in found.diversity.to_dict("records")}
     assert real["generated", 256] == pytest.approx(real["real", 256])
 
 
@@ -168,6 +179,31 @@ def test_fid_needs_its_network_and_enough_pictures(store: Path, true_swaps: Path
     assert set(found.distances["figure"]) == {"kid"}
     assert "fid of generated: 72 pictures: the Frechet distance over 2,048 features needs more" in found.left_out[0]
     assert len(found.identity) == 0
+
+
+def test_mlflow_has_the_figures_of_a_runs_checkpoint(tmp_path: Path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client, experiment = open_experiment(uri, "test")
+    tracked = client.create_run(experiment).info.run_id
+    settings = tiny_experiment(tmp_path / "store", tmp_path)
+    run = Run(
+        folder=tmp_path / "run", experiment=settings, identity={"kind": "dgnet"}, tracking_uri=uri,
+        mlflow_experiment=experiment, mlflow_run=tracked,
+    )  # fmt: skip
+    state = TrainState.build(CONFIG)
+    state.iteration = 7
+    out = tmp_path / "results"
+    out.mkdir()
+    (out / JSON).write_text("{}")
+    trained = checkpoint.save(state, CONFIG, tmp_path / "run")
+    config = MeasureConfig(store="unused", out=out, checkpoint=trained)
+    assert log_measured(run, config, {"generated/kid_teacher": 0.25}) == uri
+    (metric,) = client.get_metric_history(tracked, "generated/kid_teacher")
+    assert (metric.value, metric.step) == (0.25, 7)
+    assert [file.path for file in client.list_artifacts(tracked, ARTIFACTS)] == [f"{ARTIFACTS}/{JSON}"]
+    client.delete_run(tracked)
+    with pytest.raises(TrackingError, match="but MLflow at sqlite"):
+        log_measured(replace(run, mlflow_run="0" * 32), config, {"generated/kid_teacher": 0.25})
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -205,7 +241,7 @@ def test_a_stopped_measurement_resumes_with_what_is_missing(
 # Bad input
 
 
-def copied(folder: Path, out: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
+def copied(folder: Path, out: Path, change: Callable[[pd.DataFrame], Any]) -> Path:
     shutil.copytree(folder, out)
     manifest = pd.read_csv(folder / "manifest.csv")
     change(manifest).to_csv(out / "manifest.csv", index=False)
@@ -221,7 +257,7 @@ def test_generated_pictures_that_say_too_little(
         assert not (tmp_path / "out").exists()
         return " ".join(capsys.readouterr().out.split())
 
-    manifests: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str]] = {
+    manifests: dict[str, tuple[Callable[[pd.DataFrame], Any], str]] = {
         "column": (
             lambda m: m.drop(columns="structure_id"),
             "has no column structure_id: its first line must name path",

@@ -154,7 +154,7 @@ class FeatureMaker:
         pictures = self._sets[part.split]
         batches = torch.arange(part.first, part.stop).split(self._batch_size)
         # Pictures of several sizes go through a network by themselves: each makes its own input of them.
-        decoded = map_in_threads(lambda rows: [pictures.decode([row]) for row in rows], batches, self._threads)
+        decoded = map_in_threads(lambda rows: [pictures.decode([row]) for row in rows.tolist()], batches, self._threads)
         found: dict[str, list[Tensor]] = {}
         with evaluating(*(network.network for network in self._networks.values())):
             for singles in decoded:

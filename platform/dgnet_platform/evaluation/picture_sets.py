@@ -144,8 +144,9 @@ def _manifest(folder: Path) -> pd.DataFrame:
     """Rows of file_name, person_id, structure_id and what else a folder's manifest says."""
     if (folder / TABLE).exists():
         table = pd.read_parquet(folder / TABLE)
-        names = {"path": "file_name", "structure_person_id": "structure_id"}
-        return table.rename(columns=names)[["file_name", "person_id", "structure_id", *SOURCES]]
+        kept = {"path": "file_name", "person_id": "person_id", "structure_person_id": "structure_id"}
+        kept |= {column: column for column in SOURCES}
+        return pd.DataFrame({ours: table[theirs] for theirs, ours in kept.items()})
     where = folder / MANIFEST
     if not where.exists():
         raise PictureSetError(
@@ -184,12 +185,10 @@ def _check_sources(index: pd.DataFrame, folder: Path, real: PictureSet) -> None:
         raise PictureSetError(f"{folder}: its manifest names {doubled[0]} more than once: keep one line a picture")
     people = dict(zip(real.index["file_name"], real.index["person_id"], strict=True))
     for column, identity in zip(SOURCES, ("person_id", "structure_id"), strict=True):
-        named = index[index[column] != ""]
-        wrong = named[[people.get(n) != p for n, p in zip(named[column], named[identity], strict=True)]]
-        if len(wrong):
-            row = wrong.iloc[0]
-            raise PictureSetError(
-                f"{folder}: {row['file_name']} has its {column} from {row[column]} of identity {row[identity]}, which"
-                f" is not in {real.name}: it was generated from another store or split, or the store was changed since;"
-                " name that store, or generate again"
-            )
+        for file, source, person in zip(index["file_name"], index[column], index[identity], strict=True):
+            if source and people.get(source) != person:
+                raise PictureSetError(
+                    f"{folder}: {file} has its {column} from {source} of identity {person}, which is not in"
+                    f" {real.name}: it was generated from another store or split, or the store was changed since; name"
+                    " that store, or generate again"
+                )
