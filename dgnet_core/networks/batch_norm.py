@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 EPSILON = 1e-5
 
-ReduceSums = Callable[[Tensor], None]
+ReduceSums = Callable[[Tensor], object]
 """Replaces a tensor of sums, float64, by its sum over all ranks; every rank calls it at the same place."""
 
 _reduce_sums: ContextVar[ReduceSums | None] = ContextVar("reduce_sums", default=None)

@@ -1,9 +1,11 @@
 """Any number of ranks computes what one does: statistics of the whole batch, forward and backward."""
 
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from torch.multiprocessing.spawn import spawn
 
 from dgnet_core.dgnet.config import OptimConfig
 from dgnet_core.dgnet.step import train_step
-from dgnet_core.learning.batches import share
+from dgnet_core.learning.batches import Batch, share
+from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.state import State
+from dgnet_core.methods import method_of
 from dgnet_core.networks.batch_norm import GroupedBatchNorm, synchronised
 from dgnet_core.teacher.state import TeacherState
-from dgnet_core.teacher.step import teacher_step
 from tests.helpers.tiny import START, teacher_batch, tiny_batch, tiny_config, tiny_state, tiny_teacher_config
 
 WORLDS = (1, 2, 3, 4)
@@ -40,15 +44,18 @@ def _runs(rank: int, world: int, average, config):
     state = tiny_state(config)
     teacher_config = tiny_teacher_config(batch_size=BATCH)
     teacher = TeacherState.build(teacher_config)
-    for step, state_, config_, batch_ in (
-        (train_step, state, config, tiny_batch), (teacher_step, teacher, teacher_config, teacher_batch),
-    ):  # fmt: skip
+    runs: list[tuple[State, MethodConfig, Callable[..., Batch]]] = [
+        (state, config, tiny_batch),
+        (teacher, teacher_config, teacher_batch),
+    ]
+    for state_, config_, batch_ in runs:
+        method = method_of(config_)
         for t in range(STEPS):
-            metrics = step(state_, batch_(config_, t, rank, world), config_, reduce_grads=reduce_grads)
+            metrics = method.step(state_, batch_(config_, t, rank, world), config_, reduce_grads=reduce_grads)
             for name, value in metrics.items():
                 if name != "identity_surge":  # a ratio of each rank's own
                     value = value.double() * (1 if name.startswith("grad_") else part)
-                    found[f"{step.__name__} {t} {name}"] = value if name.startswith("grad_") else average(value)
+                    found[f"{method.name} {t} {name}"] = value if name.startswith("grad_") else average(value)
         for name, network in state_.networks.items():
             found |= {f"{name} {key}": value.clone() for key, value in network.state_dict().items()}
             found |= {
@@ -69,7 +76,9 @@ def _config():
 def _process(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=max(WORLDS))
-    groups = {world: dist.new_group(list(range(world))) for world in WORLDS}  # every process takes part in making each
+    groups: dict[int, Any] = {
+        world: dist.new_group(list(range(world))) for world in WORLDS
+    }  # every process takes part in making each
     for world, group in groups.items():
         if rank >= world:
             continue
