@@ -19,8 +19,6 @@ LEAST_FOR_KERNEL = 20
 """Pictures that the kernel distance needs: its subsets hold half of them, and smaller ones say nothing."""
 FID_PICTURES = 2048
 """Pictures below which there is no FID: as many as its features, whose covariance is singular with fewer."""
-DSSIM_BATCH = 64
-"""Pairs that a GPU compares at once."""
 
 _WINDOW, _RANGE = 7, 100.0
 _SAMPLE = _WINDOW**2 / (_WINDOW**2 - 1)
@@ -132,7 +130,7 @@ def lab(pixels: Tensor) -> Tensor:
     """CIE Lab (N, 3, H, W), float32, of sRGB pixels (N, 3, H, W), uint8: L from 0 to 100, white point D65."""
     levels = torch.arange(256, device=pixels.device, dtype=torch.float64) / 255
     linear = torch.where(levels > 0.04045, ((levels + 0.055) / 1.055) ** 2.4, levels / 12.92).float()
-    return _lab_of_linear(linear[pixels.long()])
+    return _lab_of_linear(linear[pixels.contiguous().long()])  # sums over windows want planes
 
 
 def _lab_of_linear(rgb: Tensor) -> Tensor:
@@ -181,38 +179,42 @@ def dssim(pixels: Tensor, pairs: Tensor) -> Tensor:
     # Values around their picture's mean: a variance is then no small difference of large numbers.
     level = x.mean(dim=(2, 3), keepdim=True)
     x -= level
-    mean = _window_means(x)
-    variance = _SAMPLE * (_window_means(x * x) - mean.square())
-    if x.is_cuda:
-        chosen = [batch.unbind(1) for batch in pairs.to(x.device).split(DSSIM_BATCH)]
-    else:  # one pair at a time stays in a core's cache, and slices copy nothing
-        chosen = [(slice(i, i + 1), slice(j, j + 1)) for i, j in pairs.tolist()]
-    similarity = [_similarity(x, mean, level, variance, i, j) for i, j in chosen]
-    return (1 - torch.cat(similarity)) / 2 if similarity else x.new_empty(0)
+    # One pair at a time stays in a core's cache; memory that is taken anew for each would be half of the time.
+    window_means, product = _WindowMeans(x[:1]), torch.empty_like(x[:1])
+    own = torch.stack([window_means(one[None])[0].clone() for one in x])  # (N, 3, H - 6, W - 6)
+    variance = torch.stack([window_means(torch.mul(one, one, out=product[0])[None])[0].clone() for one in x])
+    variance.addcmul_(own, own, value=-1).mul_(_SAMPLE).add_(_C2 / 2)
+    mean = own + level
+    square = mean.square().add_(_C1 / 2)
+    above, below, spread = (torch.empty_like(own[:1]) for _ in range(3))
+    similarity = x.new_empty(len(pairs))
+    for pair, (i, j) in enumerate(pairs.tolist()):
+        i, j = slice(i, i + 1), slice(j, j + 1)
+        covariance = window_means(torch.mul(x[i], x[j], out=product)).addcmul_(own[i], own[j], value=-1)
+        torch.mul(mean[i], mean[j], out=above).mul_(2).add_(_C1).mul_(covariance.mul_(2 * _SAMPLE).add_(_C2))
+        torch.add(square[i], square[j], out=below).mul_(torch.add(variance[i], variance[j], out=spread))
+        similarity[pair] = above.div_(below).mean()
+    return (1 - similarity) / 2
 
 
-def _similarity(
-    x: Tensor, mean: Tensor, level: Tensor, variance: Tensor, i: Tensor | slice, j: Tensor | slice
-) -> Tensor:
-    """SSIM of P pictures i with pictures j."""
-    covariance = _window_means(x[i] * x[j]).sub_(mean[i] * mean[j])
-    mean_i, mean_j = mean[i] + level[i], mean[j] + level[j]
-    above = (mean_i * mean_j).mul_(2).add_(_C1).mul_(covariance.mul_(2 * _SAMPLE).add_(_C2))
-    below = mean_i.square_().add_(mean_j.square_()).add_(_C1).mul_((variance[i] + variance[j]).add_(_C2))
-    return above.div_(below).mean(dim=(1, 2, 3))
-
-
-def _window_means(x: Tensor) -> Tensor:
-    """Means of x (N, C, H, W) over windows of 7 x 7, (N, C, H - 6, W - 6).
+class _WindowMeans:
+    """Means of x (1, C, H, W) over windows of 7 x 7, (1, C, H - 6, W - 6), always in the same memory.
 
     Sums of 1, 2 and 4 neighbours make one of 7: four additions for each direction instead of seven.
     """
-    for dim in (2, 3):
-        length = x.shape[dim]
-        two = x.narrow(dim, 0, length - 1) + x.narrow(dim, 1, length - 1)
-        seven = two.narrow(dim, 0, length - 6) + two.narrow(dim, 2, length - 6)
-        x = seven.add_(two.narrow(dim, 4, length - 6)).add_(x.narrow(dim, 6, length - 6))
-    return x.div_(_WINDOW**2)
+
+    def __init__(self, like: Tensor) -> None:
+        N, C, H, W = like.shape
+        sizes = ((H - 1, W), (H - 6, W)), ((H - 6, W - 1), (H - 6, W - 6))
+        self._scratch = [[like.new_empty(N, C, *size) for size in pair] for pair in sizes]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for dim, (two, seven) in zip((2, 3), self._scratch, strict=True):
+            length = x.shape[dim]
+            torch.add(x.narrow(dim, 0, length - 1), x.narrow(dim, 1, length - 1), out=two)
+            torch.add(two.narrow(dim, 0, length - 6), two.narrow(dim, 2, length - 6), out=seven)
+            x = seven.add_(two.narrow(dim, 4, length - 6)).add_(x.narrow(dim, 6, length - 6))
+        return x.div_(_WINDOW**2)
 
 
 @dataclass(frozen=True, kw_only=True)
