@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -141,7 +142,6 @@ def test_text_files_are_numbered_as_open_reid_does(store, tmp_path):
 
 
 def test_fourteen_points(store, tmp_path):
-    h5py = pytest.importorskip("h5py")
     exact = truth(store)
     names = sorted(store.index("train")["file_name"])
     joints = np.stack([exact["train", name] for name in names])[:, 1:14]

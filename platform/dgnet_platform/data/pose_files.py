@@ -3,7 +3,6 @@
 All give pixel indices. Here pixel k reaches from k to k + 1, so a joint found at index k is at k + 0.5.
 """
 
-import importlib
 import io
 import json
 import re
@@ -155,10 +154,8 @@ def _read_fourteen(source: Source, names: Sequence[str], index: Mapping[str, pd.
 
     The sides are not stated; the first arm and leg are taken for the right ones, as OpenPose's are.
     """
-    try:
-        h5py = importlib.import_module("h5py")
-    except ImportError:
-        raise PoseError(f"{source.path}: MATLAB v7.3 files need h5py: uv pip install h5py") from None
+    import h5py  # only these files need it
+
     sizes = {len(table): split for split, table in index.items()}
     pictures: list[Picture] = []
     places: list[np.ndarray] = []
