@@ -52,7 +52,7 @@ def test_the_readme_is_one_page_that_starts_with_two_commands():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_that_it_names_exist(page):
     text = page.read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    links = [link for link in re.findall(r"\]\(([\w./-]+\.\w+)[)#]", text) if "://" not in link]
     assert all((page.parent / link).exists() for link in links), links
     named = re.findall(r"\b(?:jobs|platform|dgnet_core|tests|docs)/[\w/]*\w\.(?:py|yaml|md|sh)\b", text)
     named += [

@@ -1,1 +1,1 @@
-"""PG2-GAN: a coarse picture of a person in another pose, then its refinement (Ma et al., NeurIPS 2017)."""
+"""PG2-GAN: a person in another pose, coarsely, then refined (Ma et al., NeurIPS 2017)."""
