@@ -173,8 +173,8 @@ def test_pods_have_what_the_manifest_speaks_of():
     tyro.cli(TuneMarket, args=options)
 
 
-def test_the_readme_calls_what_there_is():
-    section = (ROOT / "README.md").read_text().partition("## On a cluster")[2].partition("\n## ")[0]
+def test_the_page_calls_what_there_is():
+    section = (ROOT / "docs" / "cluster.md").read_text()
     calls = re.findall(r"uv run ray ([a-z-]+(?: (?:submit|list|logs|stop))?)", section)
     assert {"up", "dashboard", "job submit", "job logs", "job stop", "exec", "rsync-up", "down"} <= set(calls)
     for call in calls:
