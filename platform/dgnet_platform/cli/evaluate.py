@@ -90,8 +90,8 @@ def _swap_table(swaps: pd.DataFrame) -> Table:
 
 def _person_table(swaps: pd.DataFrame) -> Table:
     same = len(set(swaps["store"])) == 1
-    title = "The same swaps without their background"
-    table = _table(title, *([] if same else ["store"]), "identities", "picture", *_PERSON)
+    title = "The same swaps without their background (upper, lower: colour error of clothes)"
+    table = _table(title, *([] if same else ["store"]), "people", "picture", *_PERSON)
     for row in swaps.to_dict("records"):
         figures = [f"{row[name]:.{digits}f}" for name, digits in _PERSON.values()]
         table.add_row(*([] if same else [row["store"]]), row["identities"], row["picture"], *figures)
@@ -99,8 +99,8 @@ def _person_table(swaps: pd.DataFrame) -> Table:
 
 
 _PERSON = {
-    "person L1": ("person_L1", 4), "person SSIM": ("person_SSIM", 4), "upper colour": ("upper_colour", 1),
-    "lower colour": ("lower_colour", 1), "transfer": ("transfer", 3), "sharpness": ("sharpness", 3),
+    "L1": ("person_L1", 4), "SSIM": ("person_SSIM", 4), "upper": ("upper_colour", 1),
+    "lower": ("lower_colour", 1), "transfer": ("transfer", 2), "sharp": ("sharpness", 2),
 }  # fmt: skip
 """Figures of the table of people by their heading, with their digits."""
 _FIGURES = {"Rank@1": "rank1", "Rank@5": "rank5", "Rank@10": "rank10", "mAP": "mAP", "mINP": "mINP"}
@@ -112,7 +112,7 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
         figures = column in _FIGURES or column in ("beta", "pairs", "L1", "PSNR", "SSIM", *_PERSON)
-        table.add_column(column, justify="right" if figures else "left", no_wrap=figures)
+        table.add_column(column, justify="right" if figures else "left", no_wrap=True)
     return table
 
 

@@ -39,13 +39,21 @@ def tables(measured: Measured) -> RenderableType:
     """All tables for a terminal."""
     parts: list[RenderableType] = [Text(printable(measured.source), style="bold")]
     if len(measured.distances):
-        parts.append(_table("Distances from the real pictures", measured.distances, _DISTANCES))
+        parts.append(_table("Distances from the real pictures (±: over subsets)", measured.distances, _DISTANCES))
     if len(measured.diversity):
-        parts.append(_table("Diversity: DSSIM of pairs of one identity", measured.diversity, _DIVERSITY))
+        parts.append(
+            _table("Diversity: DSSIM of pairs of one identity (±: over rounds)", measured.diversity, _DIVERSITY)
+        )
     if len(measured.people):
-        parts.append(_table("People without their background, against the true picture", measured.people, PEOPLE))
+        parts.append(
+            _table("Without background, against the true picture (upper, lower: colour error)", measured.people, PEOPLE)
+        )
     if len(measured.identity):
-        parts.append(_table("Identity kept: the generated picture is the query", measured.identity, _IDENTITY))
+        parts.append(
+            _table(
+                "Identity kept: ranks of a_i and s_j, the generated picture is the query", measured.identity, _IDENTITY
+            )
+        )
     parts += [Text(f"Left out: {printable(reason)}", style="yellow") for reason in measured.left_out]
     if measured.drawn:
         parts.append(Text(DRAWN, style="yellow"))
@@ -63,32 +71,30 @@ def _share(value: Any) -> str:
 Columns = dict[str, tuple[str, Callable[[Any], str]]]
 """Headings of a table: the column of the data and how its values are shown."""
 _DISTANCES: Columns = {
-    "figure": ("figure", str), "compared": ("compared", str), "pictures": ("pictures", _number(0)),
-    "value": ("value", _number(5)), "over subsets ±": ("deviation", _number(5)), "subset": ("subset", _number(0)),
+    "figure": ("figure", str), "compared": ("compared", str), "n": ("pictures", _number(0)),
+    "value": ("value", _number(4)), "±": ("deviation", _number(4)), "subset": ("subset", _number(0)),
 }  # fmt: skip
 _DIVERSITY: Columns = {
-    "pictures": ("picture", str), "height": ("height", _number(0)), "width": ("width", _number(0)),
-    "pairs a round": ("pairs", _number(0)), "rounds": ("rounds", _number(0)),
-    "DSSIM": ("DSSIM", _number(4)), "±": ("deviation", _number(4)),
-    "as Table 2": ("table2", _number(4)), "± (running)": ("table2_range", _number(4)),
+    "pictures": ("picture", str), "high": ("height", _number(0)), "wide": ("width", _number(0)),
+    "pairs": ("pairs", _number(0)), "DSSIM": ("DSSIM", _number(4)), "±": ("deviation", _number(4)),
+    "Table 2's": ("table2", _number(4)), "± ": ("table2_range", _number(4)),
 }  # fmt: skip
 PEOPLE: Columns = {
-    "picture": ("picture", str), "L1": ("person_L1", _number(4)), "PSNR, dB": ("person_PSNR", _number(2)),
-    "SSIM": ("person_SSIM", _number(4)), "upper colour": ("upper_colour", _number(1)),
-    "lower colour": ("lower_colour", _number(1)), "transfer": ("transfer", _number(3)),
-    "sharpness": ("sharpness", _number(3)), "background L1": ("background_L1", _number(4)),
+    "picture": ("picture", str), "L1": ("person_L1", _number(4)), "SSIM": ("person_SSIM", _number(4)),
+    "upper": ("upper_colour", _number(1)), "lower": ("lower_colour", _number(1)),
+    "transfer": ("transfer", _number(2)), "sharp": ("sharpness", _number(2)), "rest": ("background_L1", _number(4)),
 }  # fmt: skip
 _IDENTITY: Columns = {
-    "query": ("picture", str), "pictures": ("pictures", _number(0)), "of identities": ("identities", _number(0)),
-    "appearance first": ("appearance_rank1", _share), "median rank": ("appearance_median", _number(0)),
-    "structure first": ("structure_rank1", _share), "median rank ": ("structure_median", _number(0)),
+    "query": ("picture", str), "n": ("pictures", _number(0)), "of": ("identities", _number(0)),
+    "a_i first": ("appearance_rank1", _share), "median": ("appearance_median", _number(0)),
+    "s_j first": ("structure_rank1", _share), "median ": ("structure_median", _number(0)),
 }  # fmt: skip
 
 
 def _table(title: str, data: pd.DataFrame, columns: Columns) -> Table:
     table = Table(title=title, title_justify="left")
     for heading, (_, show) in columns.items():
-        table.add_column(heading, justify="left" if show is str else "right", no_wrap=show is not str)
+        table.add_column(heading, justify="left" if show is str else "right", no_wrap=True)
     rows: Sequence[dict[Any, Any]] = data.to_dict("records")
     for row in rows:
         table.add_row(*(show(row.get(name)) for name, show in columns.values()))
