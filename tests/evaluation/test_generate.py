@@ -24,6 +24,7 @@ from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.decode import PictureError
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
+from dgnet_platform.errors import UserError
 from dgnet_platform.evaluation.config import GenerateConfig
 from dgnet_platform.evaluation.generate import EXAMPLES, MANIFEST, TABLE, Plan, generate
 from dgnet_platform.evaluation.pictures import stored_pictures
@@ -270,7 +271,7 @@ def test_folders_of_others_are_left_alone(
     with pytest.raises(PartsError, match=rf"{RECORD} is damaged"):
         generate(replace(config, out=damaged), lambda *_: None)
     settings = json.loads((whole / RECORD).read_text())
-    with owned(whole, settings), pytest.raises(PartsError, match="is being written by another run"):
+    with owned(whole, settings), pytest.raises(UserError, match="is being written by another run"):
         generate(config, lambda *_: None)
 
 

@@ -90,14 +90,17 @@ def test_what_decides_a_prefix_names_it(prefixes, people_store):
     model = experiment.model
     later = replace(model, loss=replace(model.loss, alpha=0.9, prim=1.0), iterations=50)
     assert key() == key(model=later) == key(name="other", keep=9, checkpoint_every=2, threads=4)
+    assert key() == key(workers="2")  # equal to rounding; where BatchNorm is local it is not
+    local = replace(model, batch_norm="local")
     others = [
         key("g"),
-        key(workers="2"),
+        key(model=local),
+        key(model=local, workers="2"),
         key(evaluate_every=5),
         key(model=replace(model, seed=1)),
         key(model=replace(model, loss=replace(model.loss, generated_identity=0.1))),
     ]
-    assert len({key(), *others}) == 6
+    assert len({key(), *others}) == 7
 
 
 def test_a_prefix_that_another_one_trains_is_waited_for(prefixes, tmp_path):

@@ -250,7 +250,7 @@ def test_the_store_may_be_named_in_the_file(job, people_store, tmp_path, capsys)
     assert f"{tmp_path}/none.pth" in output
     file.write_text("[1]")
     assert job(options) == 2
-    assert "settings with their values are needed" in capsys.readouterr().out
+    assert "settings with their values, such as keep: 3 are needed" in capsys.readouterr().out
 
 
 def test_mlflow_is_told_later_of_a_trial_that_ended_while_it_was_away(people_store, tmp_path, monkeypatch):

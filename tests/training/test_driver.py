@@ -305,15 +305,25 @@ def test_other_settings_under_the_same_name_are_listed(finished, people_store):
         train(other, console=QUIET)
 
 
-def test_a_run_under_way_keeps_its_number_of_workers(finished, people_store, tmp_path):
+def test_a_run_under_way_keeps_its_number_of_workers_where_it_matters(finished, people_store, tmp_path):
     experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)), name="under-way")
     plan = make_plan(name_run(experiment, teacher=teacher_of(finished)))
     plan.folder.mkdir()
     replace(finished.run, folder=plan.folder, experiment=experiment, identity=plan.identity.values()).save()
     for workers in ("1", "1:2"):
         make_plan(name_run(replace(experiment, workers=workers), teacher=teacher_of(finished)))
+    make_plan(name_run(replace(experiment, workers="2"), teacher=teacher_of(finished)))  # BatchNorm is synchronised
+
+    local = replace(experiment, model=replace(experiment.model, batch_norm="local"), name="local")
+    plan = make_plan(name_run(local, teacher=teacher_of(finished)))
+    plan.folder.mkdir()
+    replace(finished.run, folder=plan.folder, experiment=local, identity=plan.identity.values()).save()
     with pytest.raises(ExperimentError, match=r"begun with --workers 0; with 2, .* pass --workers 0, a range"):
-        make_plan(name_run(replace(experiment, workers="2"), teacher=teacher_of(finished)))
+        make_plan(name_run(replace(local, workers="2"), teacher=teacher_of(finished)))
+    with pytest.raises(ExperimentError, match=r"local: 4 workers of a batch of 8 normalise over 2 images each"):
+        name_run(replace(local, workers="4"), teacher=teacher_of(finished))
+    any_size = replace(local, model=replace(local.model, batch_norm="local_any_size"), workers="4", name="any-size")
+    name_run(any_size, teacher=teacher_of(finished))
 
 
 def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_store, tmp_path):
@@ -435,7 +445,7 @@ def test_a_teacher_of_other_identities_is_refused(finished, people_store, tmp_pa
         ({"tracking_uri": "mlflow.db"}, TrackingError, "--tracking-uri mlflow.db: name a server .* or sqlite:///FILE"),
         ({"tracking_uri": "http://me:secret@host"}, TrackingError, r"http://\.\.\.@host: without user and password"),
         ({"storage": "/proc/nowhere"}, ExperimentError, "/proc/nowhere"),
-        ({"workers": "5"}, ExperimentError, "batch_size = 8"),
+        ({"workers": "9"}, ExperimentError, "batch_size = 8"),
     ],
 )
 def test_what_cannot_work_is_refused(people_store, tmp_path, finished, change, error, words):
