@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgnet_core.learning.steps import load_optimizer
+from dgnet_core.learning.steps import ReduceGrads, clip, load_optimizer
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,6 +30,14 @@ class State:
     def device(self) -> torch.device:
         """Where the networks live."""
         return self.fault.device
+
+    def take_step(self, name: str, reduce_grads: ReduceGrads) -> Tensor:
+        """Step along the gradients that have arrived at a network, with its own optimiser; returns their L2 norm."""
+        parameters = list(self.networks[name].parameters())
+        reduce_grads(parameters)
+        gradient = clip(parameters, None)
+        self.optimizers[name].step()
+        return gradient
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and containers only, so `torch.load(weights_only=True)` reads it back."""

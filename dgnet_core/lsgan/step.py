@@ -18,7 +18,7 @@ from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.precision import exact
 from dgnet_core.learning.schedule import decay
 from dgnet_core.learning.state import State, no_fault
-from dgnet_core.learning.steps import ReduceGrads, clip, keep_local, set_rate, to_device
+from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate, to_device
 from dgnet_core.lsgan.config import LSGANConfig
 from dgnet_core.lsgan.networks import Generator, discriminator
 from dgnet_core.networks.modes import evaluating, frozen
@@ -101,7 +101,7 @@ def lsgan_step(
     loss = adversarial + config.gradient_penalty * penalty
     loss.backward(inputs=list(discriminator.parameters()))
     metrics = {"D_adv": adversarial.detach(), "D_penalty": penalty.detach()}
-    metrics["grad_discriminator"] = _descend(state, "discriminator", reduce_grads)
+    metrics["grad_discriminator"] = state.take_step("discriminator", reduce_grads)
 
     with frozen(discriminator):
         with autocast:
@@ -109,19 +109,10 @@ def lsgan_step(
         adversarial = losses.against(score, 1.0, "lsgan")
         adversarial.backward()
     metrics["L_adv"] = adversarial.detach()
-    metrics["grad_generator"] = _descend(state, "generator", reduce_grads)
+    metrics["grad_generator"] = state.take_step("generator", reduce_grads)
     record_fault(state, metrics)
     state.iteration += 1
     return metrics
-
-
-def _descend(state: LSGANState, name: str, reduce_grads: ReduceGrads) -> Tensor:
-    """Take a step along the gradients that have arrived at a network; returns their norm."""
-    parameters = list(state.networks[name].parameters())
-    reduce_grads(parameters)
-    gradient = clip(parameters, None)
-    state.optimizers[name].step()
-    return gradient
 
 
 def truncated_noise(config: LSGANConfig, images: int, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ from dgnet_core.learning.losses import against
 from dgnet_core.learning.poses import discs, pose_mask
 from dgnet_core.learning.precision import exact
 from dgnet_core.learning.state import State, no_fault
-from dgnet_core.learning.steps import ReduceGrads, clip, keep_local, to_device
+from dgnet_core.learning.steps import ReduceGrads, keep_local, to_device
 from dgnet_core.networks.modes import evaluating, frozen
 from dgnet_core.pg2gan.config import PG2GANConfig
 from dgnet_core.pg2gan.networks import Discriminator, coarse_generator, initialise, refiner
@@ -147,13 +147,9 @@ def _refined(
 
 def _update(state: PG2GANState, name: str, loss: Tensor, reduce_grads: ReduceGrads) -> Tensor:
     """Descend a loss in one network; returns its gradient's norm."""
-    parameters, optimizer = list(state.networks[name].parameters()), state.optimizers[name]
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)
-    reduce_grads(parameters)
-    gradient = clip(parameters, None)
-    optimizer.step()
-    return gradient
+    state.optimizers[name].zero_grad()
+    loss.backward(inputs=list(state.networks[name].parameters()))
+    return state.take_step(name, reduce_grads)
 
 
 def _autocast(x: Tensor, config: PG2GANConfig) -> torch.autocast:

@@ -17,7 +17,7 @@ from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.poses import heat_maps, stick_figures
 from dgnet_core.learning.precision import exact
 from dgnet_core.learning.state import State, no_fault
-from dgnet_core.learning.steps import ReduceGrads, clip, keep_local, set_rate, to_device
+from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate, to_device
 from dgnet_core.networks.modes import evaluating, frozen
 from dgnet_core.pngan.config import PNGANConfig
 from dgnet_core.pngan.networks import discriminator, generator
@@ -93,7 +93,7 @@ def pngan_step(
         adversarial, image = losses.against(score, 1.0, "lsgan"), losses.image_l1(target, generated)
         (adversarial + config.image * image).backward()
     metrics = {"L_adv": adversarial.detach(), "L_image": image.detach()}
-    metrics["grad_generator"] = _descend(state, "generator", reduce_grads)
+    metrics["grad_generator"] = state.take_step("generator", reduce_grads)
 
     real = source if config.real == "source" else target
     with autocast:
@@ -101,19 +101,10 @@ def pngan_step(
     loss = losses.against(real_score, 1.0, "lsgan") + losses.against(fake_score, 0.0, "lsgan")
     loss.backward()
     metrics["D_adv"] = loss.detach()
-    metrics["grad_discriminator"] = _descend(state, "discriminator", reduce_grads)
+    metrics["grad_discriminator"] = state.take_step("discriminator", reduce_grads)
     record_fault(state, metrics)
     state.iteration += 1
     return metrics
-
-
-def _descend(state: PNGANState, name: str, reduce_grads: ReduceGrads) -> Tensor:
-    """Take a step along the gradients that have arrived at a network; returns their norm."""
-    parameters = list(state.networks[name].parameters())
-    reduce_grads(parameters)
-    gradient = clip(parameters, None)
-    state.optimizers[name].step()
-    return gradient
 
 
 def pose_image(joints: Tensor, config: PNGANConfig) -> Tensor:
