@@ -402,7 +402,7 @@ def test_a_prefix_in_the_archive_is_not_trained_again(s3, prefixes, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_when_its_machine_is_lost(s3, people_store, tmp_path, node, monkeypatch):
-    monkeypatch.setattr(training, "publish", lambda *_: "models:/none")  # it takes as long as all the rest
+    monkeypatch.setattr(training, "publish_model", lambda *_: "models:/none")  # it takes as long as all the rest
     upload(people_store, f"{s3}/market")
     last, storage = 24, tmp_path / "runs"
     experiment = tiny_experiment(people_store, tmp_path / "whole", name="whole", evaluate_every=last // 2)
