@@ -92,6 +92,16 @@ def test_rays_workers_do_not_get_a_copy_of_uvs_environment() -> None:
     run(code, PYTHONPATH=f"{ROOT}:{ROOT}/platform")
 
 
+@pytest.mark.parametrize(("own", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_at_barriers_unless_the_user_says_otherwise(own: dict[str, str], found: str) -> None:
+    code = f"""
+import sys, os, dgnet_platform.cli.commands
+assert "torch" not in sys.modules, "OpenMP has read its settings"
+assert os.environ["OMP_WAIT_POLICY"] == "{found}"
+"""
+    run(code, PYTHONPATH=f"{ROOT}:{ROOT}/platform", **own)
+
+
 def test_training_starts_without_what_takes_seconds_to_import() -> None:
     code = """
 import sys, dgnet_platform.cli.train

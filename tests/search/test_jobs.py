@@ -108,7 +108,7 @@ def test_searches_beside_each_other_are_stopped_and_submitted_again(cluster, peo
     options = [
         "--storage", str(tmp_path), "--data", str(people_store), "--teacher", str(teacher), "--config",
         str(tmp_path / "base.yaml"), "--trials", str(TRIALS), "--concurrent", "2", "--stopping.kind", "none",
-        "--second", "swap", "--set", "ramp=4", "warmup_start={choices: [8, 12]}",
+        "--second", "swap", "--set", "ramp=4", "warmup_start={choices: [4, 8, 12]}",
     ]  # fmt: skip
     one = ("python", "jobs/tune_market.py", "--name", "one", "--seed", "1", *options)
     two = ("jobs/tune_market.py", "--name", "two", "--seed", "2", *options)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dgnet_platform.data.people.sizes import DrawnSize
+from dgnet_platform.data.people.sizes import DrawnSize, Scenery
 
 Dataset = Literal[
     "people", "market1501", "dukemtmc-reid", "msmt17", "cuhk03-np-detected", "cuhk03-np-labeled", "folder"
@@ -24,6 +24,8 @@ class PrepareConfig:
     """Folder or .zip of the data set as it was downloaded; none for `people`, which are then drawn."""
     size: DrawnSize | None = None
     """How many people to draw: `tiny` in seconds, `laptop` by default, `market` as many as Market-1501."""
+    scenery: Scenery | None = None
+    """What is around drawn people: `busy` streets, or `plain` and out of focus; by default plain for `laptop` only."""
     seed: int | None = None
     """Draws other people; 0 is the default."""
     keypoints: Path | None = None
@@ -40,8 +42,10 @@ class PrepareConfig:
         drawn = self.dataset == "people" and self.source is None
         if self.source is None and not drawn:
             raise ValueError(f"--dataset {self.dataset} needs --source, its folder or .zip")
-        if not drawn and (self.size, self.seed) != (None, None):
-            raise ValueError("--size and --seed are for drawing --dataset people: leave them out with --source")
+        if not drawn and (self.size, self.scenery, self.seed) != (None, None, None):
+            raise ValueError(
+                "--size, --scenery and --seed are for drawing --dataset people: leave them out with --source"
+            )
         if self.keypoints_as_estimated and (self.dataset != "people" or self.keypoints is not None):
             raise ValueError("--keypoints-as-estimated is for drawn people's own key points: leave it out")
         if self.threads < 1:

@@ -21,8 +21,7 @@ from PIL import Image, ImageDraw
 from pyarrow import feather
 
 from dgnet_core.learning.joints import BONES, FLIP, JOINTS, MISSING, SEEN
-from dgnet_platform.data.people.people import People
-from dgnet_platform.data.people.people_set import shot_of
+from dgnet_platform.data.people.people_set import people_from, shot_of
 from dgnet_platform.data.pose_files import FoundPoses, Picture, PoseError
 from dgnet_platform.data.store import Store
 from dgnet_platform.storage.remote import RemoteError, open_place, put
@@ -185,15 +184,15 @@ def drawn_keypoints(store: Store, *, estimated: bool, threads: int) -> KeyPoints
     Raises:
         PoseError: The store does not hold drawn people.
     """
-    origin = store.info.origin
     try:
-        seed, height, width = (int(str(origin[key])) for key in ("seed", "height", "width"))
-    except (KeyError, ValueError):
+        people = people_from(store.info.origin)
+    except KeyError:
         raise PoseError(
             f"{store.location} holds {store.info.dataset}, whose key points cannot be drawn: name their file with"
             " --keypoints"
         ) from None
-    people = People(seed, height=height, width=width)
+    except ValueError as error:
+        raise PoseError(f"{store.location}: {error}") from None
     pictures = [(split, file) for split in sorted(store.info.splits) for file in store.index(split)["file_name"]]
     found = list(
         map_in_threads(lambda p: people.keypoints(shot_of(p[1]), estimated=estimated), pictures, threads, ahead=64)

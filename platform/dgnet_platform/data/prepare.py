@@ -15,6 +15,7 @@ from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.pack import pack
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import write_market
+from dgnet_platform.data.people.sizes import SIZES
 from dgnet_platform.data.pose_files import read_pose_files
 from dgnet_platform.data.poses import KeyPoints, PoseReport, drawn_keypoints, found_keypoints
 from dgnet_platform.data.readers import read_source
@@ -169,7 +170,8 @@ def _source(config: PrepareConfig, progress: Callable[[int, int], None]) -> Iter
             yield source
         return
     with tempfile.TemporaryDirectory(prefix="drawn-people-") as temporary:
-        people, size, folder = People(config.seed or 0), config.size or "laptop", Path(temporary) / "people"
+        size, folder = SIZES[config.size or "laptop"], Path(temporary) / "people"
+        people = People(config.seed or 0, scenery=config.scenery or size.scenery)
         write_market(people, folder, size, workers=config.threads, progress=progress)
         with open_source(folder) as source:
             yield source

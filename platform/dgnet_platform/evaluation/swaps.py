@@ -19,7 +19,7 @@ from dgnet_core.generation.grids import framed_grid, swap_grid
 from dgnet_core.generation.people import PersonFidelity, joined_fidelity, person_fidelity, person_figures
 from dgnet_core.learning.augment import denormalise, normalise
 from dgnet_platform.data.people.people import People, Shot
-from dgnet_platform.data.people.people_set import VERSION, shot_of
+from dgnet_platform.data.people.people_set import people_from, shot_of
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.evaluation.pictures import captioned_grids, stored_pictures
 from dgnet_platform.runs.loading import TrainedNetworks
@@ -40,16 +40,12 @@ def people_of(store: Store) -> People | None:
     Raises:
         StoreError: they were drawn by another version of the drawing.
     """
-    origin = store.info.origin
-    if "drawn_people" not in origin:
+    try:
+        return people_from(store.info.origin)
+    except KeyError:
         return None
-    if origin["drawn_people"] != VERSION:
-        raise StoreError(
-            f"{store.location} was drawn by version {origin['drawn_people']} of the drawing, this is "
-            f"{VERSION}: prepare it again"
-        )
-    seed, height, width = (int(str(origin[key])) for key in ("seed", "height", "width"))
-    return People(seed, height=height, width=width)
+    except ValueError as error:
+        raise StoreError(f"{store.location}: {error}") from None
 
 
 def fidelity_rows(

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,7 @@ from dgnet_platform.data.people.factors import RGB, Appearance, Bag, Body, Garme
 from dgnet_platform.data.people.figure import SUPERSAMPLING
 from dgnet_platform.data.people.keypoints import as_estimated, draw_keypoints
 from dgnet_platform.data.people.scene import BACKDROP_METRES, GROUND_METRES, Camera, Passer, draw_picture
+from dgnet_platform.data.people.sizes import Scenery
 
 DISTRACTOR, JUNK = 0, -1
 _FOUR = 4
@@ -184,7 +185,7 @@ def _look_alike(body: Body, turn: int) -> Body:
 
 
 @lru_cache(maxsize=64)
-def _mount(seed: int, number: int) -> Camera:
+def _mount(seed: int, number: int, scenery: Scenery) -> Camera:
     """What a camera keeps from shot to shot."""
     rng = _generator(seed, _CAMERA, number)
     aim, sun = float(rng.uniform(-1.1, 1.1)), rng.random() < 0.55
@@ -193,6 +194,7 @@ def _mount(seed: int, number: int) -> Camera:
     red, green, blue = rng.normal(1, 0.035, 3)
     return Camera(
         place=(seed, number),
+        scenery=scenery,
         left=0.0,
         ground=0.0,
         light=Light(
@@ -225,16 +227,19 @@ class People:
         seed: Of everything, 0 or more.
         height: Picture height in pixels, 32 or more.
         width: Picture width in pixels, 16 or more.
+        scenery: What is around the people.
 
     Raises:
-        ValueError: For a seed or a size out of range.
+        ValueError: For a seed, a size or a scenery out of range.
     """
 
-    def __init__(self, seed: int = 0, *, height: int = 128, width: int = 64):
+    def __init__(self, seed: int = 0, *, height: int = 128, width: int = 64, scenery: Scenery = "busy"):
         for name, value, least in (("seed", seed, 0), ("height", height, 32), ("width", width, 16)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
-        self.seed, self.height, self.width = seed, height, width
+        if scenery not in get_args(Scenery):
+            raise ValueError(f"scenery is {scenery!r}; it must be one of {', '.join(get_args(Scenery))}")
+        self.seed, self.height, self.width, self.scenery = seed, height, width, scenery
 
     def _rng(self, stream: int, *key: int) -> np.random.Generator:
         return _generator(self.seed, stream, *key)
@@ -303,12 +308,14 @@ class People:
     def camera(self, shot: Shot) -> Camera:
         """Background, light, occlusion and optics of a shot."""
         identity, number, frame = _check(shot)
-        mount = _mount(self.seed, number)
+        mount = _mount(self.seed, number, self.scenery)
         track = self._rng(_TRACK, identity, number, 0 if identity > 0 else frame, 1)
         left, ground = track.uniform(0, BACKDROP_METRES - 1.1), track.uniform(0.25, GROUND_METRES - 0.25)
         rng = self._rng(_SHOT, identity, number, frame, 1)
         occluder = _pick(rng, _OCCLUDERS)
         crowded = occluder == "none" and rng.random() < 0.1
+        if self.scenery == "plain":
+            occluder, crowded = "none", False
         red, green, blue = np.array(mount.cast) * rng.normal(1, 0.012, 3)
         return replace(
             mount,

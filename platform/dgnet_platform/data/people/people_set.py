@@ -12,12 +12,13 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -146,6 +147,7 @@ def write_market(
             if progress is not None:
                 progress(done, len(files))
         about = {"drawn_people": VERSION, "seed": people.seed, "height": people.height, "width": people.width}
+        about["scenery"] = people.scenery
         (partial_set / "people.json").write_text(json.dumps(about | {"size": asdict(size)}, indent=2) + "\n")
     return folder
 
@@ -185,10 +187,18 @@ def load(folder: Path | str) -> People:
     """
     path = Path(folder) / "people.json"
     try:
-        about = json.loads(path.read_text())
-        version, seed, height, width = (about[key] for key in ("drawn_people", "seed", "height", "width"))
+        return people_from(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not describe drawn people ({error!r}); give a folder of write_market") from error
-    if version != VERSION:
-        raise ValueError(f"{path} is of version {version} of the drawing, this is {VERSION}; draw the set again")
-    return People(seed, height=height, width=width)
+
+
+def people_from(about: Mapping[str, Any]) -> People:
+    """The people whom the content of a `people.json` describes.
+
+    Raises:
+        ValueError: they were drawn by another version of the drawing.
+        KeyError: it does not describe drawn people.
+    """
+    if about["drawn_people"] != VERSION:
+        raise ValueError(f"drawn by version {about['drawn_people']} of the drawing, this is {VERSION}: draw them again")
+    return People(about["seed"], height=about["height"], width=about["width"], scenery=about.get("scenery", "busy"))

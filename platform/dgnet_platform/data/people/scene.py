@@ -14,12 +14,13 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from dgnet_platform.data.people.cloth import draw_figure, skirt_hem
 from dgnet_platform.data.people.factors import Appearance, Light, Structure
 from dgnet_platform.data.people.figure import FRAME_METRES, SUPERSAMPLING, pose_figure
 from dgnet_platform.data.people.relief import Relief
+from dgnet_platform.data.people.sizes import Scenery
 
 BACKDROP_METRES = 12.0
 """Width of a backdrop."""
@@ -46,6 +47,8 @@ class Camera:
 
     place: tuple[int, int]
     """Seed and camera number: which backdrop."""
+    scenery: Scenery
+    """How much of the backdrop is to be seen."""
     left: float
     """Left edge of the window on the backdrop, metres."""
     ground: float
@@ -200,8 +203,11 @@ def _leafy(rng, height: int, width: int, colour: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def backdrop(seed: int, number: int) -> Image.Image:
+def backdrop(seed: int, number: int, scenery: Scenery) -> Image.Image:
     """The backdrop of camera `number` (1, 2, ...): RGB, 12 m wide and 4.4 m high at 96 pixels a metre."""
+    if scenery == "plain":
+        blurred = backdrop(seed, number, "busy").filter(ImageFilter.GaussianBlur(0.4 * _PPM))
+        return ImageEnhance.Color(blurred).enhance(0.4)
     rng = np.random.default_rng((seed, 101, number))
     wall_height, ground_height = _FOOT, _TALL - _FOOT
     wy, wx = np.mgrid[0:wall_height, 0:_WIDE].astype(np.float32)
@@ -418,7 +424,7 @@ def _window(camera: Camera, structure: Structure, shape: tuple[int, int]) -> Ima
     top = min(max(bottom - tall, 0), _TALL - tall)
     left = min(max(camera.left * _PPM, 0), _WIDE - wide)
     box = (left, top, left + wide, top + tall)
-    return backdrop(*camera.place).resize((shape[1], shape[0]), Image.Resampling.NEAREST, box=box)
+    return backdrop(*camera.place, camera.scenery).resize((shape[1], shape[0]), Image.Resampling.NEAREST, box=box)
 
 
 def _cast_shadow(view: Image.Image, mask: np.ndarray, structure: Structure, camera: Camera) -> None:

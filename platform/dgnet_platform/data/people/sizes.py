@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 DrawnSize = Literal["tiny", "laptop", "market"]
+Scenery = Literal["busy", "plain"]
+"""Streets as they are, or out of focus and nearly without colour, with one person to a picture and nothing in front."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class Size:
     """Pictures numbered -1 in bounding_box_test: bad boxes."""
     hand_drawn: int
     """Pictures in gt_bbox for each query, the query itself among them."""
+    scenery: Scenery = "busy"
+    """What is around the people, where nothing else is asked for."""
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -60,8 +64,8 @@ SIZES: dict[DrawnSize, Size] = {
         train=144, queries=48, gallery=144, distractors=24, junk=24, hand_drawn=2,
     ),
     "laptop": Size(
-        train_identities=48, test_identities=24, cameras=6,
-        train=1_152, queries=108, gallery=432, distractors=72, junk=72, hand_drawn=3,
+        train_identities=96, test_identities=240, cameras=6,
+        train=1_536, queries=720, gallery=1_440, distractors=240, junk=120, hand_drawn=2, scenery="plain",
     ),
     "market": Size(
         train_identities=751, test_identities=750, cameras=6,
