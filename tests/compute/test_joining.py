@@ -59,6 +59,7 @@ def run(python: Path | str, code: str, **environment: str) -> subprocess.Complet
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
     )
 
 

@@ -78,7 +78,7 @@ def test_every_iteration_is_there_once(finished, client):
     journal = [(line["iteration"], line["metrics"]["loss/L_img1"]) for line in lines(finished.run.folder)]
     assert history(client, finished.run, "loss/L_img1") == journal
     assert [step for step, _ in history(client, finished.run, "val/both/mAP")] == [6, 12]
-    assert {"final/both/mAP", "final/prim/rank1", "final/baseline/mAP", "final/swap_unseen/SSIM"} <= client.get_run(
+    assert {"test/both/mAP", "test/prim/rank1", "test/baseline/mAP", "test/swap_unseen/SSIM"} <= client.get_run(
         finished.run.mlflow_run
     ).data.metrics.keys()
 
