@@ -73,7 +73,7 @@ def resumes(folder: Path) -> str:
     program = Path(sys.argv[0])
     command = ["uv", "run", f"{program.parent.name}/{program.name}", *sys.argv[1:]]
     same = f"`{shlex.join(command)}`" if program.suffix == ".py" else "the same command"
-    return f"Resumes by {same}, from `{folder}`."
+    return f"Resumes by {same}. All of it is in `{folder}`."
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
