@@ -212,7 +212,8 @@ def make_campaign(root: Path, names: Sequence[str]) -> Campaign:
             script="tune_market.py",
             arguments=lambda out: [
                 *settings, "--storage", str(out), "--name", "search", "--iterations", "12", "--trials", "2",
-                "--teacher", base.teacher, "--concurrent", "1",
+                "--teacher", base.teacher, "--concurrent", "1", "--set", "ramp=4", "warmup_start={choices: [4, 6]}",
+                "--stopping.rungs", "2", "--stopping.eta", "2", "--stopping.first", "0.3",
             ],
             outcome=outcome_of_search,
             faults=FAULTS,

@@ -106,16 +106,15 @@ def test_a_search(people_store: Path, folder: Path):
         "DGNET_STORAGE": "my runs",
     }  # fmt: skip
     file = settings(tiny_experiment(people_store, folder), folder)
-    done = command(
-        "tune_market.py", "--config", file.name, "--iterations", 12, "--trials", 1, "--name", "s",
-        folder=folder, environment=environment,
-    )  # fmt: skip
+    options = [
+        "--config", file.name, "--name", "s", "--iterations", "12", "--set", "ramp=4", "warmup_start=4",
+        "--stopping.rungs", "2", "--stopping.eta", "2", "--stopping.first", "0.3",
+    ]  # fmt: skip
+    done = command("tune_market.py", *options, "--trials", 1, folder=folder, environment=environment)
     named(done.stdout, 0, done.returncode)
     assert (folder / "my runs" / "s" / "leaderboard.csv").exists()
-    refused = command(
-        "tune_market.py", "--config", file.name, "--iterations", 12, "--trials", 2, "--name", "s",
-        folder=folder, environment={**environment, "HOME": "/proc/none"},
-    )  # fmt: skip
+    homeless = {**environment, "HOME": "/proc/none"}
+    refused = command("tune_market.py", *options, "--trials", 2, folder=folder, environment=homeless)
     assert "HOME has to name a folder that can be written" in named(refused.stdout, 2, refused.returncode)
 
 
