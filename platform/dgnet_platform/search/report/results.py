@@ -102,10 +102,15 @@ class Results:
 
     def note(self, rows: Sequence[TrialRow]) -> str:
         """The search's description in MLflow: leaderboard, verdict, what to look at, how to resume."""
-        board, pictures = leaderboard(rows), sorted((self.plan.folder / "figures").glob("*.png"))
-        columns = ["trial", "state", "mAP", "beta", *varying(rows), "iterations"]
-        shown = [[as_text(row[column]) for column in columns] for row in board.head(20).to_dict("records")]
-        parts = [markdown_table(columns, shown), against_preset(rows)]
+        names, pictures = varying(rows), sorted((self.plan.folder / "figures").glob("*.png"))
+        lines = [
+            [row.number, row.state, "-" if row.score is None else f"{100 * row.score:.2f}", as_text(row.best_beta)]
+            + [as_text(row.values.get(name)) for name in names]
+            + [row.iterations]
+            for row in ranked(rows)[:20]
+        ]
+        board = markdown_table(["trial", "state", "mAP, %", "beta", *names, "trained to"], lines)
+        parts = [board, against_preset(rows)]
         if pictures:
             parts.append(f"Look first at `figures/{pictures[0].name}`, below *Artifacts*.")
         fixed = [f"`{name}` {text}" for name, text in self.plan.space.texts().items()]
