@@ -35,7 +35,7 @@ MANY = settings(
     max_examples=int(os.environ.get("DGNET_FUZZ", "25")),
     deadline=None,
     derandomize="DGNET_FUZZ" not in os.environ,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
 pytestmark = [
     pytest.mark.slow,

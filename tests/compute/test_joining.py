@@ -18,7 +18,9 @@ def test_a_cluster_that_is_gone_is_refused(free_port: int):
         check_address(f"127.0.0.1:{free_port}", patience=0)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "head", "head:", "10.0.0.1:port", "1.2.3.4:99999999"])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "head", "head:", "10.0.0.1:port", "1.2.3.4:99999999"]
+)
 def test_an_address_of_no_cluster_is_refused(address: str):
     with pytest.raises(ExperimentError, match=r"RAY_ADDRESS=.*unset it to start Ray on this machine"):
         check_address(address, patience=0)

@@ -68,7 +68,8 @@ def join_ray() -> None:
         joined = ray.init(address, logging_level=logging.WARNING, log_to_driver=False, runtime_env=environment)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ExperimentError(cannot_start(error)) from error
-    check_first_worker(Path(joined.address_info["session_dir"] or "") / "logs")
+    session: str = joined.address_info["session_dir"]  # pyright: ignore[reportAttributeAccessIssue]
+    check_first_worker(Path(session) / "logs")
     check_locks(alive())
 
 
@@ -84,7 +85,7 @@ def check_address(address: str, patience: float = ADDRESS_PATIENCE) -> None:
     """
     if address == "auto":
         return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if not (colon and port.isdigit()) or "/" in host:
         raise ExperimentError(
             f"RAY_ADDRESS={address} is no address of a cluster such as 10.0.0.1:6379: unset it to start Ray on this"
