@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.filterwar
 
 
 def test_faults_leave_no_trace(tmp_path: Path):
-    done = campaign(tmp_path, 5, 0, ("prepare", "training"), ("kill", "stop", "disk"), Console(stderr=True))
+    done = campaign(tmp_path, 3, 0, ("prepare", "training"), ("kill", "stop", "disk"), Console(stderr=True))
     assert {fault: fault.differences for fault in done if fault.differences} == {}
 
 
