@@ -12,7 +12,7 @@ then G of the gallery.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class Reranking:
 
     original_weight: float = 0.3
     """Lambda of the paper: weight of the original distance; 1 would not re-rank."""
+
+    def within(self, images: int) -> "Reranking | None":
+        """The same with as many neighbours as so many images have; None: an image has no neighbour but itself."""
+        k1 = min(self.k1, images - 1)
+        return replace(self, k1=k1, k2=min(self.k2, k1 + 1)) if k1 >= 1 else None
 
     def __post_init__(self):
         if self.k1 < 1:

@@ -12,7 +12,7 @@ from rich.console import Console
 from dgnet_platform.cli.options import TrainTeacher, parse
 from dgnet_platform.cli.terminal import run
 from dgnet_platform.errors import ExperimentError, TrainingError
-from dgnet_platform.runs.tracking_uri import ui_command
+from dgnet_platform.runs.tracking_uri import sqlite_uri, where_to_look
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,14 @@ def test_what_a_terminal_cannot_show_never_ends_a_command(monkeypatch: pytest.Mo
     assert written.getvalue().decode("latin-1") == "runs[v2] ?? \u00e9\n"
 
 
-@pytest.mark.parametrize("folder", ["my runs", "o'neil", "runs[v2]", "a;b"])
+@pytest.mark.parametrize("folder", ["my runs", "o'neil", "runs[v2]", "a;b", "50% ?#"])
 def test_a_printed_command_can_be_copied(folder: str):
-    uri = f"sqlite:////home/{folder}/mlflow.db"
-    assert shlex.split(ui_command(uri)) == ["uv", "run", "mlflow", "ui", "--backend-store-uri", uri]
+    uri = sqlite_uri(Path(f"/home/{folder}/mlflow.db"))
+    command, then = where_to_look(uri, "1", "abc").splitlines()
+    assert shlex.split(command) == ["uv", "run", "mlflow", "ui", "--workers", "1", "--backend-store-uri", uri]
+    page = "/#/experiments/1/runs/abc/model-metrics?workflowType=machine_learning"
+    assert then.split() == ["then", f"http://127.0.0.1:5000{page}"]
+    assert where_to_look("http://server:80/", "1", "abc") == f"http://server:80{page}"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

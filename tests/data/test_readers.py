@@ -318,6 +318,25 @@ def test_a_set_of_one_camera_cannot_be_evaluated_on(tmp_path: Path):
         listing_of("folder", tmp_path)
 
 
+@pytest.mark.parametrize("dataset", ["market1501", "dukemtmc-reid", "msmt17", "folder"])
+def test_a_set_in_folders_of_its_own_name_is_found(tmp_path: Path, dataset: Dataset):
+    folder = tmp_path / "set" / "set" / "set"
+    if dataset == "msmt17":
+        folder.mkdir(parents=True)
+        write_msmt17(folder)
+    else:
+        write(folder, {"market1501": MARKET, "dukemtmc-reid": DUKE, "folder": FOLDER}[dataset])
+    assert listing_of(dataset, tmp_path).source.root == "set/set/set/"
+
+
+def test_msmt17_is_read_with_other_endings(tmp_path: Path):
+    write_msmt17(tmp_path)
+    for path in sorted(tmp_path.rglob("*")):
+        if path.suffix in (".txt", ".jpg"):
+            path.rename(path.with_suffix({".txt": "", ".jpg": ".jpeg"}[path.suffix]))
+    assert rows(listing_of("msmt17", tmp_path)) == LAYOUTS["msmt17"][1]
+
+
 def test_two_copies_are_ambiguous(tmp_path: Path):
     write(tmp_path / "a", DUKE)
     write(tmp_path / "b", DUKE)
@@ -329,7 +348,8 @@ def test_two_copies_are_ambiguous(tmp_path: Path):
 def test_missing_folder(tmp_path: Path, missing: str):
     write(tmp_path, MARKET)
     shutil.rmtree(tmp_path / missing)
-    with pytest.raises(SourceError, match=f"{missing} is missing or empty: unpack Market-1501 again"):
+    advice = rf"{missing} is missing or empty: unpack Market-1501 again, whole. Own data is read with --dataset folder"
+    with pytest.raises(SourceError, match=advice):
         listing_of("market1501", tmp_path)
 
 

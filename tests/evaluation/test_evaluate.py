@@ -43,6 +43,7 @@ from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.loading import TrainedNetworks, open_trained
 from jobs.evaluate import main
+from tests.helpers import market
 from tests.helpers.tiny import small_config
 
 SIZE = Size(
@@ -195,6 +196,18 @@ def test_transfer_baseline_and_re_ranking(
         assert rows[rows["model"] == "baseline"]["feature"].tolist() == ["baseline"] * 4
         assert rows["reranked"].tolist().count(True) == len(rows) / 2
     assert set(table[table["feature"] == "both"]["beta"]) == {0.3}
+
+
+def test_re_ranking_takes_as_many_neighbours_as_there_are(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    market.packed(market.write_market(tmp_path / "market"), tmp_path / "pilot")
+    arguments = ["--checkpoint", trained, "--store", tmp_path / "pilot", "--out", tmp_path / "results", "--rerank"]
+    assert run(*arguments) == 0
+    assert "re-ranked by 2 neighbours" in capsys.readouterr().out  # one query, two pictures of the gallery
+    rows = json.loads((tmp_path / "results" / JSON).read_text())["retrieval"]
+    assert [row["neighbours"] for row in rows] == [None] * 3 + [2.0] * 3
+    assert {row["mAP"] for row in rows} <= {0.25, 1.0}  # the one match is second or first
 
 
 def test_the_figures_are_those_of_the_networks(

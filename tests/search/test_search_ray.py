@@ -184,6 +184,13 @@ def test_a_search_is_tracked(shared):
     assert {"leaderboard.csv", "best.yaml", "figures"} <= files
     assert parent.data.metrics["search/best_mAP"] == board["mAP"].iloc[0]
     assert parent.data.metrics["search/iterations_spent"] == executed(storage)
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("| trial | state | mAP, % |")
+    assert f"| {board['trial'].iloc[0]} | finished | {100 * board['mAP'].iloc[0]:.2f} |" in note
+    assert "Look first at `figures/" in note
+    assert parent.data.tags["mlflow.user"]
+    assert parent.data.tags["mlflow.source.name"].endswith("jobs/tune_market.py")
+    assert f"/#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}/model-metrics" in output
 
 
 def test_mlflow_may_be_away_in_the_middle(options, tmp_path, free_port):

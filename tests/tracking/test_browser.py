@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.training.driver import train
 from tests.helpers.runs import QUIET, tiny_experiment
 from tests.helpers.servers import answers, stop, wait_for
@@ -44,10 +45,9 @@ def test_the_run_its_curves_and_its_swaps_are_shown(page, people_store, tmp_path
     shots = Path(os.environ.get("DGNET_SCREENSHOTS") or tmp_path)
     try:
         wait_for(lambda: answers(uri))
-        page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs")
+        page.goto(where_to_look(uri, run.mlflow_experiment, run.mlflow_run))  # the address that commands print
         page.get_by_text(run.name).first.wait_for(timeout=60_000)
-
-        page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs/{run.mlflow_run}/model-metrics")
+        page.get_by_role("link", name="Models", exact=True).first.wait_for(timeout=60_000)  # the view for training
         search = page.get_by_placeholder("Search metric charts")
         page.locator(".js-plotly-plot").first.wait_for(timeout=60_000)  # the list of metrics is there
         search.fill("L_img1")
@@ -56,6 +56,10 @@ def test_the_run_its_curves_and_its_swaps_are_shown(page, people_store, tmp_path
         curve.wait_for(state="attached", timeout=60_000)
         assert len(curve.get_attribute("d") or "") > 50, "the curve has hardly a point"
         page.screenshot(path=shots / "mlflow_metrics.png")
+
+        page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs/{run.mlflow_run}")
+        page.get_by_text("Query and gallery, %").first.wait_for(timeout=60_000)  # the report
+        page.screenshot(path=shots / "mlflow_report.png")
 
         page.goto(f"{uri}/#/experiments/{run.mlflow_experiment}/runs/{run.mlflow_run}/artifacts")
         for folder, file in (("images", r"swaps\+step\+12\+.*\.png"), ("results", "swaps_drawn-people.png")):

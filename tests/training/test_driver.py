@@ -1,6 +1,8 @@
 """Training from the driver: tracked in MLflow, resumed after kills, refused when it cannot work."""
 
+import getpass
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,9 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from dgnet_core.ranking.extraction import extract
+from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import ExperimentError, TrackingError, TrainingError
 from dgnet_platform.evaluation.results import read
@@ -34,6 +38,7 @@ from dgnet_platform.training import plan as training_plan
 from dgnet_platform.training.display import Display
 from dgnet_platform.training.driver import train
 from dgnet_platform.training.plan import make_plan, name_run
+from tests.helpers.market import encode
 from tests.helpers.runs import CLASSES, QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
 from tests.helpers.servers import TrackingServer, wait_for
 
@@ -71,6 +76,30 @@ def test_the_run_is_tracked(finished, client):
     assert tags["dgnet.data_fingerprint"].startswith(data.dataset.digest)
 
 
+def test_mlflow_shows_who_ran_what_and_a_report(finished, client):
+    run = client.get_run(finished.run.mlflow_run)
+    tags = run.data.tags
+    assert tags["mlflow.user"] == getpass.getuser()
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == (sys.argv[0], "LOCAL")
+    assert tags["mlflow.source.git.commit"] == tags["dgnet.code"].partition("+")[2].removesuffix("-dirty")
+    note = tags["mlflow.note.content"]
+    table = read(finished.results).retrieval
+    both = table[table["feature"] == "both"].iloc[0]
+    assert f"| both, beta 0.5 | {100 * both['rank1']:.2f} |" in note
+    assert "| `model.network.height` | 64 | 24 |" in note  # differs from the laptop preset
+    assert "`checkpoint_every`" in note
+    assert "`storage`" not in note
+    assert f"in `{finished.run.folder}`" in note
+    picture = re.search(r"\*swaps\* of step \d+ \(`(.*)` in", note)
+    assert picture is not None
+    assert (finished.run.folder / picture[1]).exists()
+
+
+def test_no_final_figure_leads_the_charts(finished, client):
+    names = sorted(client.get_run(finished.run.mlflow_run).data.metrics)
+    assert len(client.get_metric_history(finished.run.mlflow_run, names[0])) > 1
+
+
 def test_every_iteration_is_there_once(finished, client):
     for line in lines(finished.run.folder):
         assert line["metrics"].items() >= {"weight/prim": line["metrics"]["weight/prim"]}.items()
@@ -78,7 +107,7 @@ def test_every_iteration_is_there_once(finished, client):
     journal = [(line["iteration"], line["metrics"]["loss/L_img1"]) for line in lines(finished.run.folder)]
     assert history(client, finished.run, "loss/L_img1") == journal
     assert [step for step, _ in history(client, finished.run, "val/both/mAP")] == [6, 12]
-    assert {"final/both/mAP", "final/prim/rank1", "final/baseline/mAP", "final/swap_unseen/SSIM"} <= client.get_run(
+    assert {"test/both/mAP", "test/prim/rank1", "test/baseline/mAP", "test/swap_unseen/SSIM"} <= client.get_run(
         finished.run.mlflow_run
     ).data.metrics.keys()
 
@@ -203,6 +232,43 @@ def test_once_is_enough(finished, people_store, tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------------------
 # Kills
+
+
+@pytest.mark.slow
+def test_a_set_without_query_and_gallery_is_trained_on(tmp_path):
+    """Own data of one camera: nothing can be evaluated, which is said, and pictures are drawn all the same."""
+    for person in range(1, 8):
+        for number in range(3):
+            file = tmp_path / "own" / "train" / str(person) / f"x_c1_{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encode((30 * person, 80 * number, 90), (12, 24)))
+    store = tmp_path / "store"
+    prepare(PrepareConfig(dataset="folder", source=tmp_path / "own", out=store))
+    experiment = tiny_experiment(store, tmp_path, hold_out=False)
+    experiment = replace(
+        experiment,
+        model=replace(experiment.model, num_classes=7),
+        baseline=replace(experiment.baseline, num_classes=7),
+    )
+    options = by_command_line(experiment, tmp_path / "experiment.yaml")
+    for _ in range(2):  # done, and found to be done
+        process = job("train_market.py", *options)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        assert f"Not evaluated: {store} has no query and gallery" in output
+    run = Run.read(next(tmp_path.glob("folder-dgnet-*")))
+    assert not run.evaluated_at_end
+    assert (run.folder / "pictures" / "swaps" / "00000012.png").exists()
+    assert "train/reconstruction/SSIM" in lines(run.folder)[-1]["metrics"]
+
+    held_out = replace(
+        experiment,
+        hold_out=True,
+        model=replace(experiment.model, num_classes=5),
+        baseline=replace(experiment.baseline, num_classes=5),
+    )
+    with pytest.raises(ExperimentError, match=r"none of the 2 held-out identities .*: pass --no-hold-out"):
+        train(held_out, console=QUIET)
 
 
 @pytest.mark.slow

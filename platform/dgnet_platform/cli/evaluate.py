@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dgnet_core.ranking.reranking import Reranking
 from dgnet_platform.cli.terminal import DONE, progress_bars
 from dgnet_platform.errors import printable
 from dgnet_platform.evaluation.config import EvaluateConfig
@@ -60,11 +61,19 @@ def _retrieval_table(retrieval: pd.DataFrame) -> Table:
         labels = [] if same else [str(label)]
         for row in rows.to_dict("records"):
             feature = f"both, beta {row['beta']:g}" if row["feature"] == "both" else str(row["feature"])
-            how = [", multi-query" if row["query"] == "multi" else "", ", re-ranked" if row["reranked"] else ""]
+            how = [", multi-query" if row["query"] == "multi" else "", _reranked(row)]
             table.add_row(*labels, feature + "".join(how), *_percent(row))
             labels = [""] * len(labels)
         table.add_section()
     return table
+
+
+def _reranked(row: dict[Any, Any]) -> str:
+    """Whether a row is re-ranked, and by how many neighbours where these are fewer than the paper's."""
+    if not row["reranked"]:
+        return ""
+    few = row.get("neighbours") is not None and row["neighbours"] < Reranking().k1
+    return f", re-ranked by {row['neighbours']:.0f} neighbours" if few else ", re-ranked"
 
 
 def _sweep_table(sweep: pd.DataFrame) -> Table:

@@ -21,7 +21,7 @@ from dgnet_platform.runs.checkpoint import checkpoints
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import DRAWN, Preset, teacher_of
 from dgnet_platform.runs.run import folder_of
-from dgnet_platform.runs.tracking_uri import ui_command
+from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import TrainedRun, train
 from dgnet_platform.training.plan import TrainingPlan, checkpoint_bytes, make_plan, name_run, named_teacher
@@ -126,8 +126,14 @@ def _say_goodbye(trained: TrainedRun, console: Console) -> None:
     """The results of a finished run, or how to resume it; and where to look."""
     run = trained.run
     if trained.outcome.ending == "finished":
-        console.print(tables(read(trained.results)))
-        console.print(f"Tables and pictures: {trained.results}")
+        if run.evaluated_at_end:
+            console.print(tables(read(trained.results)))
+            console.print(f"Tables and pictures: {trained.results}")
+        else:
+            console.print(
+                f"Not evaluated: {run.experiment.data} has no query and gallery; jobs/evaluate.py takes other stores.",
+                style="yellow",
+            )
         console.print(f"Checkpoint: {trained.checkpoint}")
         if trained.model_uri:
             console.print(f"Model in MLflow: {trained.model_uri}")
@@ -137,4 +143,5 @@ def _say_goodbye(trained: TrainedRun, console: Console) -> None:
             " the same command resumes from there.",
             style="yellow",
         )
-    console.print(f"Curves and pictures of run {run.name}: {ui_command(run.tracking_uri)}", style="green")
+    look = where_to_look(run.tracking_uri, run.mlflow_experiment, run.mlflow_run)
+    console.print(f"Curves and pictures of run {run.name}: {look}", style="green")

@@ -16,7 +16,7 @@ from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import DGNetExperiment
 from dgnet_platform.runs.presets import TRIALS, Preset, teacher_of
 from dgnet_platform.runs.run import training_alone
-from dgnet_platform.runs.tracking_uri import ui_command
+from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.search.config import SearchConfig
 from dgnet_platform.search.driver import Search, place_search
 from dgnet_platform.search.plan import SearchPlan, plan_search
@@ -27,6 +27,7 @@ from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing, simu
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.search.study import FILE
 from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.tracking.client import TrackedRun
 from dgnet_platform.training.driver import train
 from dgnet_platform.training.interrupts import in_thread, stop_on_signals
 from dgnet_platform.training.plan import check_free, named_teacher
@@ -84,7 +85,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
                 " the rest there.",
                 style="yellow",
             )
-    _say_goodbye(results, best, console)
+    _say_goodbye(results, best, search.trials.tracked.run, console)
     if not results.complete:
         return STOPPED
     return _retrain(results, console) if options.retrain else DONE
@@ -113,7 +114,7 @@ def _run(search: Search, results: Results, console: Console) -> None:
             in_thread(search.run)
 
 
-def _say_goodbye(results: Results, best: Path | None, console: Console) -> None:
+def _say_goodbye(results: Results, best: Path | None, tracked: TrackedRun, console: Console) -> None:
     """The leaderboard, what it took, and where to look."""
     plan, study, costs = results.plan, results.study, results.costs()
     lines = [
@@ -128,7 +129,8 @@ def _say_goodbye(results: Results, best: Path | None, console: Console) -> None:
     if not results.complete:
         left = study.missing + len(study.running)
         console.print(f"Stopped with {left} trials left: the same command resumes from there.", style="yellow")
-    console.print(f"Curves and pictures of search {plan.name}: {ui_command(plan.tracking_uri)}", style="green")
+    look = where_to_look(tracked.uri, tracked.experiment, tracked.id)
+    console.print(f"Curves and pictures of search {plan.name}: {look}", style="green")
 
 
 def _retrain(results: Results, console: Console) -> int:

@@ -1,8 +1,11 @@
 """The machines of a cluster: joining it, which there are or could be, what fits on them, whether they match."""
 
 import hashlib
+import importlib
 import logging
 import os
+import shlex
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import yaml
 
 from dgnet_platform.compute.placement import Node
@@ -20,6 +24,10 @@ LOCK, LABEL = Path(__file__).parents[3] / "uv.lock", "dgnet-lock"
 """This job's lock; the label by which cluster.yaml has each machine tell which one it was set up from."""
 PATIENCE = 60.0
 """Seconds to wait for machines that a cluster always has."""
+FIRST_WORKER = 180.0
+"""Seconds within which a worker that needs nothing answers, also on a busy machine."""
+ADDRESS_PATIENCE = 20.0
+"""Seconds within which the cluster that RAY_ADDRESS names accepts a connection."""
 _CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves its file on the head."""
 _SETTINGS = {
@@ -32,24 +40,115 @@ _SETTINGS = {
 
 def is_local() -> bool:
     """Whether `ray.init` starts, or has started, a cluster of its own."""
-    return os.environ.get("RAY_ADDRESS", "local") == "local"
+    return (os.environ.get("RAY_ADDRESS") or "local") == "local"
 
 
 def join_ray() -> None:
-    """Start Ray on this machine, or join the cluster that this job runs on.
+    """Start Ray on this machine, or join the cluster that this job runs on; its workers can start.
 
     Raises:
-        ExperimentError: its machines were set up from other locks than this job's.
+        ExperimentError: Ray cannot start here, no cluster answers at RAY_ADDRESS, no worker starts, or machines were
+            set up from other locks than this job's.
     """
     os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     if ray.is_initialized():
         return
-    if is_local():  # otherwise each start warns that a token protects the cluster
+    environment: dict[str, Any] = {}
+    if is_local():
+        # otherwise each start warns that a token protects the cluster
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if is_local() else {}
+        environment = {
+            "env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            "py_executable": shlex.quote(sys.executable),  # Ray hands it to a shell as it is
+        }
+    else:
+        check_address(os.environ["RAY_ADDRESS"])
     address = "local" if is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed
-    ray.init(address, logging_level=logging.WARNING, log_to_driver=False, runtime_env={"env_vars": environment})
+    try:
+        joined = ray.init(address, logging_level=logging.WARNING, log_to_driver=False, runtime_env=environment)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ExperimentError(cannot_start(error)) from error
+    session: str = joined.address_info["session_dir"]  # pyright: ignore[reportAttributeAccessIssue]
+    check_first_worker(Path(session) / "logs")
     check_locks(alive())
+
+
+def check_address(address: str, patience: float = ADDRESS_PATIENCE) -> None:
+    """Refuse a cluster that is gone: Ray itself would try to join it for ever.
+
+    Args:
+        address: RAY_ADDRESS; `auto` is Ray's to find.
+        patience: seconds in which it has to accept a connection.
+
+    Raises:
+        ExperimentError: nothing listens there, or it is no cluster's address.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdigit()) or "/" in host:
+        raise ExperimentError(
+            f"RAY_ADDRESS={address} is no address of a cluster such as 10.0.0.1:6379: unset it to start Ray on this"
+            " machine, or use `ray job submit` to run on the cluster behind a dashboard's http:// address"
+        )
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > give_up:
+                raise ExperimentError(
+                    f"no cluster answers at RAY_ADDRESS={address} ({error}): unset it to start Ray on this machine, or"
+                    " name a cluster that runs"
+                ) from error
+            time.sleep(1)
+
+
+def cannot_start(error: Exception) -> str:
+    """Why Ray did not start, or was not joined, and what to do, from what `ray.init` raised."""
+    first = str(error).strip().partition("\n")[0]
+    what = "start on this machine" if is_local() else f"join the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
+    if "AF_UNIX" in first:
+        remedy = "RAY_TMPDIR has to name a folder with a shorter path, such as /tmp"
+    elif isinstance(error, OSError) and str(error.filename or "").startswith(str(Path.home() / ".ray")):
+        remedy = "HOME has to name a folder that can be written, or RAY_AUTH_TOKEN_PATH a file in one"
+    elif isinstance(error, OSError) and error.filename:
+        remedy = "RAY_TMPDIR has to name a folder that can be written, and is yours"
+    elif is_local():
+        remedy = "Ray's own logs, in ray/session_latest/logs below RAY_TMPDIR, TMPDIR or /tmp, may say more"
+    else:
+        remedy = "unset it to start Ray on this machine, or name a cluster that runs"
+    return f"Ray cannot {what} ({first}): {remedy}"
+
+
+@ray.remote(num_cpus=0)
+def _answer() -> None:
+    """Done by any worker that starts and finds this package."""
+    importlib.import_module("dgnet_platform.compute.cluster")
+
+
+def check_first_worker(logs: Path, patience: float = FIRST_WORKER) -> None:
+    """Have one worker start: those that never can look like workers that wait for a CPU.
+
+    Args:
+        logs: Ray's own, if they are on this machine.
+        patience: seconds in which it has to answer.
+
+    Raises:
+        ExperimentError: it did not, with the last that Ray's log says.
+    """
+    try:
+        ray.get(_answer.remote(), timeout=patience)
+    except ray.exceptions.RayError as error:
+        log, said = logs / "raylet.err", str(error)
+        if isinstance(error, ray.exceptions.GetTimeoutError) and log.exists():
+            said = log.read_text(errors="replace").strip() or said
+        reason = said.strip().splitlines()[-1]
+        raise ExperimentError(
+            f"Ray is there, but its workers cannot start ({reason}): is {sys.executable} on all machines, with this"
+            f" project's packages? Ray's own logs are in {logs}"
+        ) from error
 
 
 def alive() -> list[dict[str, Any]]:

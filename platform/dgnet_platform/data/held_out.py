@@ -1,5 +1,7 @@
 """How many identities are held out for validation, and how many are left to train on."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dgnet_platform.errors import ExperimentError
@@ -20,6 +22,49 @@ def held_out_people(people: int) -> int:
     if people < 4:
         raise ValueError(f"a validation split needs 4 or more training identities, there are {people}: add some")
     return min(max(round(people * VALIDATION_SHARE), 2), people - 2)
+
+
+def held_out_queries(shots: Iterable[tuple[int, int]], people: int) -> list[int]:
+    """Which pictures of held-out identities are queries: the others are their gallery.
+
+    Of each held-out identity that two or more cameras saw, the first picture under every camera with two or more of it
+    is a query. So every query has a match under another camera.
+
+    Args:
+        shots: label, from 0, and camera of each picture of a training split.
+        people: identities in it; the last `held_out_people(people)` are held out.
+
+    Returns:
+        Places of the queries in `shots`.
+
+    Raises:
+        ValueError: there are fewer than 4 identities, or no held-out one gives a query.
+    """
+    held_out = held_out_people(people)
+    rows_of: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, (label, camera) in enumerate(shots):
+        if label >= people - held_out:
+            rows_of[label][camera].append(row)
+    seen_twice = [cameras for cameras in rows_of.values() if len(cameras) >= 2]
+    queries = [rows[0] for cameras in seen_twice for rows in cameras.values() if len(rows) >= 2]
+    if not queries:
+        raise ValueError(
+            f"none of the {held_out} held-out identities has two pictures under one camera and one under another, so"
+            " nothing can be validated on them: pass --no-hold-out to train on all identities (a search needs such"
+            " identities)"
+        )
+    return queries
+
+
+def check_held_out(store: "Store") -> None:
+    """Refuse a store whose held-out identities give no query; raises ExperimentError."""
+    label_of = {person: label for label, person in enumerate(store.info.classes)}
+    index = store.index("train")
+    shots = zip(map(label_of.__getitem__, index["person_id"]), index["camera_id"], strict=True)
+    try:
+        held_out_queries(shots, len(label_of))
+    except ValueError as error:
+        raise ExperimentError(f"{store.location}: {error}") from None
 
 
 def needed_classes(store: "Store", hold_out: bool) -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_platform.data.decode import PictureError, decode
-from dgnet_platform.data.held_out import held_out_people
+from dgnet_platform.data.held_out import held_out_people, held_out_queries
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import UserError
 from dgnet_platform.threads import map_in_threads, no_progress
@@ -259,29 +259,16 @@ class ValidationSplit:
 def validation_split(images: ImageSet) -> ValidationSplit:
     """Hold out the last identities of a training split, so that no search sees the real query and gallery.
 
-    Of K identities in sorted order the last `held_out_people(K)` are held out. Their query and gallery follow
-    from the order alone: of each held-out identity that two or more cameras saw, the first picture under every
-    camera with two or more of it is a query; all others are gallery. So every query has a match under another
-    camera.
+    Of K identities in sorted order the last `held_out_people(K)` are held out; `held_out_queries` says which of their
+    pictures are queries, all others are gallery.
 
     Raises:
         ValueError: There are fewer than 4 identities, or no held-out one gives a query.
     """
     people = len(images.classes)
-    held_out = held_out_people(people)
-    trained = images.labels < people - held_out
-    rows_of: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for row in torch.nonzero(~trained).flatten().tolist():
-        rows_of[int(images.person_ids[row])][int(images.camera_ids[row])].append(row)
-    queries = torch.zeros_like(trained)
-    for cameras in rows_of.values():
-        if len(cameras) >= 2:
-            queries[[rows[0] for rows in cameras.values() if len(rows) >= 2]] = True
-    if not queries.any():
-        raise ValueError(
-            f"none of the {held_out} held-out identities has two pictures under one camera and one under "
-            "another: a search needs such identities to validate on"
-        )
+    queries = torch.zeros_like(images.labels, dtype=torch.bool)
+    queries[held_out_queries(zip(images.labels.tolist(), images.camera_ids.tolist(), strict=True), people)] = True
+    trained = images.labels < people - held_out_people(people)
     return ValidationSplit(
         train=images.select(torch.nonzero(trained).flatten()),
         query=images.select(torch.nonzero(queries).flatten()),

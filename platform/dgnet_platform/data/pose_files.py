@@ -92,7 +92,7 @@ def _read_csv(source: Source, names: Sequence[str], index: Mapping[str, pd.DataF
     """The format of pose-gan and PATN: `name:[18 y]:[18 x]`, -1 where a joint is missing."""
     rows: dict[str, np.ndarray] = {}
     for name in names:
-        header, *lines = source.read_text(name).splitlines()
+        header, *lines = source.read_text(name).splitlines() or [""]
         if header.strip() != CSV_HEADER:
             raise PoseError(f"{source.where(name)} begins with {header[:80]!r}: its columns must be {CSV_HEADER}")
         for number, line in enumerate(lines, start=2):

@@ -244,6 +244,8 @@ def _rank(
     betas = {"f_prim": 0.0, "f_fine": math.inf, "both": config.beta}
     if not query.fine.shape[1]:
         betas = {model: 0.0}
+    reranking = Reranking().within(len(query) + len(gallery)) if config.rerank else None
+    rankings = (None, reranking) if reranking is not None else (None,)
     try:
         queries = {"single": query}
         if "multi_query" in features:
@@ -254,10 +256,11 @@ def _rank(
                 "beta": result.beta if feature == "both" else None,
                 "query": mode,
                 "reranked": reranking is not None,
+                "neighbours": reranking.k1 if reranking is not None else None,
                 **result.summary(),
             }
             for mode, asked in queries.items()
-            for reranking in (None, Reranking())[: 1 + config.rerank]
+            for reranking in rankings
             for feature, result in zip(
                 betas, sweep_beta(asked, gallery, list(betas.values()), reranking=reranking), strict=True
             )

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from dgnet_platform.data.source import climbs_out
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.checkpoint import META, TENSORS, CheckpointError, checkpoints, iteration_of
 from dgnet_platform.runs.experiment import Experiment
@@ -148,10 +149,13 @@ class Archive:
         return f"{self._place[1]}/{path.relative_to(self._storage).as_posix()}"
 
     def _files(self, folder: Path) -> dict[str, fs.FileInfo]:
-        """What is in the archive of a folder, by path in it."""
+        """What is in the archive of a folder, by path in it; raises RemoteError for a path that leads out of it."""
         root = self._path(folder)
         found = self._filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-        return {file.path.removeprefix(f"{root}/"): file for file in found if file.type == fs.FileType.File}
+        files = {file.path.removeprefix(f"{root}/"): file for file in found if file.type == fs.FileType.File}
+        for name in filter(climbs_out, files):
+            raise RemoteError(f"{self.location} holds {name!r}, which leads out of {folder.name}: who wrote it?")
+        return files
 
     def _push_checkpoint(self, path: Path, there: dict[str, fs.FileInfo]) -> None:
         """Copy a checkpoint unless it is there: until its meta.json is, nobody takes it."""

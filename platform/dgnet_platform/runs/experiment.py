@@ -40,8 +40,8 @@ class Places:
     archive: str = ""
     """Where copies of what is in the storage folder go, such as s3://bucket/runs, and come from when it is lost."""
     tracking_uri: str = ""
-    """MLflow's store or server, such as http://127.0.0.1:5000; none: the environment's DGNET_TRACKING_URI, or mlflow.db
-    in the storage folder."""
+    """MLflow's store or server, such as http://127.0.0.1:5000; none: the environment's MLFLOW_TRACKING_URI, or
+    mlflow.db in the storage folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

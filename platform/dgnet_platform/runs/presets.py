@@ -1,14 +1,21 @@
 """Whole experiments to start from: `paper` on any data set, `laptop` in minutes on two CPU cores."""
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args
 
 from dgnet_core.dgnet import config as presets
 from dgnet_core.learning.config import MethodConfig
-from dgnet_core.teacher.config import laptop_teacher, paper_teacher
+from dgnet_core.teacher.config import TeacherConfig, laptop_teacher, paper_teacher
 from dgnet_platform.data.people.sizes import DrawnSize
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.runs.experiment import DGNetExperiment, TaughtExperiment, TeacherExperiment
+from dgnet_platform.runs.experiment import (
+    AnyExperiment,
+    DGNetExperiment,
+    Places,
+    TaughtExperiment,
+    TeacherExperiment,
+)
+from dgnet_platform.storage.serialize import differences, to_dict
 
 Preset = Literal["laptop", "paper"]
 
@@ -59,6 +66,27 @@ def teacher_of(experiment: TaughtExperiment[MethodConfig]) -> TeacherExperiment:
     return TeacherExperiment(model=experiment.baseline, evaluate_every=every, checkpoint_every=every, keep=1, **shared)
 
 
+def nearest_preset(experiment: AnyExperiment, images: int) -> tuple[Preset, dict[str, tuple[Any, Any]]] | None:
+    """The preset of an experiment's length that it differs least from, and both values of what differs by path.
+
+    Args:
+        experiment: any; one of a method without presets has none.
+        images: pictures of the training split.
+    """
+    model = experiment.model
+    make = {presets.DGNetConfig: dgnet_experiment, TeacherConfig: teacher_experiment}.get(type(model))
+    if make is None:
+        return None
+    found: dict[Preset, dict[str, tuple[Any, Any]]] = {}
+    for preset in get_args(Preset):
+        before = to_dict(make(preset, model.num_classes, images, model.iterations))
+        changed = differences(before, to_dict(experiment))
+        found[preset] = {path: values for path, values in changed.items() if path not in _PLACES}
+    nearest = min(found, key=lambda preset: len(found[preset]))
+    return nearest, found[nearest]
+
+
+_PLACES = {field.name for field in fields(Places)}
 DRAWN: dict[Preset, DrawnSize] = {"laptop": "laptop", "paper": "market"}
 """How many people are drawn where no data is named."""
 

@@ -1,37 +1,67 @@
-"""Where MLflow's tracking store is: strings only."""
+"""Where MLflow's tracking store is, and where a person looks at it: strings only."""
 
 import os
+import re
 import shlex
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from dgnet_platform.errors import TrackingError
 
 SQLITE = "sqlite:///"
+VARIABLE = "MLFLOW_TRACKING_URI"
+UI = "http://127.0.0.1:5000"
+"""Where `mlflow ui` listens."""
 
 
 def default_uri(storage: str) -> str:
-    """The tracking URI of runs that name none: DGNET_TRACKING_URI's, or a database in the storage folder."""
-    named = usable(os.environ.get("DGNET_TRACKING_URI", ""))
-    return named or f"{SQLITE}{Path(storage).expanduser().resolve() / 'mlflow.db'}"
+    """The tracking URI of runs that name none: MLFLOW_TRACKING_URI's, or a database in the storage folder."""
+    named = usable(os.environ.get(VARIABLE, ""), f"{VARIABLE}=")
+    return named or sqlite_uri(Path(storage).expanduser().resolve() / "mlflow.db")
 
 
-def usable(uri: str) -> str:
+def sqlite_uri(file: Path) -> str:
+    """The URI of a database file, whatever its path holds."""
+    return SQLITE + re.sub("[%?#]", lambda found: f"%{ord(found[0]):02X}", str(file))
+
+
+def database_of(uri: str) -> Path:
+    """The file of an SQLite URI."""
+    return Path(unquote(uri.removeprefix(SQLITE)))
+
+
+def usable(uri: str, source: str = "--tracking-uri ") -> str:
     """A tracking URI that holds in every process; nothing stays nothing.
+
+    Args:
+        uri: a server's, a database's, or nothing.
+        source: where it was named, for messages.
 
     Raises:
         TrackingError: it is none, or has a password in it, which would be seen in records, logs and MLflow itself.
     """
-    scheme, separator, place = uri.partition("://")
-    if not uri or (separator and scheme not in ("http", "https", "sqlite")):
+    if not uri:
         return uri
-    if not separator:
-        raise TrackingError(f"--tracking-uri {uri}: name a server such as http://127.0.0.1:5000, or sqlite:///FILE")
+    scheme, separator, place = uri.partition("://")
+    if not separator or scheme == "file":
+        raise TrackingError(f"{source}{uri}: name a server such as http://127.0.0.1:5000, or sqlite:///FILE")
     if scheme == "sqlite":
-        return f"{SQLITE}{database_of(uri).resolve()}"
-    if "@" in place.partition("/")[0]:
+        return sqlite_uri(database_of(uri).resolve())
+    try:
+        parts = urlsplit(uri)
+        secret = parts.password is not None or (scheme in ("http", "https") and parts.username is not None)
+    except ValueError as error:
+        raise TrackingError(f"{source}{scheme}://...: {error}") from None
+    if secret or "password=" in parts.query:
+        server = scheme in ("http", "https")
+        where = (
+            "which belong in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or in ~/.mlflow/credentials"
+            if server
+            else "which belongs in ~/.pgpass, or start MLflow's server on it (platform/cluster/mlflow_server.py)"
+        )
+        what = "user and password" if server else "a password"
         raise TrackingError(
-            f"--tracking-uri {scheme}://...@{place.rpartition('@')[2]}: without user and password, which belong in"
-            " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or in ~/.mlflow/credentials"
+            f"{source}{scheme}://...@{place.rpartition('@')[2].partition('?')[0]}: without {what}, {where}"
         )
     return uri
 
@@ -41,11 +71,18 @@ def is_gone(uri: str) -> bool:
     return uri.startswith(SQLITE) and not database_of(uri).exists()
 
 
-def ui_command(uri: str) -> str:
-    """How to look at the runs: a command, or the server's address."""
-    return uri if uri.startswith("http") else f"uv run mlflow ui --backend-store-uri {shlex.quote(uri)}"
+def where_to_look(uri: str, experiment: str, run: str) -> str:
+    """How to look at a run: the address of its charts, and before it the command that serves it, if it is a file.
 
+    The address opens MLflow's view for training: its own first page is the one for language models.
 
-def database_of(uri: str) -> Path:
-    """The file of an SQLite URI."""
-    return Path(uri.removeprefix(SQLITE))
+    Args:
+        uri: MLflow's store or server.
+        experiment: id of MLflow's experiment.
+        run: id of MLflow's run.
+    """
+    server = uri.rstrip("/") if uri.startswith("http") else UI
+    page = f"{server}/#/experiments/{experiment}/runs/{run}/model-metrics?workflowType=machine_learning"
+    if uri.startswith("http"):
+        return page
+    return f"uv run mlflow ui --workers 1 --backend-store-uri {shlex.quote(uri)}\n  then {page}"

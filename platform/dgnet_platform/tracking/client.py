@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,8 +28,9 @@ from dgnet_platform.data.store import Store
 from dgnet_platform.errors import TrackingError
 from dgnet_platform.runs.provenance import code_version
 from dgnet_platform.runs.run import Run
-from dgnet_platform.runs.tracking_uri import SQLITE, database_of, is_gone
+from dgnet_platform.runs.tracking_uri import SQLITE, VARIABLE, database_of, is_gone
 from dgnet_platform.storage.files import lock
+from dgnet_platform.tracking.remedies import first_line, remedy_for
 
 Answer = TypeVar("Answer")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -37,7 +39,7 @@ UNREACHABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSEr
 """What MLflow raises when its store or server does not answer."""
 PATIENCE, RETRY = 120.0, 3.0
 """Seconds that MLflow may be away when a run has to be opened, and between tries."""
-FOLDER_TAG, NAME_TAG = "dgnet.folder", "dgnet.name"
+FOLDER_TAG, NAME_TAG, NOTE_TAG = "dgnet.folder", "dgnet.name", "mlflow.note.content"
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +79,10 @@ class TrackedRun:
         moment = int(time.time() * 1000)
         self.client.log_batch(self.id, metrics=[Metric(name, value, moment, step) for name, value in figures.items()])
 
+    def describe(self, text: str) -> None:
+        """Show Markdown above the run's figures; raises one of UNREACHABLE."""
+        self.client.set_tag(self.id, NOTE_TAG, text)
+
     def log_file(self, path: Path) -> None:
         """Keep a copy of a file among the run's artifacts; raises one of UNREACHABLE."""
         self.client.log_artifact(self.id, str(path))
@@ -102,7 +108,7 @@ class TrackedRun:
                     self.client.set_tag(self.id, "dgnet.reason", reason[:500])
                 self.client.set_terminated(self.id, status)
         except UNREACHABLE as error:
-            _log.warning("MLflow still shows run %s as running (%s)", self.id, _first_line(error))
+            _log.warning("MLflow still shows run %s as running (%s)", self.id, first_line(error))
 
 
 def open_run(
@@ -142,9 +148,9 @@ def open_run(
         connected, experiment = open_experiment(uri, f"dgnet-{store.info.dataset}")
         run_id = known
         if run_id is None or is_lost(connected, uri, run_id):
-            key = f"{socket.gethostname()}:{folder}"
+            key = f"{socket.gethostname()}:{folder.as_uri()}"  # no quote of a filter's text is left in it
             run_id = _unwritten(connected, experiment, key, name)
-            _describe(connected, run_id, params, _provenance(store) | dict(tags), store)
+            _describe(connected, run_id, params, resolve_tags() | _provenance(store) | dict(tags), store)
         elif resume:
             connected.update_run(run_id, status="RUNNING")
         return TrackedRun(uri, experiment, run_id)
@@ -168,14 +174,10 @@ def open_experiment(uri: str, name: str) -> tuple[MlflowClient, str]:
                     f" --experiment-id {found.experiment_id}`, or name another --tracking-uri"
                 )
             return connected, found.experiment_id if found else connected.create_experiment(name, _artifacts(uri))
-    except UNREACHABLE as error:
-        remedy = "is the server running?" if uri.startswith("http") else "can it be written?"
-        if "error code 401" in str(error):
-            remedy = (
-                "it wants another user or password than those of MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or"
-                " ~/.mlflow/credentials"
-            )
-        raise TrackingError(f"MLflow at {uri} cannot be reached ({_first_line(error)}): {remedy}") from error
+    except (*UNREACHABLE, ImportError) as error:
+        raise TrackingError(
+            f"MLflow at {uri} cannot be used ({first_line(error)}): {remedy_for(uri, error)}"
+        ) from error
 
 
 def client(uri: str) -> MlflowClient:
@@ -186,7 +188,12 @@ def client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(uri)
+    named = os.environ.get(VARIABLE)
+    mlflow.set_tracking_uri(uri)  # it also sets the user's variable, which other runs of this process go by
+    if named is None:
+        os.environ.pop(VARIABLE, None)
+    else:
+        os.environ[VARIABLE] = named
     return MlflowClient(uri)
 
 
@@ -202,7 +209,7 @@ def is_lost(connected: MlflowClient, uri: str, run_id: str) -> bool:
         if uri.startswith(SQLITE) and _is_unknown(error):
             return True
         raise TrackingError(
-            f"MLflow run {run_id} cannot be resumed ({_first_line(error)}): name the --tracking-uri it is tracked by,"
+            f"MLflow run {run_id} cannot be resumed ({first_line(error)}): name the --tracking-uri it is tracked by,"
             " or another --name for a new run"
         ) from error
     if stage != "active":
@@ -244,7 +251,7 @@ def _patiently(call: Callable[[], Answer], uri: str, stop_asked: Callable[[], bo
                 raise  # asking again would not help
             if time.monotonic() > give_up or stop_asked():
                 raise TrackingError(
-                    f"MLflow at {uri} was away for too long ({_first_line(error)}): start it, the same command resumes"
+                    f"MLflow at {uri} was away for too long ({first_line(error)}): start it, the same command resumes"
                 ) from error
             time.sleep(RETRY)
 
@@ -307,7 +314,3 @@ def _alone(uri: str) -> Iterator[None]:
 def _is_unknown(error: BaseException | None) -> bool:
     """Whether MLflow answered that it has no such thing."""
     return isinstance(error, MlflowException) and error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:300]

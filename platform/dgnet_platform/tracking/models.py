@@ -12,12 +12,15 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from PIL import Image
 
 import dgnet_core
 import dgnet_platform
 from dgnet_core.methods import method_of
 from dgnet_platform.evaluation.results import read
+from dgnet_platform.runs import journal
 from dgnet_platform.runs.checkpoint import load_networks
 from dgnet_platform.runs.run import RESULTS, Run
 from dgnet_platform.tracking import serving
@@ -33,7 +36,7 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
 
     Args:
         tracked: the run in MLflow.
-        run: finished and evaluated.
+        run: finished, and evaluated where its store has a query and a gallery.
         checkpoint: its last one.
         register: name in the model registry; None: not registered.
 
@@ -45,9 +48,13 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
     if MODEL_TAG in tags:
         uri = f"models:/{tags[MODEL_TAG]}"
     else:
-        results = run.folder / RESULTS
-        connected.log_batch(run.mlflow_run, metrics=_figures(results, run.experiment.model.iterations))
-        connected.log_artifacts(run.mlflow_run, str(results), RESULTS)
+        if run.evaluated_at_end:
+            results = run.folder / RESULTS
+            last = run.experiment.model.iterations
+            known = next((entry.metrics for entry in journal.read(run.folder) if entry.iteration == last), {})
+            figures = [figure for figure in _figures(results, last) if figure.key not in known]
+            connected.log_batch(run.mlflow_run, metrics=figures)
+            connected.log_artifacts(run.mlflow_run, str(results), RESULTS)
         if method_of(run.experiment.model).describe is None:
             return ""
         model_id = _log_model(run, checkpoint)
@@ -59,20 +66,23 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
 
 
 def _figures(results: Path, iteration: int) -> list[Metric]:
-    """Final figures as metrics; the time is that of the results, so that sending them twice changes nothing."""
+    """Final figures as metrics, by the names of the curves that they end, if there are such.
+
+    Their time is that of the results, so that sending them twice changes nothing.
+    """
     evaluation, moment = read(results), int((results / "results.json").stat().st_mtime * 1000)
     found: dict[str, float] = {}
     for row in evaluation.retrieval.to_dict("records"):
         feature = str(row["feature"]).removeprefix("f_")
         suffix = "" if row["query"] == "single" else "_multi_query"
         for figure in ("rank1", "rank5", "rank10", "mAP", "mINP"):
-            found[f"final/{feature}{suffix}/{figure}"] = float(row[figure])
+            found[f"test/{feature}{suffix}/{figure}"] = float(row[figure])
     for row in evaluation.swaps.to_dict("records"):
         if row["picture"] == "G(a_i, s_j)":
             who = "unseen" if row["identities"] == "unseen" else "seen"
             about = ("store", "identities", "picture", "pairs")
             figures = {str(name): float(value) for name, value in row.items() if name not in about}
-            found |= {f"final/swap_{who}/{name}": value for name, value in figures.items() if math.isfinite(value)}
+            found |= {f"test/swap_{who}/{name}": value for name, value in figures.items() if math.isfinite(value)}
     return [Metric(name, value, moment, iteration) for name, value in found.items()]
 
 
@@ -107,7 +117,11 @@ def _example() -> bytes:
 
 def _register(connected: MlflowClient, name: str, uri: str, run_id: str) -> None:
     """Make a model the newest version of a registered one, unless it is a version already."""
-    if not connected.search_registered_models(f"name = '{name}'"):
+    try:
         connected.create_registered_model(name)
-    if all(version.source != uri for version in connected.search_model_versions(f"name = '{name}'")):
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    versions = connected.search_model_versions(f"run_id = '{run_id}'")  # a name may hold what ends a filter's text
+    if (name, uri) not in {(version.name, version.source) for version in versions}:
         connected.create_model_version(name, uri, run_id, model_id=uri.removeprefix("models:/"))

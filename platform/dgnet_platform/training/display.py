@@ -85,7 +85,8 @@ class Display:
             self._bar.update(self._task, completed=self._last.iteration)
         if entries and self._begun is None:
             self._begun = time.monotonic(), entries[-1].iteration
-        if entries and entries[-1].iteration >= self._iterations and not self._over.is_set():
+        done = entries and entries[-1].iteration >= self._iterations
+        if done and self._run.evaluated_at_end and not self._over.is_set():
             self.say("evaluating on query and gallery")
         due = time.monotonic() - self._told >= LINES_EVERY and not self._over.is_set()
         if not self._console.is_terminal and (evaluated or due):

@@ -21,6 +21,7 @@ from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.storage.serialize import flat, to_dict
 from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run, uri_of
 from dgnet_platform.tracking.models import publish_model
+from dgnet_platform.tracking.notes import run_note, tell
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training import trainer
 from dgnet_platform.training.display import Display
@@ -95,11 +96,14 @@ def train(
         check_room(plan)
         with _track(plan) as tracked:
             run = _record(plan, tracked)
+            tell(tracked, run_note(run, plan.store.count("train")))
             outcome = plan.outcome
             if outcome is None:
                 _bring_store(plan, console)
                 outcome = _fit(run, console)
-            return _end(tracked, run, outcome, register, console)
+            trained = _end(tracked, run, outcome, register, console)
+            tell(tracked, run_note(run, plan.store.count("train")))
+            return trained
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -163,7 +167,8 @@ def _record(plan: TrainingPlan, tracked: TrackedRun) -> Run:
         run = replace(plan.existing, **now)
     else:
         origin = str(plan.origin) if plan.origin else None
-        run = Run(folder=plan.folder, identity=plan.identity.values(), origin=origin, **now)
+        given = {"folder": plan.folder, "identity": plan.identity.values(), "origin": origin}
+        run = Run(**given, evaluated_at_end=plan.evaluated_at_end, **now)
     run.save()
     return run
 

@@ -10,7 +10,7 @@ import torch
 from dgnet_core.learning.batches import share
 from dgnet_core.learning.config import LEAST_LOCAL, MethodConfig
 from dgnet_core.methods import build, method_of
-from dgnet_platform.data.held_out import needed_classes
+from dgnet_platform.data.held_out import check_held_out, needed_classes
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.evaluation.results import JSON
@@ -46,6 +46,11 @@ class TrainingPlan(NamedRun):
     """The run that will be resumed; None: a new one."""
     outcome: Outcome | None
     """How the run ended, if it is trained and evaluated; None: there is something to do."""
+
+    @property
+    def evaluated_at_end(self) -> bool:
+        """Whether the store has what a finished run is evaluated on; training needs neither."""
+        return {"query", "gallery"} <= self.store.info.splits.keys()
 
 
 def name_run(
@@ -181,7 +186,8 @@ def outcome_of_finished(run: Run) -> Outcome | None:
         checkpoint.verify(run.folder / f"checkpoint_{last:08d}")
     except CheckpointError:
         return None
-    return Outcome(ending="finished", iteration=last) if (run.folder / RESULTS / JSON).exists() else None
+    evaluated = (run.folder / RESULTS / JSON).exists() or not run.evaluated_at_end
+    return Outcome(ending="finished", iteration=last) if evaluated else None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -258,9 +264,8 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
             f"model.num_classes is {experiment.model.num_classes}, {store.location} has {classes} identities to train"
             f" on{' (others are held out)' if experiment.hold_out else ''}: leave it out"
         )
-    for split in ("query", "gallery"):
-        if split not in store.info.splits:
-            raise ExperimentError(f"{store.location} has no {split}, which the finished run is evaluated on")
+    if experiment.hold_out:
+        check_held_out(store)
     for workers in range(max(1, experiment.fewest_workers), max(1, experiment.most_workers) + 1):
         try:
             share(experiment.model.batch_size, 0, workers)

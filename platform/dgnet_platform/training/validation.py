@@ -47,7 +47,8 @@ class Validator:
 
     config: MethodConfig
     group: str
-    """Before the names of metrics: "val" for held-out training identities, "test" for query and gallery."""
+    """Before the names of metrics: "val" for held-out training identities, "test" for query and gallery,
+    "train" for what is trained on, which is drawn and not ranked: there is nothing else."""
     query: ImageSet
     gallery: ImageSet
     people: People | None
@@ -63,7 +64,7 @@ class Validator:
             state=state, config=self.config, source=f"iteration {state.iteration:,}", dataset=None, fingerprint=None
         )
         validation = Validation(metrics={}, pictures={})
-        if trained.method.describe is not None:
+        if trained.method.describe is not None and self.group != "train":
             self._rank(trained, trained.method.describe(state), validation)
         if trained.method.draw is not None:
             self._draw(trained, validation)

@@ -88,8 +88,10 @@ def build_rank(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     if experiment.hold_out:
         split = validation_split(images)
         images, query, gallery, group = split.train, split.query, split.gallery, "val"
-    else:
+    elif {"query", "gallery"} <= store.info.splits.keys():
         query, gallery, group = (*map(load, ("query", "gallery")), "test") if rank == 0 else (images, images, "test")
+    else:
+        query, gallery, group = images, images, "train"
     validator = Validator(config=experiment.model, group=group, query=query, gallery=gallery, people=people_of(store))
     teacher = load_teacher(Path(run.teacher), device) if run.teacher is not None else None
     return Learner(experiment.model, images, device, teacher), validator

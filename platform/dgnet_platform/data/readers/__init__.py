@@ -21,13 +21,16 @@ READERS: dict[Dataset, Reader] = {
 
 
 def read_source(dataset: Dataset, source: Source) -> Listing:
-    """All records of a source that holds `dataset` at its root or one folder down.
+    """All records of a source that holds `dataset` at its root, one folder down, or where single folders lead to.
 
     Raises:
         SourceError: It holds another data set (the message says which), several copies, or not all of it.
     """
     reader = READERS[dataset]
     levels = [source, *map(source.under, source.top_folders())]
+    for level in levels:  # which grows: unpackers put a folder into one of its own name
+        if level is not source and not reader.recognises(level) and len(folders := level.top_folders()) == 1:
+            levels.append(level.under(folders[0]))
     found = [level for level in levels if reader.recognises(level)]
     if len(found) > 1:
         places = " and ".join(level.where("") for level in found)

@@ -16,11 +16,12 @@ FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 TEST_PERSON = 10_000
 """Added to the number of a test person: the set counts its test persons from 0 again, and they are others."""
 LISTS = {
-    "list_train.txt": "train",
-    "list_val.txt": "train",  # the paper trains on both lists
-    "list_gallery.txt": "gallery",
-    "list_query.txt": "query",
+    "list_train": "train",
+    "list_val": "train",  # the paper trains on both lists
+    "list_gallery": "gallery",
+    "list_query": "query",
 }
+"""Splits by their list, `.txt` or without an ending."""
 _NAME = re.compile(r"\d+_\d+_(?P<camera>\d{1,9})_.+")
 _LINE = re.compile(r"(?P<name>\S.*) (?P<person>\d{1,9})")
 
@@ -31,7 +32,12 @@ def _folders(source: Source) -> tuple[str, str] | None:
 
 
 def _recognises(source: Source) -> bool:
-    return "list_train.txt" in source.names and _folders(source) is not None
+    return _list("list_train", source) is not None and _folders(source) is not None
+
+
+def _list(name: str, source: Source) -> str | None:
+    """The file of a list."""
+    return next((file for file in (f"{name}.txt", name) if file in source.names), None)
 
 
 def _read(source: Source) -> Listing:
@@ -39,11 +45,15 @@ def _read(source: Source) -> Listing:
     assert folders is not None, "a recognised source has its folders"
     train_folder, test_folder = folders
     files = set(source.names)
+    by_stem = {_stem(name): name for name in source.names if is_picture(name)}
+    lists: set[str] = set()
     records: list[Record] = []
     problems: list[Problem] = []
-    for list_name, split in LISTS.items():
-        if list_name not in files:
-            raise SourceError(f"{source.where(list_name)} is missing: unpack MSMT17 again, whole")
+    for listed, split in LISTS.items():
+        list_name = _list(listed, source)
+        if list_name is None:
+            raise SourceError(f"{source.where(listed)}.txt is missing: unpack MSMT17 again, whole")
+        lists.add(list_name)
         folder, first_person = (train_folder, 0) if split == "train" else (test_folder, TEST_PERSON)
         for number, line in enumerate(source.read_text(list_name).splitlines(), start=1):
             if not line.strip():
@@ -56,12 +66,13 @@ def _read(source: Source) -> Listing:
                 problems.append(Problem(file=list_name, reason=reason))
                 continue
             path = f"{folder}/{entry['name']}"
-            if path not in files or not is_picture(path):
+            found = path if path in files and is_picture(path) else by_stem.get(_stem(path))  # .jpeg for .jpg, say
+            if found is None:
                 reason = f"{list_name} line {number} names it but it is not there: unpack MSMT17 again, whole"
                 problems.append(Problem(file=path, reason=reason))
             else:
                 record = Record(
-                    path=path,
+                    path=found,
                     file_name=stored_name(entry["name"]),
                     person_id=first_person + int(entry["person"]),
                     camera_id=int(shot["camera"]),
@@ -69,8 +80,13 @@ def _read(source: Source) -> Listing:
                 )
                 records.append(record)
     used = {record.path for record in records} | {problem.file for problem in problems}
-    ignored = len(files - used - set(LISTS))
+    ignored = len(files - used - lists)
     return Listing(records=tuple(records), source=source, problems=tuple(problems), ignored=ignored)
+
+
+def _stem(name: str) -> str:
+    """A path without its file's ending."""
+    return f"{name.rpartition('/')[0]}/{bare_name(name)}"
 
 
 MSMT17 = Reader(

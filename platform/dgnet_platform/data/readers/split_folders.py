@@ -56,7 +56,11 @@ def split_folder_reader(
     def read(source: Source) -> Listing:
         for folder in REQUIRED:
             if not any(name.startswith(f"{within}{folder}/") and is_picture(name) for name in source.names):
-                raise SourceError(f"{source.where(within + folder)} is missing or empty: unpack {title} again, whole")
+                raise SourceError(
+                    f"{source.where(within + folder)} is missing or empty: unpack {title} again, whole. Own data is"
+                    " read with --dataset folder: its query is a picture of each person under a camera, to be found in"
+                    " the gallery under another, and a set without both can be trained on"
+                )
         records, problems = [], []
         for name in source.names:
             split = _split_of(name, within)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,24 @@ from dgnet_platform.runs.presets import dgnet_experiment
 from dgnet_platform.search.config import BETA, METRIC, METRIC_BY_BETA, SECOND
 from dgnet_platform.search.plan import SearchPlan
 from dgnet_platform.search.report.figures import figures
-from dgnet_platform.search.report.leaderboard import FAILED, FINISHED, STOPPED, TrialRow, front, leaderboard, ranked
+from dgnet_platform.search.report.leaderboard import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    TrialRow,
+    against_preset,
+    as_text,
+    front,
+    leaderboard,
+    ranked,
+    varying,
+)
 from dgnet_platform.search.space import PARAMETERS
 from dgnet_platform.search.study import Study, is_base
 from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import differences, to_dict
 from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun
+from dgnet_platform.tracking.notes import markdown_table, resumes
 
 _STATES = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: STOPPED, TrialState.FAIL: FAILED}
 _log = logging.getLogger(__name__)
@@ -87,6 +100,23 @@ class Results:
         finished = [row for row in ranked(self.rows()) if row.state == FINISHED and row.score is not None]
         return finished[0].number if finished else None
 
+    def note(self, rows: Sequence[TrialRow]) -> str:
+        """The search's description in MLflow: leaderboard, verdict, what to look at, how to resume."""
+        names, pictures = varying(rows), sorted((self.plan.folder / "figures").glob("*.png"))
+        lines = [
+            [row.number, row.state, "-" if row.score is None else f"{100 * row.score:.2f}", as_text(row.best_beta)]
+            + [as_text(row.values.get(name)) for name in names]
+            + [row.iterations]
+            for row in ranked(rows)[:20]
+        ]
+        board = markdown_table(["trial", "state", "mAP, %", "beta", *names, "trained to"], lines)
+        parts = [board, against_preset(rows)]
+        if pictures:
+            parts.append(f"Look first at `figures/{pictures[0].name}`, below *Artifacts*.")
+        fixed = [f"`{name}` {text}" for name, text in self.plan.space.texts().items()]
+        parts += [f"Searched around the *{self.plan.preset}* preset: {', '.join(fixed)}.", resumes(self.plan.folder)]
+        return "\n\n".join(filter(None, parts))
+
     def publish(self, tracked: TrackedRun) -> Path | None:
         """Write leaderboard, pictures and the best settings into the search's folder and to its MLflow run, and end it.
 
@@ -125,6 +155,7 @@ class Results:
             for name, picture in pictures.items():
                 tracked.log_picture(picture, f"figures/{name}.png")
             tracked.log(metrics, step=len(rows))
+            tracked.describe(self.note(rows))
             if best is not None:
                 tracked.tag({"dgnet.best_trial": best.name})
         except UNREACHABLE as error:

@@ -1,0 +1,371 @@
+"""A campaign of faults: each is drawn from a seed, the same command is run again, and the outcome is compared.
+
+    uv run python -m tests.campaign --kills 40 --seed 1
+    uv run python -m tests.campaign --kills 10 --jobs training search --faults kill server
+
+A fault is a job, a kind and a moment. *kill* is SIGKILL to the command alone, *stop* is SIGTERM, *disk* lets no file of
+the command grow from that moment on, *server* kills MLflow's server and starts it again 5 seconds later. Then the
+same command is run until it ends. What it leaves is compared with what an undisturbed command left: bits of weights,
+curves, metric steps in MLflow (each once), trials, files. The table has a line for each job and kind of fault.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+import yaml
+from mlflow import MlflowClient
+from rich.console import Console
+from rich.table import Table
+
+from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.people.people import People
+from dgnet_platform.data.people.people_set import write_market
+from dgnet_platform.data.people.sizes import SIZES
+from dgnet_platform.data.prepare import prepare
+from dgnet_platform.runs.checkpoint import checkpoints
+from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.runs.run import Run
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.training.driver import train
+from tests.helpers.runs import QUIET, job, lines, tiny_experiment
+from tests.helpers.servers import TrackingServer, free_ports
+
+ENDS = 900.0
+"""Seconds within which a command ends, also on a busy machine."""
+TRIES = 3
+"""How often the same command is run at most until it succeeds."""
+FAULTS = ("kill", "stop", "disk", "server")
+Outcome = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A command that is disturbed."""
+
+    script: str
+    arguments: Callable[[Path], list[str]]
+    """Its arguments, by the folder that it writes to."""
+    outcome: Callable[[Path], Outcome]
+    """What it left there, by name."""
+    run: str = ""
+    """Name of the run whose journal tells how many iterations a fault costs."""
+    faults: tuple[str, ...] = ("kill", "stop", "disk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What happened, and what it cost."""
+
+    job: str
+    kind: str
+    share: float
+    """Moment, as a share of an undisturbed command's time."""
+    lost: int = 0
+    """Iterations that were trained again."""
+    seconds: float = 0.0
+    """Of the commands after the fault, until one succeeded."""
+    differences: tuple[str, ...] = ()
+    """Names of what is not as an undisturbed command leaves it."""
+
+
+@dataclass
+class Campaign:
+    """The jobs, what they leave when nothing happens, and the faults so far."""
+
+    root: Path
+    jobs: dict[str, Job]
+    expected: dict[str, Outcome] = field(default_factory=dict)
+    durations: dict[str, float] = field(default_factory=dict)
+    servers: int = 0
+
+    def undisturbed(self, name: str) -> None:
+        """Run a job to its end, and remember what it left."""
+        if name in self.expected:
+            return
+        folder = self._folder(f"{name}-undisturbed")
+        begun = time.monotonic()
+        status, output = self._finish(self._start(name, folder))
+        assert status == 0, output
+        self.durations[name] = time.monotonic() - begun
+        self.expected[name] = self.jobs[name].outcome(folder)
+
+    def disturb(self, fault: Fault, number: int) -> Fault:
+        """Have a fault happen to a job, run the same command again, and compare."""
+        planned, folder = self.jobs[fault.job], self._folder(f"{number:04d}-{fault.job}-{fault.kind}")
+        server = self._server(folder) if fault.kind == "server" else None
+        uri = () if server is None else ("--tracking-uri", server.uri)
+        process = self._start(fault.job, folder, *uri)
+        try:
+            process.wait(fault.share * self.durations[fault.job])
+        except subprocess.TimeoutExpired:
+            self._happen(fault.kind, process, server)
+        status, output = self._finish(process)
+        before = (
+            len(lines(folder / planned.run)) if planned.run and (folder / planned.run / "metrics.jsonl").exists() else 0
+        )
+        begun, tries = time.monotonic(), 0
+        if "Traceback" in output:
+            return replace(fault, differences=(f"traceback: {output.strip().splitlines()[-1]}",))
+        while tries == 0 or status != 0:
+            if tries == TRIES:
+                return replace(fault, differences=(f"exit status {status}: {output.strip().splitlines()[-1]}",))
+            status, output = self._finish(self._start(fault.job, folder, *uri))
+            tries += 1
+        seconds, lost = time.monotonic() - begun, 0
+        if planned.run and before:
+            starts = Run.read(folder / planned.run).starts
+            lost = max(0, before - starts[-1]["iteration"]) if len(starts) > 1 else 0
+        found, expected = planned.outcome(folder), self.expected[fault.job]
+        if server is not None:
+            server.stop()
+        names = sorted(found.keys() | expected.keys())
+        differences = tuple(name for name in names if found.get(name) != expected.get(name))
+        return replace(fault, lost=lost, seconds=seconds, differences=differences)
+
+    def _happen(self, kind: str, process: subprocess.Popen[str], server: TrackingServer | None) -> None:
+        if kind == "kill":
+            process.kill()
+        elif kind == "stop":
+            process.send_signal(signal.SIGTERM)
+        elif kind == "disk":
+            psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        else:
+            assert server is not None
+            server.stop()
+            time.sleep(5)
+            server.start()
+
+    def _start(self, name: str, folder: Path, *more: str) -> subprocess.Popen[str]:
+        return job(self.jobs[name].script, *self.jobs[name].arguments(folder), *more)
+
+    def _finish(self, process: subprocess.Popen[str]) -> tuple[int, str]:
+        try:
+            output, _ = process.communicate(timeout=ENDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return -1, f"it did not end within {ENDS:.0f} s"
+        return process.returncode, output
+
+    def _folder(self, name: str) -> Path:
+        folder = self.root / name
+        folder.mkdir(parents=True)
+        return folder
+
+    def _server(self, folder: Path) -> TrackingServer:
+        server = TrackingServer(folder, free_ports(1)[0])
+        server.start()
+        return server
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The jobs, and what they leave
+
+
+def make_campaign(root: Path, names: Sequence[str]) -> Campaign:
+    """All that the jobs need, and the jobs."""
+    store = root / "store"
+    write_market(People(0), root / "people", SIZES["tiny"])
+    prepare(PrepareConfig(dataset="people", source=root / "people", out=store, threads=1))
+    base = tiny_experiment(store, root / "base", checkpoint_every=2, name="run")
+    if {"training", "search", "generate", "evaluate"} & set(names):
+        taught = train(teacher_of(replace(base, name="")), console=QUIET)
+        base = replace(base, teacher=str(taught.checkpoint))
+    (root / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
+    checkpoint = ""
+    if {"generate", "evaluate"} & set(names):
+        checkpoint = str(train(base, console=QUIET).checkpoint)
+    settings = ["--config", str(root / "base.yaml")]
+    jobs = {
+        "prepare": Job(
+            script="prepare_data.py",
+            arguments=lambda out: [
+                "--dataset", "people", "--source", str(root / "people"), "--out", str(out / "store"),
+            ],
+            outcome=digests,
+        ),
+        "training": Job(
+            script="train_market.py",
+            arguments=lambda out: [*settings, "--storage", str(out)],
+            outcome=lambda out: outcome_of_run(out / "run"),
+            run="run",
+            faults=FAULTS,
+        ),
+        "search": Job(
+            script="tune_market.py",
+            arguments=lambda out: [
+                *settings, "--storage", str(out), "--name", "search", "--iterations", "12", "--trials", "2",
+                "--teacher", base.teacher, "--concurrent", "1", "--set", "ramp=4", "warmup_start={choices: [4, 6]}",
+                "--stopping.rungs", "2", "--stopping.eta", "2", "--stopping.first", "0.3",
+            ],
+            outcome=outcome_of_search,
+            faults=FAULTS,
+        ),
+        "generate": Job(
+            script="generate.py",
+            arguments=lambda out: [
+                "--checkpoint", checkpoint, "--store", str(store), "--out", str(out / "set"), "--per-image", "2",
+                "--batch-size", "4",
+            ],
+            outcome=digests,
+        ),
+        "evaluate": Job(
+            script="evaluate.py",
+            arguments=lambda out: [
+                "--checkpoint", checkpoint, "--store", str(store), "--out", str(out / "results"), "--swap-pairs", "8",
+            ],
+            outcome=outcome_of_evaluation,
+        ),
+    }  # fmt: skip
+    return Campaign(root / "faults", {name: jobs[name] for name in names})
+
+
+def digests(folder: Path) -> Outcome:
+    """Every file below a folder but locks, and its content."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith(".lock")]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def outcome_of_run(folder: Path) -> Outcome:
+    """Weights, curves, results, files of a run; how often MLflow has each of its steps."""
+    run, found = Run.read(folder), dict[str, Any]()
+    for path in checkpoints(folder):
+        found[f"weights of {path.name}"] = _weights(path)
+    for line in lines(folder):
+        curves = {name: value for name, value in line["metrics"].items() if not name.startswith("speed/")}
+        found[f"curves at {line['iteration']}"] = curves
+    if (folder / "results" / "results.json").exists():
+        found |= {f"results: {name}": value for name, value in outcome_of_evaluation(folder).items()}
+    found["files"] = sorted(
+        {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {"shipping.log"}
+    )
+    client = MlflowClient(run.tracking_uri)
+    found["steps in MLflow"] = [metric.step for metric in client.get_metric_history(run.mlflow_run, "iteration")]
+    tracked = client.get_run(run.mlflow_run)
+    found["status in MLflow"] = tracked.info.status
+    found["metrics in MLflow"] = sorted(name for name in tracked.data.metrics if not name.startswith("system/"))
+    return found
+
+
+def outcome_of_evaluation(folder: Path) -> Outcome:
+    """Figures and files of an evaluation."""
+    values = json.loads((folder / "results" / "results.json").read_text())
+    del values["extraction"]  # how long it took
+    return values | {"all files": sorted(path.name for path in (folder / "results").iterdir())}
+
+
+def outcome_of_search(folder: Path) -> Outcome:
+    """Trials, their curves and weights, and the best settings."""
+    board = pd.read_csv(folder / "search" / "leaderboard.csv").astype(object)
+    found: dict[str, Any] = {f"trial {row['trial']}": str(row) for row in board.to_dict("records")}
+    found["best.yaml"] = (folder / "search" / "best.yaml").read_text()
+    for trial in sorted(folder.glob("search-[0-9]*")):
+        found |= {f"{trial.name}: {name}": value for name, value in outcome_of_run(trial).items()}
+    return found
+
+
+def _weights(path: Path) -> str:
+    """A digest of a checkpoint's tensors: their bytes, by name."""
+    digest = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, Mapping):
+            for key, below in value.items():
+                add(f"{name}.{key}", below)
+        elif isinstance(value, list | tuple):
+            for place, below in enumerate(value):
+                add(f"{name}[{place}]", below)
+        else:
+            digest.update(f"{name}={value!r}".encode())
+
+    add("", torch.load(path / "tensors.pt", weights_only=True))
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The campaign
+
+
+def draw(count: int, seed: int, jobs: Mapping[str, Job], faults: Sequence[str]) -> list[Fault]:
+    """So many faults, a function of the seed: jobs and kinds in turn, moments at random."""
+    pairs = [(name, kind) for name, planned in jobs.items() for kind in planned.faults if kind in faults]
+    assert pairs, "none of these faults happens to these jobs"
+    lot = random.Random(seed)
+    lot.shuffle(pairs)
+    return [
+        Fault(job=name, kind=kind, share=lot.uniform(0.05, 0.95))
+        for name, kind in (pairs[number % len(pairs)] for number in range(count))
+    ]
+
+
+def table_of(faults: Sequence[Fault]) -> Table:
+    """A line for each job and kind of fault."""
+    table = Table("job", "fault", "times", "lost iterations", "seconds to be back", "differences", title="Faults")
+    groups: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
+    for fault in faults:
+        groups[fault.job, fault.kind].append(fault)
+    for (name, kind), group in sorted(groups.items()):
+        lost = [fault.lost for fault in group]
+        seconds = statistics.median(fault.seconds for fault in group)
+        differences = "; ".join(name for fault in group for name in fault.differences[:3]) or "none"
+        mean = f"{statistics.fmean(lost):.1f}, at most {max(lost)}"
+        table.add_row(name, kind, str(len(group)), mean, f"{seconds:.0f}", differences)
+    return table
+
+
+def campaign(
+    root: Path, kills: int, seed: int, jobs: Sequence[str], faults: Sequence[str], console: Console
+) -> list[Fault]:
+    """Run a campaign; returns what happened."""
+    made, done = make_campaign(root, jobs), []
+    for number, planned in enumerate(draw(kills, seed, made.jobs, faults)):
+        made.undisturbed(planned.job)
+        fault = made.disturb(planned, number)
+        done.append(fault)
+        said = ", ".join(fault.differences) or "none"
+        console.print(f"{number + 1} of {kills}: {fault.kind} at {fault.share:.0%} of {fault.job}; differences: {said}")
+    console.print(table_of(done))
+    return done
+
+
+NAMES = ("prepare", "training", "search", "generate", "evaluate")
+
+
+def main() -> int:
+    """Run the campaign that the command line asks for; returns 1 if any outcome differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="how many faults")
+    parser.add_argument("--seed", type=int, default=0, help="draws kinds and moments")
+    parser.add_argument("--jobs", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
+    parser.add_argument("--folder", type=Path, help="keep all there; none: a temporary one")
+    options = parser.parse_args()
+    console = Console(soft_wrap=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = options.folder or Path(temporary)
+        done = campaign(root, options.kills, options.seed, options.jobs, options.faults, console)
+    return int(any(fault.differences for fault in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

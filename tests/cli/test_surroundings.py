@@ -1,0 +1,163 @@
+"""Jobs under other surroundings than their authors': each row is a process as a user starts it.
+
+A row combines what is independent of each other, so that all of them take two minutes, and one store serves all.
+"""
+
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import database_of, sqlite_uri
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.tracking.client import open_experiment
+from tests.helpers.runs import ROOT, tiny_experiment, tiny_teacher
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
+
+
+def command(
+    job: str,
+    *arguments: object,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    largest_file: int = resource.RLIM_INFINITY,
+    before: tuple[str, ...] = (),
+) -> subprocess.CompletedProcess[str]:
+    """A job, started in a folder of its own, with what it prints."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+
+    return subprocess.run(
+        [*before, sys.executable, str(ROOT / "jobs" / job), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        preexec_fn=limit,
+        check=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Somewhere else, with all that a path may hold."""
+    made = tmp_path / "50% o'neil & söhne; 学习"
+    made.mkdir()
+    return made
+
+
+def settings(experiment: object, folder: Path) -> Path:
+    file = folder / 'settings "quoted".yaml'
+    values = to_dict(experiment)
+    values.pop("storage")
+    file.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    return file
+
+
+def named(output: str, status: int, found: int) -> str:
+    """What a command printed, which is no traceback."""
+    assert found == status, output
+    assert "Traceback" not in output
+    return output
+
+
+TERMINALS = {
+    "ascii, narrow": {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "20", "OMP_NUM_THREADS": "3"},
+    "no home, a proxy, a cluster that is gone": {
+        "HOME": "/proc/none", "http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
+        "RAY_ADDRESS": "127.0.0.1:9", "MLFLOW_TRACKING_URI": "", "TERM": "dumb",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("surroundings", TERMINALS)
+def test_training(surroundings: str, people_store: Path, folder: Path):
+    environment = dict(TERMINALS[surroundings])
+    store = folder / "the store"
+    shutil.copytree(people_store, store)
+    database = folder / "elsewhere" / "mlflow.db"
+    if "MLFLOW_TRACKING_URI" in environment:
+        environment["MLFLOW_TRACKING_URI"] = sqlite_uri(database)
+    file = settings(tiny_teacher(Path("the store"), folder), folder)
+    done = command("train_teacher.py", "--config", file.name, "--name", "t", folder=folder, environment=environment)
+    named(done.stdout, 0, done.returncode)
+    assert database.exists() == ("MLFLOW_TRACKING_URI" in environment)
+    run = Run.read(folder / "runs" / "t")
+    assert (run.folder / "results" / "results.json").exists()
+    assert run.experiment.data == str(store)
+
+
+@pytest.mark.ray
+def test_a_search(people_store: Path, folder: Path):
+    environment = {
+        "LC_ALL": "C", "COLUMNS": "30", "http_proxy": "http://127.0.0.1:9", "OMP_NUM_THREADS": "2",
+        "DGNET_STORAGE": "my runs",
+    }  # fmt: skip
+    file = settings(tiny_experiment(people_store, folder), folder)
+    options = [
+        "--config", file.name, "--name", "s", "--iterations", "12", "--set", "ramp=4", "warmup_start=4",
+        "--stopping.rungs", "2", "--stopping.eta", "2", "--stopping.first", "0.3",
+    ]  # fmt: skip
+    done = command("tune_market.py", *options, "--trials", 1, folder=folder, environment=environment)
+    named(done.stdout, 0, done.returncode)
+    assert (folder / "my runs" / "s" / "leaderboard.csv").exists()
+    homeless = {**environment, "HOME": "/proc/none"}
+    refused = command("tune_market.py", *options, "--trials", 2, folder=folder, environment=homeless)
+    assert "HOME has to name a folder that can be written" in named(refused.stdout, 2, refused.returncode)
+
+
+def test_an_older_mlflow_database_is_left_alone(people_store: Path, folder: Path):
+    uri = sqlite_uri(folder / "runs" / "mlflow.db")
+    open_experiment(uri, "dgnet")
+    with sqlite3.connect(database_of(uri)) as connection:
+        connection.execute("update alembic_version set version_num='bd07f7e963c5'")
+    before = database_of(uri).read_bytes()
+    file = settings(tiny_teacher(people_store, folder), folder)
+    done = command("train_teacher.py", "--config", file.name, folder=folder)
+    assert "`uv run mlflow db upgrade " in named(done.stdout, 2, done.returncode)
+    assert database_of(uri).read_bytes() == before
+
+
+def test_a_disk_that_is_full(people_store: Path, folder: Path):
+    """No file grows beyond a limit, as on a full disk; with room again the same command ends it."""
+    file = settings(tiny_teacher(people_store, folder), folder)
+    arguments = "--config", file.name, "--name", "t"
+    full = command("train_teacher.py", *arguments, folder=folder, largest_file=40_000)
+    assert full.returncode in (1, 2), full.stdout
+    assert "Traceback" not in full.stdout
+    assert not list((folder / "runs" / "t").glob("checkpoint_*/meta.json"))
+    done = command("train_teacher.py", *arguments, folder=folder)
+    named(done.stdout, 0, done.returncode)
+
+
+@pytest.mark.ray
+def test_a_small_shared_memory(folder: Path):
+    """Containers have 64 MB of it, and some none."""
+    script = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"'
+    before = ("unshare", "-m", "sh", "-c", script, "sh")
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*before, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("needs root, to mount a small /dev/shm")
+    program = "from dgnet_platform.compute.cluster import join_ray; join_ray(); print('joined')"
+    done = subprocess.run(
+        [*before, sys.executable, "-c", program],
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "joined" in done.stdout, done.stderr[-2000:]
