@@ -85,6 +85,11 @@ class Method(Generic[Config, TheState]):
     warning: Callable[[Config, Mapping[str, float]], str] | None = None
     """What whoever follows the run has to know of an iteration's metrics, or nothing."""
 
+    @property
+    def generates(self) -> bool:
+        """Whether it makes pictures at all."""
+        return self.draw is not None or self.invent is not None
+
 
 METHODS: dict[str, Method[Any, Any]] = {
     method.name: method

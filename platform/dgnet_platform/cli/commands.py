@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from dgnet_platform.cli.options import TrainDGNet, TrainTeacher, TuneMarket, base_and_space, parse
+from dgnet_platform.cli.options import TrainDGNet, TrainGenerator, TrainTeacher, TuneMarket, base_and_space, parse
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.evaluation.config import EvaluateConfig, GenerateConfig, MeasureConfig
 
@@ -33,6 +33,14 @@ def train_teacher(description: str | None, args: Sequence[str], console: Console
 def train_dgnet(description: str | None, args: Sequence[str], console: Console) -> int:
     """Train DG-Net."""
     options, experiment = parse(TrainDGNet, description, args)
+    from dgnet_platform.cli.train import train_and_show
+
+    return train_and_show(options, experiment, console)
+
+
+def train_generator(description: str | None, args: Sequence[str], console: Console) -> int:
+    """Train a generator that DG-Net is compared with."""
+    options, experiment = parse(TrainGenerator, description, args)
     from dgnet_platform.cli.train import train_and_show
 
     return train_and_show(options, experiment, console)

@@ -75,7 +75,10 @@ class Learner:
         pictures = self._images.images
         pixels = pictures[rows[list(sets)].to(pictures.device)].to(self._device, non_blocking=True)
         labelled = [index for index in sets if index < 2]  # positives have the labels of a and b
-        return training_batch(pixels, self._images.labels[rows[labelled]], position, config)
+        joints = self._images.joints
+        if joints is not None:
+            joints = joints[rows[list(sets)]].to(self._device, non_blocking=True)
+        return training_batch(pixels, self._images.labels[rows[labelled]], position, config, joints)
 
     def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         average_gradients(parameters, self.share)
