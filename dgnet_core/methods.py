@@ -13,6 +13,8 @@ from dgnet_core.dgnet import schedule as dgnet_schedule
 from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.dgnet.step import train_step, warning
+from dgnet_core.fdgan import step as fdgan
+from dgnet_core.fdgan.config import FDGANConfig
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.schedule import Clock
 from dgnet_core.learning.state import State
@@ -61,7 +63,8 @@ class Method(Generic[Config, TheState]):
     settings: Callable[[Config, int], dict[str, float]]
     """Loss weights as weight/... and learning rates as lr/... at a 0-based iteration."""
     sets: tuple[int, ...]
-    """What an iteration reads of the sampler's index sets: 0 batch a, 1 batch b, 2 and 3 the positives of both."""
+    """What an iteration reads of the sampler's index sets: 0 batch a, 1 batch b, 2 and 3 the positives of both, 4 and 5
+    second positives of both."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """Losses that a terminal shows, and what it calls them."""
     taught: bool = False
@@ -84,6 +87,11 @@ class Method(Generic[Config, TheState]):
     """When a run's ramped weights grow; None: it has none, and can be judged from its first iteration."""
     warning: Callable[[Config, Mapping[str, float]], str] | None = None
     """What whoever follows the run has to know of an iteration's metrics, or nothing."""
+
+    @property
+    def positives(self) -> int:
+        """Positives of each image that it needs of the sampler."""
+        return max(1, max(self.sets) // 2)
 
     @property
     def generates(self) -> bool:
@@ -167,6 +175,20 @@ METHODS: dict[str, Method[Any, Any]] = {
             shown={"L_image": "image", "L_adv": "adversarial"},
             posed=True,
             draw=pngan.drawing,
+        ),
+        Method(
+            name="fdgan",
+            title="FD-GAN",
+            config=FDGANConfig,
+            build=fdgan.build,
+            step=fdgan.fdgan_step,
+            settings=fdgan.settings,
+            sets=(0, 1, 2, 3, 4),
+            shown={"L_verification": "verification", "L_image": "image", "L_pose": "pose"},
+            describe=lambda state: state.networks["encoder"],
+            features={"encoder": 0.0},
+            posed=True,
+            draw=fdgan.drawing,
         ),
     )
 }

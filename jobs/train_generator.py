@@ -3,8 +3,8 @@
 
 `uv run jobs/train_generator.py --method pngan`
 `uv run jobs/train_generator.py --method lsgan --data data/market --preset paper --workers 1 --gpus`
-LSGAN draws people from noise; PG2-GAN and PN-GAN draw a given person in a given pose, and need a store with key points.
-Runs are named, resumed and tracked as those of jobs/train_market.py, and the exit status is as there.
+LSGAN draws people from noise; PG2-GAN, PN-GAN and FD-GAN draw a given person in a given pose, and need a store with key
+points. Runs are named, resumed and tracked as those of jobs/train_market.py, and the exit status is as there.
 """
 
 import sys

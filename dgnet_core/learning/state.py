@@ -33,12 +33,16 @@ class State:
         """Where the networks live."""
         return self.fault.device
 
-    def take_step(self, name: str, reduce_grads: ReduceGrads) -> Tensor:
-        """Step along the gradients that have arrived at a network, with its own optimiser; returns their L2 norm."""
+    def take_step(self, name: str, reduce_grads: ReduceGrads, *, optimizer: str | None = None) -> Tensor:
+        """Step along the gradients that have arrived at a network, with the optimiser of its name or another one.
+
+        Returns:
+            The gradients' L2 norm.
+        """
         parameters = list(self.networks[name].parameters())
         reduce_grads(parameters)
         gradient = clip(parameters, None)
-        self.optimizers[name].step()
+        self.optimizers[optimizer or name].step()
         return gradient
 
     def state_dict(self) -> dict[str, Any]:

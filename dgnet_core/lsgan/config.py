@@ -66,7 +66,7 @@ def paper(num_classes: int, images: int, **overrides: object) -> LSGANConfig:
     return replace(preset.rescaled(max(1, round(100 * images / preset.batch_size))), **overrides)
 
 
-def laptop(num_classes: int, *, iterations: int = 2_000, **overrides: object) -> LSGANConfig:
+def laptop(num_classes: int, *, iterations: int = 1_500, **overrides: object) -> LSGANConfig:
     """LSGAN for two CPU cores: 64 x 32 pictures, a quarter of the channels, batch 32."""
     network = ImageSize(height=64, width=32)
     preset = LSGANConfig(num_classes=num_classes, network=network, batch_size=32, width=16, discriminator_width=8)

@@ -11,7 +11,7 @@ from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import Batch, PairSampler, Position, share
 from dgnet_core.learning.config import AugmentConfig, MethodConfig
 from dgnet_core.methods import Method, method_of
-from dgnet_core.networks.config import ImageSize
+from dgnet_core.networks.config import ImageSize, TrunkConfig
 from tests.helpers.tiny import CLASSES, tiny_config, tiny_pictures
 
 SIZES = ((128, 64), (256, 128))
@@ -55,6 +55,12 @@ SMALL: dict[str, dict[str, Any]] = {
         "network": ImageSize(height=64, width=56), "width": 2, "residual_blocks": 1, "discriminator_width": 2,
         "augment": AugmentConfig(pad=1),
     },
+    "fdgan": {
+        "network": TrunkConfig(
+            height=32, width=32, appearance_layers=(1, 1, 1, 1), appearance_width=2, pretrained="none"
+        ),
+        "width": 2, "pose_code": 4, "noise": 3, "discriminator_width": 2,
+    },
 }  # fmt: skip
 """The smallest networks of the compared generators."""
 
@@ -75,7 +81,7 @@ def method_batch(config: MethodConfig, iteration: int, rank: int = 0, world_size
         poses = upright(*pixels.shape[2:], count=len(pixels))
     method, places = method_of(config), share(config.batch_size, rank, world_size)
     sets = list(method.sets)
-    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places)
+    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places, positives=method.positives)
     position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
     labelled = labels[rows[[index for index in sets if index < 2]]]
     joints = poses[rows[sets]] if method.posed else None

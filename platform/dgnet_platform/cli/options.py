@@ -83,7 +83,7 @@ class GeneratorChoice:
     """Which generator is trained."""
 
     method: GeneratorName = "pg2gan"
-    """lsgan draws people from noise; pg2gan and pngan draw a given person in a given pose."""
+    """lsgan draws people from noise; pg2gan, pngan and fdgan draw a given person in a given pose."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dgnet_core.dgnet import config as presets
+from dgnet_core.fdgan import config as fdgan
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.lsgan import config as lsgan
 from dgnet_core.pg2gan import config as pg2gan
@@ -20,7 +21,7 @@ from dgnet_platform.runs.experiment import (
 )
 
 Preset = Literal["laptop", "paper"]
-GeneratorName = Literal["lsgan", "pg2gan", "pngan"]
+GeneratorName = Literal["lsgan", "pg2gan", "pngan", "fdgan"]
 """The generators that the paper compares DG-Net with (its Figure 3 and Table 2)."""
 
 
@@ -58,11 +59,13 @@ def generator_experiment(
     """
     _check_length(iterations)
     if preset == "laptop":
-        model = {"lsgan": lsgan.laptop, "pg2gan": pg2gan.laptop, "pngan": pngan.laptop}[method](classes)
+        model = {"lsgan": lsgan.laptop, "pg2gan": pg2gan.laptop, "pngan": pngan.laptop, "fdgan": fdgan.laptop}[method](
+            classes
+        )
     elif method == "lsgan":
         model = lsgan.paper(classes, images)
     else:
-        model = {"pg2gan": pg2gan.paper, "pngan": pngan.paper}[method](classes)
+        model = {"pg2gan": pg2gan.paper, "pngan": pngan.paper, "fdgan": fdgan.paper}[method](classes)
     model = model.rescaled(iterations) if iterations else model
     if preset == "laptop":
         every = max(1, model.iterations // 5)

@@ -70,7 +70,7 @@ class Learner:
     def _batch(self, iteration: int) -> Batch:
         """This rank's part of an iteration's batch, from pictures on any device."""
         config, sets = self.config, self._method.sets
-        rows = self._sampler.batch_at(iteration, self._places)
+        rows = self._sampler.batch_at(iteration, self._places, positives=self._method.positives)
         position = Position(seed=config.seed, iteration=iteration, first=self._places.start, total=config.batch_size)
         pictures = self._images.images
         pixels = pictures[rows[list(sets)].to(pictures.device)].to(self._device, non_blocking=True)
