@@ -165,18 +165,22 @@ def test_its_colours_reach_all_that_there_are_unless_as_released():
 
 
 def test_stages_1_and_2_learn():
-    config = replace(
-        tiny(
-            augment=AugmentConfig(flip=0, pad=0, erase=0), width=8, generator_lr=5e-3, dropout=0.0, batch_size=8,
-            encoder_lr=0.03,
-        ),
-        iterations=240, stage1=100, stage2=140,
-    )  # fmt: skip
+    """People of one colour each: who is who, and in which colour to draw them."""
+    plain = AugmentConfig(flip=0, pad=0, erase=0)
+    config = replace(tiny(augment=plain, width=4, generator_lr=1e-2, dropout=0.0, batch_size=8), iterations=120,
+                     stage1=60, stage2=60)  # fmt: skip
+    colours = torch.rand(5, 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4 - 2
     for seed in (0, 1):
         config = replace(config, seed=seed)
         state = build(config)
-        found = run(state, config, 240)
-        verified = [float(metrics["L_verification"]) for metrics in found[:100]]
+        found = []
+        for t in range(120):
+            batch = method_batch(config, t)
+            first, second = batch.labels
+            shown = torch.stack([colours[who].expand(-1, 3, 32, 32) for who in (first, second, first, second, first)])
+            shown = shown + 0.1 * batch.images
+            found.append(fdgan_step(state, replace(batch, images=shown), config))
+        verified = [float(metrics["L_verification"]) for metrics in found[:60]]
         assert sum(verified[-20:]) < 0.8 * sum(verified[:20])
-        image = [float(metrics["L_image"]) for metrics in found[100:]]
-        assert sum(image[-10:]) < 0.9 * sum(image[:10])
+        image = [float(metrics["L_image"]) for metrics in found[60:]]
+        assert sum(image[-10:]) < 0.7 * sum(image[:10])
