@@ -1,7 +1,7 @@
 """The options of the commands, and the experiments they start from: read before anything heavy is imported."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ import yaml
 from dgnet_platform.data.held_out import held_out_people, needed_classes
 from dgnet_platform.data.people.sizes import SIZES
 from dgnet_platform.errors import ExperimentError
+from dgnet_platform.evaluation.config import CompareConfig
 from dgnet_platform.runs.experiment import (
     AnyExperiment,
     DGNetExperiment,
@@ -26,6 +27,7 @@ from dgnet_platform.runs.experiment import (
 from dgnet_platform.runs.presets import (
     DRAWN,
     ITERATIONS,
+    ComparedName,
     GeneratorName,
     Preset,
     dgnet_experiment,
@@ -94,6 +96,22 @@ class GeneratorDefaults(GeneratorChoice, DefaultsFrom):
 @dataclass(frozen=True, kw_only=True)
 class TrainGenerator(GeneratorChoice, RunOptions, Experiment[Model]):
     """Options of jobs/train_generator.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareGenerators(CompareConfig):
+    """Options of jobs/compare_generators.py."""
+
+    train: tuple[ComparedName, ...] = ()
+    """Generators that are trained first; runs that are finished are found again."""
+    preset: Preset = "laptop"
+    """Of those: laptop or paper."""
+    iterations: int | None = None
+    """Length of those runs; None: the preset's."""
+    storage: str = field(default_factory=lambda: Places().storage)
+    """Folder of those runs."""
+    tracking_uri: str = ""
+    """MLflow's store or server for those runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

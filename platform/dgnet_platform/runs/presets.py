@@ -10,7 +10,7 @@ from dgnet_core.lsgan import config as lsgan
 from dgnet_core.pg2gan import config as pg2gan
 from dgnet_core.pngan import config as pngan
 from dgnet_core.teacher.config import laptop_teacher, paper_teacher
-from dgnet_platform.data.people.sizes import DrawnSize
+from dgnet_platform.data.people.sizes import SIZES, DrawnSize
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import (
     AnyExperiment,
@@ -23,6 +23,7 @@ from dgnet_platform.runs.experiment import (
 Preset = Literal["laptop", "paper"]
 GeneratorName = Literal["lsgan", "pg2gan", "pngan", "fdgan"]
 """The generators that the paper compares DG-Net with (its Figure 3 and Table 2)."""
+ComparedName = Literal["dgnet", "lsgan", "pg2gan", "pngan", "fdgan"]
 
 
 def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int | None = None) -> DGNetExperiment:
@@ -73,6 +74,22 @@ def generator_experiment(
             model=model, hold_out=False, log_every=10, evaluate_every=every, checkpoint_every=max(1, every // 2)
         )
     return Experiment(model=model, hold_out=False, evaluate_every=2_000, checkpoint_every=2_000, keep=2)
+
+
+def compared_experiment(
+    method: ComparedName,
+    preset: Preset,
+    classes: int | None,
+    images: int | None,
+    iterations: int | None = None,
+) -> AnyExperiment:
+    """The experiment of a generator, DG-Net included, on all identities; without counts those of drawn people."""
+    if classes is None or images is None:
+        size = SIZES[DRAWN[preset]]
+        classes, images = size.train_identities, size.train
+    if method == "dgnet":
+        return replace(dgnet_experiment(preset, classes, images, iterations), hold_out=False)
+    return generator_experiment(method, preset, classes, images, iterations)
 
 
 def _check_length(iterations: int | None) -> None:
