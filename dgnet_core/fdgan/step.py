@@ -76,6 +76,11 @@ def build(config: FDGANConfig, device: torch.device | str = "cpu", *, pretrained
     return State(networks=networks, optimizers=optimizers, fault=no_fault(device))
 
 
+def encoder_of(state: State) -> Verifier:
+    """The encoder, whose features re-identify people."""
+    return cast(Verifier, state.networks["encoder"])
+
+
 def rates(config: FDGANConfig, iteration: int) -> dict[str, float]:
     """Learning rates by optimiser at a 0-based iteration; 0 for those that rest."""
     stage, done = config.stage(iteration)

@@ -101,7 +101,7 @@ def test_losses_by_hand():
     config = tiny(dropout=0.0, augment=AugmentConfig(flip=0, pad=0, erase=0))
     state = build(config)
     run(state, config, config.stage1)
-    taken = copy.deepcopy(state.networks["encoder"]).eval()
+    taken = cast(Verifier, copy.deepcopy(state.networks["encoder"]).eval())
     generator, pose = (copy.deepcopy(state.networks[name]) for name in ("generator", "pose_discriminator"))
     batch = method_batch(config, config.stage1)
     pairs = _paired(batch, check_joints(batch), config)
@@ -155,11 +155,12 @@ def test_its_colours_reach_all_that_there_are_unless_as_released():
         "fixed": torch.tensor([[0.0] * 3, [1.0] * 3]),
         "release": torch.stack([released[0] - released[1], released[0] + released[1]]),
     }.items():
-        state.networks["generator"].range = reach
-        last = state.networks["generator"].get_submodule("last.0")
+        network = cast(Generator, state.networks["generator"])
+        network.range = reach
+        last = network.get_submodule("last.0")
         for colour, bias in ((dark, -50.0), (bright, 50.0)):
-            torch.nn.init.zeros_(last.weight)
-            torch.nn.init.constant_(last.bias, bias)
+            torch.nn.init.zeros_(last.get_parameter("weight"))
+            torch.nn.init.constant_(last.get_parameter("bias"), bias)
             drawn = denormalise(drawing(state, config)(batch.images[0], joints[2]))
             assert torch.allclose(drawn[0, :, 5, 5] / 255, colour, atol=0.01)
 

@@ -52,13 +52,14 @@ def test_figure_and_table_of_all_methods(untrained, people_store, tmp_path, caps
     assert list(table.index) == ["real", "DG-Net", "LSGAN", "PG2-GAN", "PN-GAN", "FD-GAN"]
     assert table.loc["real", "paper_FID"] == 7.22
     assert table.loc["FD-GAN", "paper_SSIM"] == 0.247
-    assert table["kid_teacher"].notna().all()
-    assert table["DSSIM"].notna().tolist() == [True, True, False, True, True, True]  # nobody's picture has a second one
-    assert table["person_L1"].notna().tolist() == [False, True, False, True, True, True]
+    known = {name: table[name].notna().tolist() for name in ("kid_teacher", "DSSIM", "person_L1")}
+    assert known["kid_teacher"] == [True] * 6
+    assert known["DSSIM"] == [True, True, False, True, True, True]  # there is no second picture of nobody
+    assert known["person_L1"] == [False, True, False, True, True, True]
     states = {name: checkpoint.load_networks(untrained[name])[0].networks for name in names}
     million = {name: sum(p.numel() for p in networks.parameters()) / 1e6 for name, networks in states["pngan"].items()}
     assert table.loc["PN-GAN", "parameters_M"] == pytest.approx(million["generator"])
-    assert (table["GMAC"].dropna() > 0).all()
+    assert min(table["GMAC"].dropna().tolist()) > 0
     text = (out / MARKDOWN).read_text()
     assert "| FD-GAN |" in text
     assert "on Market-1501, as the paper's Table 2 has them" in text
@@ -94,8 +95,8 @@ def test_a_set_of_a_pose_generator_says_that_the_body_is_the_sources(untrained, 
         arguments = ["--checkpoint", str(untrained[name]), "--store", str(people_store), "--out", str(out)]
         assert generate.main([*arguments, "--per-image", "1", "--threads", "1"]) == 0
         manifest = pd.read_parquet(out / "manifest.parquet")
-        assert (manifest["body"] == manifest[body]).all()
-        assert (manifest["appearance"] != manifest["structure"]).all()
+        assert manifest["body"].tolist() == manifest[body].tolist()
+        assert manifest["appearance"].tolist() != manifest["structure"].tolist()
 
 
 def test_the_truth_that_a_pose_generator_can_know():

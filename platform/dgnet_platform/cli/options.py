@@ -163,7 +163,7 @@ def parse(
     defaults = GeneratorDefaults if options is TrainGenerator else DefaultsFrom
     first, _ = tyro.cli(defaults, args=args, return_unknown_args=True, add_help=False)
     identities, pictures = _counts(first)
-    choice = {"preset": first.preset}
+    choice: dict[str, Any] = {"preset": first.preset}
     if isinstance(first, GeneratorDefaults):
         preset = partial(generator_experiment, first.method)
         choice["method"] = first.method

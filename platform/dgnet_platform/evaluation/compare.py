@@ -237,7 +237,7 @@ def _joints(trained: TrainedNetworks, store: Store, split: str, rows: Sequence[i
 # Results
 
 HEADINGS = {
-    "generator": "", "DSSIM": "DSSIM", "person_L1": "person L1", "person_SSIM": "person SSIM", "transfer": "transfer",
+    "generator": "generator", "DSSIM": "DSSIM", "person_L1": "person L1", "person_SSIM": "person SSIM", "transfer": "transfer",
     "appearance_rank1": "identity kept", "seconds": "s / picture", "parameters_M": "M parameters", "GMAC": "GMAC",
     "paper_FID": "the paper's FID*", "paper_SSIM": "the paper's SSIM*",
 }  # fmt: skip
@@ -251,7 +251,7 @@ def markdown(comparison: Comparison) -> str:
     ahead = sorted(set(table) - set(HEADINGS))  # distances, named after their network
     columns = ["generator", *ahead, *[column for column in HEADINGS if column in table and column != "generator"]]
     lines = [
-        "| " + " | ".join(HEADINGS.get(column, column) for column in columns) + " |",
+        "| " + " | ".join(HEADINGS.get(column) or str(column) for column in columns) + " |",
         "| --- |" + " --: |" * (len(columns) - 1),
     ]
     lines += ["| " + " | ".join(_shown(row[column]) for column in columns) + " |" for _, row in table.iterrows()]
@@ -282,7 +282,7 @@ def write(comparison: Comparison, folder: Path) -> None:
         "note": DRAWN if comparison.drawn else None,
         "files": sorted([JSON, FIGURE, CSV, MARKDOWN]),
         "left_out": comparison.left_out,
-        "table": json.loads(comparison.table.to_json(orient="records", double_precision=10)),
+        "table": json.loads(str(comparison.table.to_json(orient="records", double_precision=10))),
     }
     (folder / JSON).write_text(json.dumps(values, indent=2) + "\n")
     for path in folder.iterdir():

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -283,8 +284,8 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
 
 def _check_pairs(title: str, store: Store) -> None:
     """Refuse training identities of which there are no two pictures to make a pair."""
-    counts = store.index("train")["person_id"].value_counts()
-    alone = sorted(counts.index[counts < 2])
+    counts = Counter(store.index("train")["person_id"].tolist())
+    alone = sorted(person for person, pictures in counts.items() if pictures < 2)
     if alone:
         named = ", ".join(map(str, alone[:3])) + (", ..." if len(alone) > 3 else "")
         raise ExperimentError(
