@@ -237,9 +237,10 @@ def _joints(trained: TrainedNetworks, store: Store, split: str, rows: Sequence[i
 # Results
 
 HEADINGS = {
-    "generator": "generator", "DSSIM": "DSSIM", "person_L1": "person L1", "person_SSIM": "person SSIM", "transfer": "transfer",
-    "appearance_rank1": "identity kept", "seconds": "s / picture", "parameters_M": "M parameters", "GMAC": "GMAC",
-    "paper_FID": "the paper's FID*", "paper_SSIM": "the paper's SSIM*",
+    "generator": "generator", "DSSIM": "DSSIM", "person_L1": "person L1", "person_SSIM": "person SSIM",
+    "transfer": "transfer", "appearance_rank1": "identity kept", "seconds": "s / picture",
+    "parameters_M": "M parameters", "GMAC": "GMAC", "paper_FID": "the paper's FID*",
+    "paper_SSIM": "the paper's SSIM*",
 }  # fmt: skip
 """Columns of the Markdown table that have another heading than in the CSV."""
 
