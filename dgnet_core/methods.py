@@ -13,10 +13,18 @@ from dgnet_core.dgnet import schedule as dgnet_schedule
 from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.dgnet.step import train_step, warning
+from dgnet_core.fdgan import step as fdgan
+from dgnet_core.fdgan.config import FDGANConfig
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.schedule import Clock
 from dgnet_core.learning.state import State
+from dgnet_core.lsgan import step as lsgan
+from dgnet_core.lsgan.config import LSGANConfig
 from dgnet_core.networks.resnet import DescriptorNetwork
+from dgnet_core.pg2gan import step as pg2gan
+from dgnet_core.pg2gan.config import PG2GANConfig
+from dgnet_core.pngan import step as pngan
+from dgnet_core.pngan.config import PNGANConfig
 from dgnet_core.ranking.features import BETA
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
@@ -26,7 +34,10 @@ from dgnet_core.teacher.step import teacher_settings, teacher_step
 Config = TypeVar("Config", bound=MethodConfig)
 TheState = TypeVar("TheState", bound=State)
 Draw = Callable[[Tensor, Tensor], Tensor]
-"""Images (N, 3, H, W) of pairs of images: how the person of the first looks in the pose of the second."""
+"""Images (N, 3, H, W) of source images and of targets: how the persons of the sources look in the poses of the targets.
+Targets are images (N, 3, H, W), or, for methods that are posed, their joints (N, 18, 3) in pixels of these images."""
+Invent = Callable[[int, int], Tensor]
+"""So many images (N, 3, H, W) of people who do not exist, of a seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +63,8 @@ class Method(Generic[Config, TheState]):
     settings: Callable[[Config, int], dict[str, float]]
     """Loss weights as weight/... and learning rates as lr/... at a 0-based iteration."""
     sets: tuple[int, ...]
-    """What an iteration reads of the sampler's index sets: 0 batch a, 1 batch b, 2 and 3 the positives of both."""
+    """What an iteration reads of the sampler's index sets: 0 batch a, 1 batch b, 2 and 3 the positives of both, 4 and 5
+    second positives of both."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """Losses that a terminal shows, and what it calls them."""
     taught: bool = False
@@ -61,8 +73,12 @@ class Method(Generic[Config, TheState]):
     """The network whose descriptors are ranked; None: the method describes nobody."""
     features: Mapping[str, float] = field(default_factory=dict)
     """Descriptors that are ranked by, the best last, and the weight of the fine half in each."""
-    draw: Callable[[TheState], Draw] | None = None
-    """What draws new images of a person; None: the method draws nothing."""
+    posed: bool = False
+    """Whether it trains on pairs of images of a person, with their joints, and draws from joints."""
+    draw: Callable[[TheState, Config], Draw] | None = None
+    """What draws new images of a person; None: the method draws nobody who exists."""
+    invent: Callable[[TheState, Config], Invent] | None = None
+    """What draws people from noise; None: the method does not."""
     interpolations: Mapping[str, Callable[[TheState, Tensor, Tensor, Tensor], Tensor]] = field(default_factory=dict)
     """By the code that is interpolated: what draws the images between two persons, the third one giving the rest."""
     export: Callable[[TheState, Path], None] | None = None
@@ -71,6 +87,16 @@ class Method(Generic[Config, TheState]):
     """When a run's ramped weights grow; None: it has none, and can be judged from its first iteration."""
     warning: Callable[[Config, Mapping[str, float]], str] | None = None
     """What whoever follows the run has to know of an iteration's metrics, or nothing."""
+
+    @property
+    def positives(self) -> int:
+        """Positives of each image that it needs of the sampler."""
+        return max(1, max(self.sets) // 2)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes pictures at all."""
+        return self.draw is not None or self.invent is not None
 
 
 METHODS: dict[str, Method[Any, Any]] = {
@@ -94,7 +120,7 @@ METHODS: dict[str, Method[Any, Any]] = {
             taught=True,
             describe=lambda state: state.appearance_encoder,
             features={"prim": 0.0, "fine": float("inf"), "both": BETA},
-            draw=generator.drawing,
+            draw=lambda state, _: generator.drawing(state),
             interpolations={
                 "appearance": generator.interpolate_appearance,
                 "structure": generator.interpolate_structure,
@@ -114,6 +140,55 @@ METHODS: dict[str, Method[Any, Any]] = {
             shown={"L_id": "identity"},
             describe=lambda state: state.teacher,
             features={"baseline": 0.0},
+        ),
+        Method(
+            name="lsgan",
+            title="LSGAN",
+            config=LSGANConfig,
+            build=lsgan.build,
+            step=lsgan.lsgan_step,
+            settings=lsgan.settings,
+            sets=(0,),
+            shown={"L_adv": "adversarial", "D_adv": "discriminator"},
+            invent=lsgan.inventing,
+        ),
+        Method(
+            name="pg2gan",
+            title="PG2-GAN",
+            config=PG2GANConfig,
+            build=pg2gan.build,
+            step=pg2gan.pg2gan_step,
+            settings=pg2gan.settings,
+            sets=(0, 1, 2, 3),
+            shown={"L_image": "image", "L_mask": "person", "L_adv": "adversarial"},
+            posed=True,
+            draw=pg2gan.drawing,
+        ),
+        Method(
+            name="pngan",
+            title="PN-GAN",
+            config=PNGANConfig,
+            build=pngan.build,
+            step=pngan.pngan_step,
+            settings=pngan.settings,
+            sets=(0, 2),
+            shown={"L_image": "image", "L_adv": "adversarial"},
+            posed=True,
+            draw=pngan.drawing,
+        ),
+        Method(
+            name="fdgan",
+            title="FD-GAN",
+            config=FDGANConfig,
+            build=fdgan.build,
+            step=fdgan.fdgan_step,
+            settings=fdgan.settings,
+            sets=(0, 1, 2, 3, 4),
+            shown={"L_verification": "verification", "L_image": "image", "L_pose": "pose"},
+            describe=fdgan.encoder_of,
+            features={"encoder": 0.0},
+            posed=True,
+            draw=fdgan.drawing,
         ),
     )
 }

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from dgnet_core.checks import check, check_choices, check_milestones, check_positive, check_weight
 from dgnet_core.learning.config import AugmentConfig, GanType, MethodConfig, Warmup, rescaled_milestones
-from dgnet_core.networks.config import laptop_network
+from dgnet_core.networks.config import NetworkConfig, laptop_network
 
 SoftLabel = Literal["dynamic", "pseudo", "appearance", "uniform", "two_label", "none"]
 FeatureChoice = Literal["both", "prim", "fine"]
@@ -147,6 +147,8 @@ class DGNetConfig(MethodConfig):
 
     batch_size: int = 8
     """Images in batch a, and as many in b and in each one's positives, over all ranks."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Sizes of the networks."""
     trunk_from_teacher: bool = False
     """Start the appearance encoder's ResNet from the trained teacher's instead of what `network.pretrained` names: for
     sizes that have no ImageNet weights, from which the paper starts both."""

@@ -25,19 +25,25 @@ def framed_grid(cells: Tensor, top: Tensor, left: Tensor) -> Tensor:
     return tile(torch.stack(rows), wide_rows=(1,), wide_columns=(1,))
 
 
-def swap_grid(draw: Callable[[Tensor, Tensor], Tensor], sources: Tensor, targets: Tensor) -> Tensor:
+def swap_grid(
+    draw: Callable[[Tensor, Tensor], Tensor], sources: Tensor, targets: Tensor, joints: Tensor | None = None
+) -> Tensor:
     """All combinations (Figures 1 and 6): targets, whose pose is taken, in the first row, sources in the first column.
 
     Args:
         draw: a method's, see `methods.Draw`.
         sources: (S, 3, H, W), one for each row.
         targets: (T, 3, H, W), one for each column.
+        joints: of the targets, (T, 18, 3), where `draw` takes these instead.
 
     Returns:
         One picture (3, H', W'), uint8, on the CPU: S + 1 by T + 1 cells, of which the corner is white.
     """
-    pairs = draw(sources.repeat_interleave(len(targets), dim=0), targets.repeat(len(sources), 1, 1, 1))
-    cells = to_pixels(pairs).unflatten(0, (len(sources), len(targets)))
+    wanted = targets if joints is None else joints
+    rows = torch.arange(len(targets)).repeat(len(sources))
+    cells = to_pixels(draw(sources.repeat_interleave(len(targets), dim=0), wanted[rows])).unflatten(
+        0, (len(sources), len(targets))
+    )
     return framed_grid(cells, to_pixels(targets), to_pixels(sources))
 
 

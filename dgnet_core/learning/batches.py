@@ -137,12 +137,14 @@ class PairSampler:
         epochs, offsets = np.divmod(places, len(self.labels))
         return np.concatenate([self._shuffle(stream, int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
 
-    def batch_at(self, iteration: int, places: range | None = None) -> Tensor:
-        """Image indices (4, len(places)) of an iteration: a, b, positives of a, positives of b.
+    def batch_at(self, iteration: int, places: range | None = None, *, positives: int = 1) -> Tensor:
+        """Image indices (2 + 2 * positives, len(places)) of an iteration: a, b, positives of a, positives of b.
 
         Args:
             iteration: 0-based.
             places: of the global batch, as `share` splits it; None: all of them.
+            positives: of each image: 1, or 2, which differ where an identity has three images; the second ones of a
+                and of b come last.
 
         Raises:
             ValueError: there are no such places in the batch.
@@ -151,12 +153,17 @@ class PairSampler:
         if not places or min(places) < 0 or max(places) >= self.batch_size:
             raise ValueError(f"places = {places}: choose from range(0, {self.batch_size}), as share() does")
         images = np.stack([self._images(stream, iteration) for stream in ("a", "b")])
-        drawn = words(self.seed, "positives", iteration, range(self.batch_size), 2, "cpu").numpy().T
+        drawn = words(self.seed, "positives", iteration, range(self.batch_size), 4, "cpu").numpy().T
         others = np.maximum(self._count[images] - 1, 1)
-        place = drawn * others >> 32  # a word of 32 bits times less than 2^31 stays below 2^63
-        place += (place >= self._rank[images]) & (self._count[images] > 1)  # skip the image itself
-        positives = self._by_identity[self._first[images] + place]
-        rows = np.concatenate([images, positives])[:, places.start : places.stop : places.step]
+        place = drawn[:2] * others >> 32  # a word of 32 bits times less than 2^31 stays below 2^63
+        found = [place]
+        if positives > 1:
+            found.append((place + 1 + (drawn[2:] * np.maximum(others - 1, 1) >> 32)) % others)
+        rows = [images]
+        for place in found:
+            place = place + ((place >= self._rank[images]) & (self._count[images] > 1))  # skip the image itself
+            rows.append(self._by_identity[self._first[images] + place])
+        rows = np.concatenate(rows)[:, places.start : places.stop : places.step]
         return torch.from_numpy(np.ascontiguousarray(rows))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from dgnet_core.checks import check, check_choices
-from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.networks.config import ImageSize
 
 GanType = Literal["lsgan", "nsgan"]
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -89,8 +89,8 @@ class MethodConfig:
     """Length of the run."""
     batch_size: int = 8
     """Images in a batch, over all ranks."""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    """Sizes of the networks."""
+    network: ImageSize = field(default_factory=ImageSize)
+    """Sizes of images and networks."""
     batch_norm: BatchNormKind = "synchronised"
     """synchronised: statistics of the whole batch, over all ranks, so that their number does not matter; local: each
     rank's own images, at least 4, as the release has it on several GPUs; local_any_size: the same with fewer."""

@@ -89,6 +89,7 @@ def gradient_penalty(real_scores: Sequence[Tensor], images: Tensor) -> Tensor:
     """
     terms = []
     for scores in real_scores:
-        (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-        terms.append(gradient.square().sum(dim=(1, 2, 3)).mean())
+        # Of the mean, as all that ranks descend from: a norm over all ranks' images then passes on their gradients too.
+        (gradient,) = torch.autograd.grad(scores.mean(), images, create_graph=True)
+        terms.append((gradient * scores.numel()).square().sum(dim=(1, 2, 3)).mean())
     return torch.stack(terms).sum()

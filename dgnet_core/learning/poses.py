@@ -40,10 +40,10 @@ def bone_distances(joints: Tensor, bones: Sequence[tuple[int, int]], height: int
     return distance.masked_fill_(~(present[:, first] & present[:, second])[..., None, None], torch.inf)
 
 
-def heat_maps(joints: Tensor, height: int, width: int, *, sigma: float) -> Tensor:
+def heat_maps(joints: Tensor, height: int, width: int, *, sigma: float | Tensor) -> Tensor:
     """One Gaussian a joint, 1 at its place, (N, 18, height, width); 0 for a missing joint.
 
-    `sigma` is in pixels of an image of height 128.
+    `sigma` is in pixels of an image of height 128: one, or one for each pose, (N, 1, 1, 1).
     """
     distance = bone_distances(joints, _POINTS, height, width)
     return torch.exp(-0.5 * (distance / (sigma * height / _REFERENCE)).square())

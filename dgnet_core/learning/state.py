@@ -1,12 +1,14 @@
 """The state of a training run: networks, optimisers, memory, iteration - what a checkpoint holds."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dgnet_core.learning.steps import ReduceGrads, clip, load_optimizer
+from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.steps import ReduceGrads, clip, load_optimizer, to_device
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,12 +33,16 @@ class State:
         """Where the networks live."""
         return self.fault.device
 
-    def take_step(self, name: str, reduce_grads: ReduceGrads) -> Tensor:
-        """Step along the gradients that have arrived at a network, with its own optimiser; returns their L2 norm."""
+    def take_step(self, name: str, reduce_grads: ReduceGrads, *, optimizer: str | None = None) -> Tensor:
+        """Step along the gradients that have arrived at a network, with the optimiser of its name or another one.
+
+        Returns:
+            The gradients' L2 norm.
+        """
         parameters = list(self.networks[name].parameters())
         reduce_grads(parameters)
         gradient = clip(parameters, None)
-        self.optimizers[name].step()
+        self.optimizers[optimizer or name].step()
         return gradient
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,3 +77,37 @@ class State:
 def no_fault(device: torch.device | str) -> Tensor:
     """The `fault` of a state that has none yet."""
     return torch.full((2,), -1, device=device)
+
+
+def with_adams(
+    networks: Callable[[], dict[str, nn.Module]],
+    config: MethodConfig,
+    device: torch.device | str,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    factors: Mapping[str, float] | None = None,
+) -> State:
+    """The state before iteration 0 of networks that have an Adam each, of their own name.
+
+    Args:
+        networks: makes them; their weights are a function of the configuration's seed.
+        config: the run's.
+        device: where they live.
+        lr: Adam's rate.
+        betas: Adam's.
+        factors: of the rate, for networks that learn faster than others.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        made = networks()
+    for network in made.values():
+        to_device(network, config.step, device)
+    factors = factors or {}
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        name: torch.optim.Adam(
+            [{"params": network.parameters(), "factor": factors.get(name, 1.0)}], lr=lr, betas=betas, fused=True
+        )
+        for name, network in made.items()
+    }
+    return State(networks=made, optimizers=optimizers, fault=no_fault(device))

@@ -5,7 +5,7 @@ from typing import Self
 
 from dgnet_core.checks import check, check_milestones, check_positive, check_weight
 from dgnet_core.learning.config import AugmentConfig, MethodConfig, rescaled_milestones
-from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.networks.config import ImageSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class LSGANConfig(MethodConfig):
     """Length of the run (100 epochs)."""
     batch_size: int = 128
     """Images in a batch, over all ranks."""
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(height=128, width=64, pretrained="none"))
+    network: ImageSize = field(default_factory=lambda: ImageSize(height=128, width=64))
     """Height and width of the images."""
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(flip=0.0, pad=0, erase=0.0))
     """Augmentation; there is none."""
@@ -66,8 +66,8 @@ def paper(num_classes: int, images: int, **overrides: object) -> LSGANConfig:
     return replace(preset.rescaled(max(1, round(100 * images / preset.batch_size))), **overrides)
 
 
-def laptop(num_classes: int, *, iterations: int = 2_000, **overrides: object) -> LSGANConfig:
+def laptop(num_classes: int, *, iterations: int = 1_500, **overrides: object) -> LSGANConfig:
     """LSGAN for two CPU cores: 64 x 32 pictures, a quarter of the channels, batch 32."""
-    network = NetworkConfig(height=64, width=32, pretrained="none", aspp_dilations=(1, 2, 3), discriminator_scales=2)
+    network = ImageSize(height=64, width=32)
     preset = LSGANConfig(num_classes=num_classes, network=network, batch_size=32, width=16, discriminator_width=8)
     return replace(preset.rescaled(iterations), **overrides)

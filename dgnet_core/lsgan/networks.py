@@ -5,6 +5,7 @@ import itertools
 from torch import Tensor, nn
 
 from dgnet_core.lsgan.config import LSGANConfig
+from dgnet_core.networks.batch_norm import BatchNorm
 from dgnet_core.networks.gan import Residual, conv, normal_
 
 RESIDUAL_SCALE = 0.1
@@ -24,7 +25,7 @@ class Generator(nn.Module):
         widths = [factor * config.width for factor in (8, 4, 2, 1, 1, 1)]
         self.first = nn.Sequential(
             nn.ConvTranspose2d(config.noise, widths[0], self.start, bias=False),
-            nn.BatchNorm2d(widths[0]),
+            BatchNorm(widths[0]),
             nn.LeakyReLU(0.2),
         )
         levels: list[nn.Module] = []
@@ -32,7 +33,7 @@ class Generator(nn.Module):
             levels += [
                 conv(before, after, 4, 2, act="none", transposed=True, bias=False),
                 _residual(after),
-                nn.BatchNorm2d(after),
+                BatchNorm(after),
                 nn.LeakyReLU(0.2),
             ]
         self.levels = nn.Sequential(*levels)

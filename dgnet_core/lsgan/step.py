@@ -5,20 +5,19 @@ place in the global batch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from dgnet_core.generation.grids import placed
 from dgnet_core.learning import losses
 from dgnet_core.learning.augment import from_symmetric, to_symmetric
 from dgnet_core.learning.batches import Batch, check_batch
 from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.precision import exact
 from dgnet_core.learning.schedule import decay
-from dgnet_core.learning.state import State, no_fault
-from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate, to_device
+from dgnet_core.learning.state import State, with_adams
+from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate
 from dgnet_core.lsgan.config import LSGANConfig
 from dgnet_core.lsgan.networks import Generator, discriminator
 from dgnet_core.networks.modes import evaluating, frozen
@@ -27,29 +26,17 @@ TRUNCATION = 2.0
 """Images are drawn from noise of at most this size (release)."""
 
 
-@dataclass(kw_only=True, eq=False)
-class LSGANState(State):
-    """LSGAN's state."""
-
-    config: LSGANConfig
-    """What it was built from."""
-
-    @classmethod
-    def build(cls, config: LSGANConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> Self:
-        """The state before iteration 0: a pure function of the configuration; no weights are `pretrained`."""
-        del pretrained
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            networks: dict[str, nn.Module] = {"generator": Generator(config), "discriminator": discriminator(config)}
-        for network in networks.values():
-            to_device(network, config.step, device)
-        optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(
-                [{"params": network.parameters(), "factor": factor}], lr=config.lr, betas=config.betas, fused=True
-            )
-            for (name, network), factor in zip(networks.items(), (1.0, config.discriminator_lr_factor), strict=True)
-        }
-        return cls(networks=networks, optimizers=optimizers, fault=no_fault(device), config=config)
+def build(config: LSGANConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> State:
+    """The state before iteration 0: a pure function of the configuration; no weights are `pretrained`."""
+    del pretrained
+    return with_adams(
+        lambda: {"generator": Generator(config), "discriminator": discriminator(config)},
+        config,
+        device,
+        lr=config.lr,
+        betas=config.betas,
+        factors={"discriminator": config.discriminator_lr_factor},
+    )
 
 
 def settings(config: LSGANConfig, iteration: int) -> dict[str, float]:
@@ -63,7 +50,7 @@ def settings(config: LSGANConfig, iteration: int) -> dict[str, float]:
 
 
 def lsgan_step(
-    state: LSGANState, batch: Batch, config: LSGANConfig, *, reduce_grads: ReduceGrads = keep_local
+    state: State, batch: Batch, config: LSGANConfig, *, reduce_grads: ReduceGrads = keep_local
 ) -> dict[str, Tensor]:
     """Advance `state` by one iteration. Non-finite numbers are met as in DG-Net's `train_step`.
 
@@ -122,12 +109,12 @@ def truncated_noise(config: LSGANConfig, images: int, seed: int) -> Tensor:
     return nn.init.trunc_normal_(noise, a=-TRUNCATION, b=TRUNCATION, generator=generator)
 
 
-def drawing(state: LSGANState) -> Callable[[Tensor], Tensor]:
-    """What draws people: normalised images (N, 3, H, W) of noise (N, numbers)."""
+def inventing(state: State, config: LSGANConfig) -> Callable[[int, int], Tensor]:
+    """What draws people from nothing: normalised images (N, 3, H, W), of their number and a seed."""
     generator = state.networks["generator"]
 
-    def draw(noise: Tensor) -> Tensor:
+    def invent(images: int, seed: int) -> Tensor:
         with evaluating(generator):
-            return from_symmetric(generator(noise.to(state.device)))
+            return from_symmetric(generator(placed(truncated_noise(config, images, seed), generator)))
 
-    return draw
+    return invent

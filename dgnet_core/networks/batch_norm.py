@@ -87,6 +87,67 @@ class GroupedBatchNorm(nn.Module):
         return chunks[0] if groups == 1 else torch.cat(chunks)
 
 
+class BatchNorm(GroupedBatchNorm):
+    """BatchNorm of one batch, whose running statistics move with every pass in training mode.
+
+    Unlike GroupedBatchNorm's, its gradients over several ranks have gradients: gradient penalties need them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Normalise x (B, C) or (B, C, H, W)."""
+        reduce_sums = _reduce_sums.get()
+        if not self.training or reduce_sums is None:
+            return super().forward(x, track=True)
+        dims = [0, *range(2, x.ndim)]
+        count = x.numel() // x.shape[1]
+        values = x.double()
+        total = values.new_tensor(float(count))
+        reduce_sums(total)
+        mean, square = (
+            _Sum.apply(torch.stack([values.sum(dims), values.square().sum(dims)]), count, reduce_sums) / total
+        )
+        var = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((var * (total / (total - 1))).to(self.running_var.dtype), self.momentum)
+        wide = _wide(x)
+        scale = self.weight * (var + EPSILON).rsqrt().to(wide.dtype)
+        shift = self.bias - mean.to(wide.dtype) * scale
+        shape = (-1, *[1] * (x.ndim - 2))
+        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all ranks. Its gradient is `_Mean`: each rank descends from the mean over its own images."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int, reduce_sums: ReduceSums) -> Tensor:
+        ctx.count, ctx.reduce_sums = count, reduce_sums
+        total = x.clone()
+        reduce_sums(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _Mean.apply(gradients[0], ctx.count, ctx.reduce_sums), None, None
+
+
+class _Mean(torch.autograd.Function):
+    """Sum over all ranks, each weighted by its count and divided by this rank's. Its gradient is `_Sum`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int, reduce_sums: ReduceSums) -> Tensor:
+        ctx.count, ctx.reduce_sums = count, reduce_sums
+        total = x * count
+        reduce_sums(total)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _Sum.apply(gradients[0], ctx.count, ctx.reduce_sums), None, None
+
+
 class _Synchronised(torch.autograd.Function):
     """Batch norm by the statistics of all ranks: one collective forward, one backward."""
 

@@ -6,22 +6,47 @@ from dgnet_core.checks import check, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """Sizes of the networks; the defaults are the paper's (its section 3.1 and supplement)."""
+class ImageSize:
+    """Size of the images; all that every method's networks have."""
 
     height: int = 256
-    """Image height in pixels, a multiple of 4."""
+    """Image height in pixels."""
     width: int = 128
-    """Image width in pixels, a multiple of 4."""
+    """Image width in pixels."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "height", "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkConfig(ImageSize):
+    """Sizes of a ResNet trunk, and what it starts from."""
+
     appearance_layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     """Bottleneck blocks per stage of the appearance encoder and the teacher; (3, 4, 6, 3) is ResNet-50."""
     appearance_width: int = 64
     """Channels after the first convolution; the appearance code has 32 x as many (2048)."""
-    bottleneck: int = 512
-    """Width of f_prim and of f_fine."""
     pretrained: str = "imagenet"
     """What the appearance encoder's ResNet starts from: "imagenet" (downloaded by torchvision into TORCH_HOME), the
     path of a torchvision file, or "none"."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "appearance_width")
+        check(min(self.appearance_layers) > 0, self, "appearance_layers", "every entry must be at least 1")
+
+    @property
+    def appearance_channels(self) -> int:
+        """Channels of the appearance code (2048 in the paper)."""
+        return 32 * self.appearance_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(TrunkConfig):
+    """Sizes of DG-Net's networks; the defaults are the paper's (its section 3.1 and supplement)."""
+
+    bottleneck: int = 512
+    """Width of f_prim and of f_fine."""
     prim_dropout: float = 0.5
     """Dropout before the classifier of the primary feature."""
     fine_dropout: float = 0.75
@@ -40,6 +65,7 @@ class NetworkConfig:
     """Image scales the discriminator looks at, each half as large as the one before."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # Reflect padding must stay inside the structure code and the discriminator's smallest feature map.
         smallest = max(4 * (max(self.aspp_dilations) + 1), 2 ** (self.discriminator_scales + 1) + 1)
         for name in ("height", "width"):
@@ -54,18 +80,12 @@ class NetworkConfig:
                 f" at least {smallest}: use larger images, smaller dilations or fewer scales",
             )
         check_positive(
-            self, "appearance_width", "bottleneck", "structure_width", "residual_blocks", "adain_width",
-            "discriminator_width", "discriminator_scales",
+            self, "bottleneck", "structure_width", "residual_blocks", "adain_width", "discriminator_width",
+            "discriminator_scales",
         )  # fmt: skip
-        for name in ("appearance_layers", "aspp_dilations"):
-            check(min(getattr(self, name)) > 0, self, name, "every entry must be at least 1")
+        check(min(self.aspp_dilations) > 0, self, "aspp_dilations", "every entry must be at least 1")
         for name in ("prim_dropout", "fine_dropout"):
             check(0 <= getattr(self, name) < 1, self, name, "a probability in [0, 1)")
-
-    @property
-    def appearance_channels(self) -> int:
-        """Channels of the appearance code (2048 in the paper)."""
-        return 32 * self.appearance_width
 
     @property
     def structure_channels(self) -> int:

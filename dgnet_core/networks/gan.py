@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgnet_core.networks.batch_norm import BatchNorm
+
 GanNorm = Literal["none", "batch", "instance"]
 Activation = Literal["none", "relu", "leaky"]
 
@@ -47,7 +49,7 @@ def conv(
         mode = "reflect" if reflect else "zeros"
         layers.append(nn.Conv2d(inputs, outputs, kernel, stride, padding=pad, padding_mode=mode, bias=bias))
     if norm != "none":
-        layers.append(nn.BatchNorm2d(outputs) if norm == "batch" else nn.InstanceNorm2d(outputs))
+        layers.append(BatchNorm(outputs) if norm == "batch" else nn.InstanceNorm2d(outputs))
     if act != "none":
         layers.append(nn.ReLU() if act == "relu" else nn.LeakyReLU(0.2))
     return nn.Sequential(*layers)

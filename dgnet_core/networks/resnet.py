@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_core.networks.batch_norm import GroupedBatchNorm
-from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.networks.config import TrunkConfig
 
 
 class Bottleneck(nn.Module):
@@ -41,7 +41,7 @@ class Bottleneck(nn.Module):
 class ResNetTrunk(nn.Module):
     """ResNet without its pooling and classifier; tensor names are torchvision's, so ImageNet weights load."""
 
-    def __init__(self, config: NetworkConfig, last_stride: int):
+    def __init__(self, config: TrunkConfig, last_stride: int):
         super().__init__()
         width = config.appearance_width
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
@@ -118,7 +118,7 @@ _PUBLISHED = {  # by layers
 }
 
 
-def load_imagenet(trunk: nn.Module, config: NetworkConfig) -> None:
+def load_imagenet(trunk: nn.Module, config: TrunkConfig) -> None:
     """Load the ImageNet weights that `config.pretrained` names into a ResNet trunk; "none" leaves it as it is.
 
     Raises:

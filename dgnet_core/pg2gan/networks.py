@@ -54,3 +54,10 @@ def initialise(*generators: nn.Module, discriminator: nn.Module) -> None:
                     nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+
+def networks(config: PG2GANConfig) -> dict[str, nn.Module]:
+    """All networks, initialised."""
+    coarse, fine, discriminator = coarse_generator(config), refiner(config), Discriminator(config)
+    initialise(coarse, fine, discriminator=discriminator)
+    return {"coarse": coarse, "refiner": fine, "discriminator": discriminator}

@@ -4,48 +4,35 @@ B pairs on this rank: a source image, and another image of the same identity, wh
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from dgnet_core.generation.grids import placed
 from dgnet_core.learning.augment import from_symmetric, to_symmetric
 from dgnet_core.learning.batches import Batch, check_batch, check_joints
 from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.losses import against
 from dgnet_core.learning.poses import discs, pose_mask
 from dgnet_core.learning.precision import exact
-from dgnet_core.learning.state import State, no_fault
-from dgnet_core.learning.steps import ReduceGrads, keep_local, to_device
+from dgnet_core.learning.state import State, with_adams
+from dgnet_core.learning.steps import ReduceGrads, keep_local
 from dgnet_core.networks.modes import evaluating, frozen
 from dgnet_core.pg2gan.config import PG2GANConfig
-from dgnet_core.pg2gan.networks import Discriminator, coarse_generator, initialise, refiner
+from dgnet_core.pg2gan.networks import networks
 
 
-@dataclass(kw_only=True, eq=False)
-class PG2GANState(State):
-    """PG2-GAN's state. Each network has its own optimiser, so those of stage 2 begin fresh."""
-
-    config: PG2GANConfig
-    """What it was built from."""
-
-    @classmethod
-    def build(cls, config: PG2GANConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> Self:
-        """The state before iteration 0: a pure function of the configuration; no weights are `pretrained`."""
-        del pretrained
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            coarse, fine, discriminator = coarse_generator(config), refiner(config), Discriminator(config)
-            initialise(coarse, fine, discriminator=discriminator)
-        networks: dict[str, nn.Module] = {"coarse": coarse, "refiner": fine, "discriminator": discriminator}
-        for network in networks.values():
-            to_device(network, config.step, device)
-        optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas, fused=True)
-            for name, network in networks.items()
-        }
-        return cls(networks=networks, optimizers=optimizers, fault=no_fault(device), config=config)
+def build(config: PG2GANConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> State:
+    """The state before iteration 0: a pure function of the configuration; no weights are `pretrained`."""
+    del pretrained
+    return with_adams(
+        partial(networks, config),
+        config,
+        device,
+        lr=config.lr,
+        betas=config.betas,
+    )
 
 
 def image_losses(generated: Tensor, target: Tensor, joints: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -78,7 +65,7 @@ def discriminator_loss(real: Tensor, source: Tensor | None, fake: Tensor) -> Ten
 
 
 def pg2gan_step(
-    state: PG2GANState, batch: Batch, config: PG2GANConfig, *, reduce_grads: ReduceGrads = keep_local
+    state: State, batch: Batch, config: PG2GANConfig, *, reduce_grads: ReduceGrads = keep_local
 ) -> dict[str, Tensor]:
     """Advance `state` by one iteration. Non-finite numbers are met as in DG-Net's `train_step`.
 
@@ -108,7 +95,7 @@ def pg2gan_step(
 
 
 def _coarse(
-    state: PG2GANState, images: Tensor, joints: Tensor, config: PG2GANConfig, reduce_grads: ReduceGrads
+    state: State, images: Tensor, joints: Tensor, config: PG2GANConfig, reduce_grads: ReduceGrads
 ) -> dict[str, Tensor]:
     """Stage 1: G1 learns from the positives of a."""
     network = state.networks["coarse"]
@@ -119,7 +106,7 @@ def _coarse(
 
 
 def _refined(
-    state: PG2GANState, images: Tensor, joints: Tensor, config: PG2GANConfig, reduce_grads: ReduceGrads
+    state: State, images: Tensor, joints: Tensor, config: PG2GANConfig, reduce_grads: ReduceGrads
 ) -> dict[str, Tensor]:
     """Stage 2: G2 learns from the positives of a, then the discriminator from those of b."""
     coarse, fine, discriminator = (state.networks[name] for name in ("coarse", "refiner", "discriminator"))
@@ -145,7 +132,7 @@ def _refined(
     return metrics
 
 
-def _update(state: PG2GANState, name: str, loss: Tensor, reduce_grads: ReduceGrads) -> Tensor:
+def _update(state: State, name: str, loss: Tensor, reduce_grads: ReduceGrads) -> Tensor:
     """Descend a loss in one network; returns its gradient's norm."""
     state.optimizers[name].zero_grad()
     loss.backward(inputs=list(state.networks[name].parameters()))
@@ -190,14 +177,14 @@ def settings(config: PG2GANConfig, iteration: int) -> dict[str, float]:
     }
 
 
-def drawing(state: PG2GANState) -> Callable[[Tensor, Tensor], Tensor]:
+def drawing(state: State, config: PG2GANConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """What draws people: normalised images (N, 3, H, W) of normalised sources and target joints (N, 18, 3)."""
-    coarse, fine, config = state.networks["coarse"], state.networks["refiner"], state.config
+    coarse, fine = state.networks["coarse"], state.networks["refiner"]
 
     def draw(sources: Tensor, joints: Tensor) -> Tensor:
+        source = to_symmetric(placed(sources, coarse))
         with evaluating(coarse, fine):
-            source = to_symmetric(sources)
-            image = _draw_coarse(coarse, source, joints, config)
+            image = _draw_coarse(coarse, source, placed(joints, coarse), config)
             if state.iteration > config.stage1:
                 image = image + _draw_difference(fine, image, source, config)
             return from_symmetric(image.clamp(-1, 1))

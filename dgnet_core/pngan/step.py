@@ -4,46 +4,34 @@ B pairs on this rank: a source image, and another image of the same identity, wh
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dgnet_core.generation.grids import placed
 from dgnet_core.learning import losses
 from dgnet_core.learning.augment import from_symmetric, to_symmetric
 from dgnet_core.learning.batches import Batch, check_batch, check_joints
 from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.poses import heat_maps, stick_figures
 from dgnet_core.learning.precision import exact
-from dgnet_core.learning.state import State, no_fault
-from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate, to_device
+from dgnet_core.learning.state import State, with_adams
+from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate
 from dgnet_core.networks.modes import evaluating, frozen
 from dgnet_core.pngan.config import PNGANConfig
 from dgnet_core.pngan.networks import discriminator, generator
 
 
-@dataclass(kw_only=True, eq=False)
-class PNGANState(State):
-    """PN-GAN's state."""
-
-    config: PNGANConfig
-    """What it was built from."""
-
-    @classmethod
-    def build(cls, config: PNGANConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> Self:
-        """The state before iteration 0: a pure function of the configuration; no weights are `pretrained`."""
-        del pretrained
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            networks: dict[str, nn.Module] = {"generator": generator(config), "discriminator": discriminator(config)}
-        for network in networks.values():
-            to_device(network, config.step, device)
-        optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(network.parameters(), lr=config.lr, betas=config.betas, fused=True)
-            for name, network in networks.items()
-        }
-        return cls(networks=networks, optimizers=optimizers, fault=no_fault(device), config=config)
+def build(config: PNGANConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> State:
+    """The state before iteration 0: a pure function of the configuration; no weights are `pretrained`."""
+    del pretrained
+    return with_adams(
+        lambda: {"generator": generator(config), "discriminator": discriminator(config)},
+        config,
+        device,
+        lr=config.lr,
+        betas=config.betas,
+    )
 
 
 def rate(config: PNGANConfig, iteration: int) -> float:
@@ -58,7 +46,7 @@ def settings(config: PNGANConfig, iteration: int) -> dict[str, float]:
 
 
 def pngan_step(
-    state: PNGANState, batch: Batch, config: PNGANConfig, *, reduce_grads: ReduceGrads = keep_local
+    state: State, batch: Batch, config: PNGANConfig, *, reduce_grads: ReduceGrads = keep_local
 ) -> dict[str, Tensor]:
     """Advance `state` by one iteration. Non-finite numbers are met as in DG-Net's `train_step`.
 
@@ -115,12 +103,13 @@ def pose_image(joints: Tensor, config: PNGANConfig) -> Tensor:
     return 2 * heat_maps(joints, *size, sigma=config.sigma) - 1
 
 
-def drawing(state: PNGANState) -> Callable[[Tensor, Tensor], Tensor]:
+def drawing(state: State, config: PNGANConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """What draws people: normalised images (N, 3, H, W) of normalised sources and target joints (N, 18, 3)."""
-    generator, config = state.networks["generator"], state.config
+    generator = state.networks["generator"]
 
     def draw(sources: Tensor, joints: Tensor) -> Tensor:
+        source, pose = to_symmetric(placed(sources, generator)), pose_image(placed(joints, generator), config)
         with evaluating(generator):
-            return from_symmetric(generator(torch.cat([to_symmetric(sources), pose_image(joints, config)], dim=1)))
+            return from_symmetric(generator(torch.cat([source, pose], dim=1)))
 
     return draw

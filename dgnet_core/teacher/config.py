@@ -1,11 +1,11 @@
 """The teacher's configuration and its presets."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from dgnet_core.checks import check, check_milestones, check_positive, check_weight
 from dgnet_core.learning.config import AugmentConfig, MethodConfig, rescaled_milestones
-from dgnet_core.networks.config import laptop_network
+from dgnet_core.networks.config import NetworkConfig, laptop_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,8 @@ class TeacherConfig(MethodConfig):
     """Length of the run (60 epochs)."""
     batch_size: int = 32
     """Images in a batch, over all ranks."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Sizes of the networks."""
     dropout: float = 0.5
     """Dropout before the classifier."""
     label_smoothing: float = 0.0

@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dgnet_core.learning.augment import to_symmetric
+from dgnet_core.learning.augment import from_symmetric, to_symmetric
 from dgnet_core.learning.config import StepConfig
 from dgnet_core.lsgan.config import LSGANConfig, laptop, paper
 from dgnet_core.lsgan.networks import Generator, discriminator
-from dgnet_core.lsgan.step import LSGANState, drawing, lsgan_step, settings, truncated_noise
-from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.lsgan.step import build, inventing, lsgan_step, settings, truncated_noise
+from dgnet_core.networks.config import ImageSize
+from dgnet_core.networks.modes import evaluating
 from tests.helpers.generators import SIZES, cost, posed_batch
 
 
 def tiny(**overrides) -> LSGANConfig:
-    network = NetworkConfig(height=64, width=32, pretrained="none", aspp_dilations=(1, 1, 1), discriminator_scales=2)
+    network = ImageSize(height=64, width=32)
     fields = {
         "network": network, "batch_size": 4, "noise": 6, "width": 2, "discriminator_width": 2, "iterations": 6,
         "milestones": (3,), "step": StepConfig(precision="float64"),
@@ -28,7 +29,7 @@ def tiny(**overrides) -> LSGANConfig:
     ("size", "drawn", "judged"), [*zip(SIZES, ((5.03, 1.40), (6.26, 5.6)), (0.115, 0.46), strict=True)]
 )
 def test_sizes_are_the_published_ones(size, drawn, judged):
-    network = NetworkConfig(height=size[0], width=size[1], pretrained="none")
+    network = ImageSize(height=size[0], width=size[1])
     with torch.device("meta"):
         config = replace(LSGANConfig(num_classes=5), network=network)
         assert cost(Generator(config), (100,)) == pytest.approx(drawn, rel=0.01)
@@ -50,12 +51,12 @@ def test_presets_and_rates():
     assert settings(config, 4_041)["lr/generator"] == 1.5e-4
     assert laptop(5, iterations=100).milestones == (40, 80)
     with pytest.raises(ValueError, match="height = 72: five levels double it: a multiple of 32"):
-        tiny(network=NetworkConfig(height=72, width=64, pretrained="none"))
+        tiny(network=ImageSize(height=72, width=64))
 
 
 def test_losses_by_hand():
     config = tiny()
-    state = LSGANState.build(config)
+    state = build(config)
     before = {name: copy.deepcopy(network) for name, network in state.networks.items()}
     batch = posed_batch(config, 1, 0, posed=False)
     metrics = lsgan_step(state, batch, config)
@@ -74,12 +75,12 @@ def test_losses_by_hand():
 
 def test_it_resumes_in_every_bit():
     config = tiny()
-    whole, part = LSGANState.build(config), LSGANState.build(config)
+    whole, part = build(config), build(config)
     for t in range(4):
         lsgan_step(whole, posed_batch(config, 1, t, posed=False), config)
     for t in range(2):
         lsgan_step(part, posed_batch(config, 1, t, posed=False), config)
-    again = LSGANState.build(config)
+    again = build(config)
     again.load_state_dict(copy.deepcopy(part.state_dict()))
     for t in (2, 3):
         lsgan_step(again, posed_batch(config, 1, t, posed=False), config)
@@ -89,14 +90,20 @@ def test_it_resumes_in_every_bit():
 
 
 def test_it_draws_from_truncated_noise_with_running_statistics():
-    config = tiny(step=StepConfig())
-    state = LSGANState.build(config)
+    config = tiny()
+    state = build(config)
+    for t in range(4):  # statistics to draw with
+        lsgan_step(state, posed_batch(config, 1, t, posed=False), config)
     noise = truncated_noise(config, 500, seed=1)
     assert noise.shape == (500, 6)
     assert 1.8 < noise.abs().max() <= 2
-    draw = drawing(state)
-    drawn = draw(noise[:4])
+    invent = inventing(state, config)
+    drawn = invent(4, 1)
     assert drawn.shape == (4, 3, 64, 32)
     assert to_symmetric(drawn).abs().max() <= 1 + 1e-6
-    assert torch.allclose(draw(noise[:2]), drawn[:2], atol=1e-5)  # whatever else is in the batch
+    assert torch.equal(invent(4, 1), drawn)
+    assert not torch.equal(invent(4, 2), drawn)
+    with evaluating(state.networks["generator"]):  # alone as among others: running statistics
+        alone = from_symmetric(state.networks["generator"](truncated_noise(config, 4, 1)[:1].double()))
+    assert torch.allclose(alone, drawn[:1], atol=1e-5)
     assert state.networks["generator"].training

@@ -8,15 +8,15 @@ import torch
 
 from dgnet_core.learning.augment import to_symmetric
 from dgnet_core.learning.config import StepConfig
-from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.networks.config import ImageSize
 from dgnet_core.pngan.config import PNGANConfig, laptop, paper
 from dgnet_core.pngan.networks import discriminator, generator
-from dgnet_core.pngan.step import PNGANState, drawing, pngan_step, pose_image, rate
+from dgnet_core.pngan.step import build, drawing, pngan_step, pose_image, rate
 from tests.helpers.generators import SIZES, cost, posed_batch
 
 
 def tiny(**overrides) -> PNGANConfig:
-    network = NetworkConfig(height=64, width=56, pretrained="none")
+    network = ImageSize(height=64, width=56)
     fields = {
         "network": network, "batch_size": 2, "width": 2, "residual_blocks": 1, "discriminator_width": 2,
         "iterations": 4, "step": StepConfig(precision="float64"),
@@ -28,7 +28,7 @@ def tiny(**overrides) -> PNGANConfig:
     ("size", "gmac", "heat", "judge"), [*zip(SIZES, (6.3, 25.1), (6.66, 26.6), (0.277, 1.35), strict=True)]
 )
 def test_sizes_are_the_published_ones(size, gmac, heat, judge):
-    network = NetworkConfig(height=size[0], width=size[1], pretrained="none")
+    network = ImageSize(height=size[0], width=size[1])
     with torch.device("meta"):
         config = paper(5, network=network)
         assert cost(generator(config), (6, *size)) == pytest.approx((11.39, gmac), rel=0.01)
@@ -50,14 +50,14 @@ def test_presets_and_rate():
     assert rate(config, config.iterations) == 0
     assert laptop(5, iterations=7).iterations == 7
     with pytest.raises(ValueError, match=r"width = 40: the discriminator needs at least 56 pixels"):
-        paper(5, network=NetworkConfig(height=128, width=40, pretrained="none"))
+        paper(5, network=ImageSize(height=128, width=40))
 
 
 @pytest.mark.parametrize("real", ["source", "target"])
 @pytest.mark.parametrize("pose", ["sticks", "heatmaps"])
 def test_losses_by_hand(real, pose):
     config = tiny(real=real, pose=pose)
-    state = PNGANState.build(config)
+    state = build(config)
     before = {name: copy.deepcopy(network) for name, network in state.networks.items()}
     batch = posed_batch(config, 2, 0)
     assert batch.joints is not None
@@ -75,11 +75,11 @@ def test_losses_by_hand(real, pose):
 
 def test_it_resumes_in_every_bit():
     config = tiny()
-    whole, part = PNGANState.build(config), PNGANState.build(config)
+    whole, part = build(config), build(config)
     for state in (whole, part):
         for t in range(2):
             pngan_step(state, posed_batch(config, 2, t), config)
-    again = PNGANState.build(config)
+    again = build(config)
     again.load_state_dict(copy.deepcopy(part.state_dict()))
     for state in (whole, again):
         pngan_step(state, posed_batch(config, 2, 2), config)
@@ -92,7 +92,7 @@ def test_it_draws_sources_in_poses():
     config = tiny()
     batch = posed_batch(config, 2, 0)
     assert batch.joints is not None
-    draw = drawing(PNGANState.build(config))
+    draw = drawing(build(config), config)
     drawn, turned = draw(batch.images[0], batch.joints[1]), draw(batch.images[0], batch.joints[0])
     assert drawn.shape == batch.images[0].shape
     assert to_symmetric(drawn).abs().max() <= 1 + 1e-6

@@ -10,12 +10,13 @@ import torch
 
 from dgnet_core.learning.config import AugmentConfig
 from dgnet_core.methods import METHODS, method_of
+from dgnet_core.networks.config import ImageSize
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.experiment import Experiment, identity_of
 from dgnet_platform.runs.run import Run
 from dgnet_platform.training import loop
 from dgnet_platform.training.worker import build_rank
-from tests.helpers.runs import CLASSES, NETWORK, ROOT, lines
+from tests.helpers.runs import CLASSES, ROOT, lines
 
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 
@@ -39,7 +40,7 @@ def autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("one_thread")
 def test_the_loop_trains_the_pages_method(autoencoder, people_store, tmp_path, monkeypatch):
     model = autoencoder.AutoencoderConfig(
-        num_classes=CLASSES, iterations=6, network=NETWORK, augment=AugmentConfig(pad=1), lr=0.01
+        num_classes=CLASSES, iterations=6, network=ImageSize(height=24, width=12), augment=AugmentConfig(pad=1), lr=0.01
     )
     experiment = Experiment(
         data=str(people_store), storage=str(tmp_path), model=model, log_every=1, evaluate_every=3, checkpoint_every=3

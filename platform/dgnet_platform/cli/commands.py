@@ -9,7 +9,15 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from dgnet_platform.cli.options import TrainDGNet, TrainTeacher, TuneMarket, base_and_space, parse
+from dgnet_platform.cli.options import (
+    CompareGenerators,
+    TrainDGNet,
+    TrainGenerator,
+    TrainTeacher,
+    TuneMarket,
+    base_and_space,
+    parse,
+)
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.evaluation.config import EvaluateConfig, GenerateConfig, MeasureConfig
 
@@ -38,6 +46,14 @@ def train_dgnet(description: str | None, args: Sequence[str], console: Console) 
     return train_and_show(options, experiment, console)
 
 
+def train_generator(description: str | None, args: Sequence[str], console: Console) -> int:
+    """Train a generator that DG-Net is compared with."""
+    options, experiment = parse(TrainGenerator, description, args)
+    from dgnet_platform.cli.train import train_and_show
+
+    return train_and_show(options, experiment, console)
+
+
 def tune(description: str | None, args: Sequence[str], console: Console) -> int:
     """Search DG-Net's settings."""
     options = tyro.cli(TuneMarket, args=args, description=description)
@@ -61,6 +77,14 @@ def generate(description: str | None, args: Sequence[str], console: Console) -> 
     from dgnet_platform.cli.generate import generate_and_show
 
     return generate_and_show(config, console)
+
+
+def compare(description: str | None, args: Sequence[str], console: Console) -> int:
+    """Compare generators."""
+    options = tyro.cli(CompareGenerators, args=args, description=description)
+    from dgnet_platform.cli.compare import compare_and_show
+
+    return compare_and_show(options, console)
 
 
 def measure(description: str | None, args: Sequence[str], console: Console) -> int:

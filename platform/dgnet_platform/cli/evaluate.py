@@ -35,8 +35,9 @@ def tables(evaluation: Evaluation) -> RenderableType:
     """All tables for a terminal."""
     parts: list[RenderableType] = [
         Text(evaluation.source, style="bold"),
-        _retrieval_table(evaluation.retrieval),
     ]
+    if len(evaluation.retrieval):
+        parts.append(_retrieval_table(evaluation.retrieval))
     if len(evaluation.sweep):
         parts.append(_sweep_table(evaluation.sweep))
     if len(evaluation.swaps):

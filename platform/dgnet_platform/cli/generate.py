@@ -17,10 +17,12 @@ def generate_and_show(config: GenerateConfig, console: Console) -> int:
         made = generate(config, partial(show, "pictures"))
     out = str(config.out)
     source, store = shlex.quote(out), shlex.quote(f"{out}-store")
+    whom = f"{made.people:,} people" if made.people else "people who do not exist"
     lines = [
-        f"{made.pictures:,} pictures of {made.people:,} people are in {out}, {made.made:,} made now.",
+        f"{made.pictures:,} pictures of {whom} are in {out}, {made.made:,} made now.",
         f"Some to look at: {out}/{EXAMPLES}",
-        f"To train on them: uv run jobs/prepare_data.py --dataset folder --source {source} --out {store}",
     ]
+    if made.people:
+        lines.append(f"To train on them: uv run jobs/prepare_data.py --dataset folder --source {source} --out {store}")
     console.print("\n".join(map(printable, lines)), style="green")
     return DONE

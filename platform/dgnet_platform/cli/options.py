@@ -1,7 +1,8 @@
 """The options of the commands, and the experiments they start from: read before anything heavy is imported."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,16 +12,28 @@ import yaml
 from dgnet_platform.data.held_out import held_out_people, needed_classes
 from dgnet_platform.data.people.sizes import SIZES
 from dgnet_platform.errors import ExperimentError
+from dgnet_platform.evaluation.config import CompareConfig
 from dgnet_platform.runs.experiment import (
     AnyExperiment,
     DGNetExperiment,
+    Experiment,
+    Model,
     Places,
     Taught,
     TaughtExperiment,
     TeacherExperiment,
     check_name,
 )
-from dgnet_platform.runs.presets import DRAWN, ITERATIONS, Preset, dgnet_experiment, teacher_experiment
+from dgnet_platform.runs.presets import (
+    DRAWN,
+    ITERATIONS,
+    ComparedName,
+    GeneratorName,
+    Preset,
+    dgnet_experiment,
+    generator_experiment,
+    teacher_experiment,
+)
 from dgnet_platform.runs.run import absolute
 from dgnet_platform.runs.tracking_uri import usable
 from dgnet_platform.search.config import SearchConfig
@@ -68,6 +81,40 @@ class TrainTeacher(RunOptions, TeacherExperiment):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratorChoice:
+    """Which generator is trained."""
+
+    method: GeneratorName = "pg2gan"
+    """lsgan draws people from noise; pg2gan, pngan and fdgan draw a given person in a given pose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorDefaults(GeneratorChoice, DefaultsFrom):
+    """What the defaults of all other settings of a generator depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGenerator(GeneratorChoice, RunOptions, Experiment[Model]):
+    """Options of jobs/train_generator.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareGenerators(CompareConfig):
+    """Options of jobs/compare_generators.py."""
+
+    train: tuple[ComparedName, ...] = ()
+    """Generators that are trained first; runs that are finished are found again."""
+    preset: Preset = "laptop"
+    """Of those: laptop or paper."""
+    iterations: int | None = None
+    """Length of those runs; None: the preset's."""
+    storage: str = field(default_factory=lambda: Places().storage)
+    """Folder of those runs."""
+    tracking_uri: str = ""
+    """MLflow's store or server for those runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneMarket(DefaultsFrom, Taught, SearchConfig):
     """Options of jobs/tune_market.py."""
 
@@ -102,7 +149,9 @@ class TuneMarket(DefaultsFrom, Taught, SearchConfig):
 
 
 def parse(
-    options: type[TrainDGNet] | type[TrainTeacher], description: str | None, args: Sequence[str]
+    options: type[TrainDGNet] | type[TrainTeacher] | type[TrainGenerator[Any]],
+    description: str | None,
+    args: Sequence[str],
 ) -> tuple[RunOptions, AnyExperiment]:
     """The experiment that a command line asks for, and what is done with it.
 
@@ -111,13 +160,21 @@ def parse(
         StoreError: --data is no store.
         SystemExit: the command line is wrong (tyro has explained it), or asked for help.
     """
-    first, _ = tyro.cli(DefaultsFrom, args=args, return_unknown_args=True, add_help=False)
+    defaults = GeneratorDefaults if options is TrainGenerator else DefaultsFrom
+    first, _ = tyro.cli(defaults, args=args, return_unknown_args=True, add_help=False)
     identities, pictures = _counts(first)
-    preset = dgnet_experiment if options is TrainDGNet else teacher_experiment
+    choice: dict[str, Any] = {"preset": first.preset}
+    if isinstance(first, GeneratorDefaults):
+        preset = partial(generator_experiment, first.method)
+        choice["method"] = first.method
+    else:
+        preset = dgnet_experiment if options is TrainDGNet else teacher_experiment
     unset = preset(first.preset, identities, pictures, first.iterations)
+    if isinstance(first, GeneratorDefaults):
+        options = TrainGenerator[type(unset.model)]
     default = unset if first.config is None else _from_file(first.config, unset)
     shown = {field.name: getattr(default, field.name) for field in fields(default)}
-    given = tyro.cli(options, args=args, description=description, default=options(**shown, preset=first.preset))
+    given = tyro.cli(options, args=args, description=description, default=options(**shown, **choice))
     experiment = replace(default, **{name: getattr(given, name) for name in shown})
     if experiment.model.num_classes == identities and experiment.hold_out:  # not set otherwise: the data decides
         experiment = _with_classes(experiment, identities - held_out_people(identities))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dgnet_platform.data.decode import PictureError, decode
 from dgnet_platform.data.held_out import held_out_people, held_out_queries
+from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import UserError
 from dgnet_platform.threads import map_in_threads, no_progress
@@ -42,6 +43,8 @@ class ImageSet:
     camera_ids: Tensor
     """(N,) int64."""
     file_names: tuple[str, ...]
+    joints: Tensor | None = None
+    """(N, 18, 3) float32 on the CPU: x and y in pixels of `images`, and visibility; None: not loaded."""
 
     @classmethod
     def load(
@@ -51,6 +54,7 @@ class ImageSet:
         *,
         height: int,
         width: int,
+        posed: bool = False,
         threads: int = os.cpu_count() or 1,
         progress: Callable[[int, int], None] = no_progress,
     ) -> Self:
@@ -61,12 +65,14 @@ class ImageSet:
             split: One of its splits.
             height: Pixels.
             width: Pixels.
+            posed: With the joints of the store's key points.
             threads: Threads that decode; they do not change the result.
             progress: Called now and then with the number of pictures done and the number there are.
 
         Raises:
             ImageMemoryError: The split does not fit in the memory that is free.
             StoreError: No such split, or a damaged file or picture.
+            PoseError: The store has no key points, and is `posed`.
         """
         count = store.count(split)
         _require(image_bytes(count, height, width), torch.device("cpu"), f"{split} of {store.location}")
@@ -82,11 +88,13 @@ class ImageSet:
         for done in map_in_threads(decode_to, chunks, threads):
             progress(done, count)
         index = store.index(split)
+        joints = KeyPoints.open(store).joints(split, index, height=height, width=width) if posed else None
         return cls(
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
             person_ids=torch.from_numpy(index["person_id"].to_numpy(np.int64, copy=True)),
             camera_ids=torch.from_numpy(index["camera_id"].to_numpy(np.int64, copy=True)),
             file_names=tuple(index["file_name"]),
+            joints=None if joints is None else torch.from_numpy(joints),
         )
 
     def __len__(self) -> int:
@@ -110,6 +118,7 @@ class ImageSet:
             person_ids=self.person_ids[rows],
             camera_ids=self.camera_ids[rows],
             file_names=tuple(self.file_names[row] for row in rows.tolist()),
+            joints=None if self.joints is None else self.joints[rows],
         )
 
     def fits(self, device: torch.device) -> bool:

@@ -125,7 +125,9 @@ class KeyPoints:
         Raises:
             PoseError: There are none, they are of another store, or the file was changed.
         """
-        where, remedy = f"{store.location}/{FILE}", "run jobs/prepare_data.py again, with --keypoints"
+        where, remedy = f"{store.location}/{FILE}", "run jobs/prepare_data.py again"
+        if not store.info.origin:  # drawn people bring theirs
+            remedy += ", with --keypoints"
         try:
             filesystem, root = open_place(store.location)
             with filesystem.open_input_file(f"{root}/{FILE}") as file:

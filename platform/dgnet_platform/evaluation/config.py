@@ -168,3 +168,45 @@ class MeasureConfig:
     def made(self) -> Path:
         """Folder of the pictures that a checkpoint generates meanwhile."""
         return self.out.parent / f".{self.out.name}.generated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Compare generators that were trained on the same data."""
+
+    out: Path
+    """Folder for figure and tables; earlier results there are replaced when the new ones are complete."""
+    store: str = ""
+    """Folder or URI of the store that all were trained on; none: the people that --train draws."""
+    checkpoint: tuple[Path, ...] = ()
+    """A checkpoint's directory of each generator."""
+    teacher: Path | None = None
+    """A teacher that measures distances and identity; None: the one that a compared run was trained with."""
+    inception: Path | None = None
+    """The FID network's file, for fid and kid: torch-fidelity's or pytorch-fid's."""
+    resnet: Path | None = None
+    """torchvision's file of a ResNet-50, -101 or -152, for frechet_resnet50 and kid_resnet50, say."""
+    split: str = "train"
+    """Of the store: whom the generators draw for the table."""
+    pictures: int = 12_936
+    """Pictures of each side at most; 12,936 in Table 2."""
+    people: int = 512
+    """Drawn people that are compared with their true pictures; 0 for none."""
+    diversity_pairs: int = 10
+    """Pairs of each identity in a round of DSSIM; 0 for no diversity."""
+    shown: int = 6
+    """People in the figure, at most 6."""
+    seed: int = 0
+    """Draws other pictures, pairs and subsets."""
+    batch_size: int = 32
+    """Pictures that go through a network at once."""
+    workers: int = 0
+    """Workers on a Ray cluster that train, generate and measure; 0: this process alone."""
+    gpus: bool = False
+    """Each worker has a GPU too; without workers a GPU is used if there is one."""
+    threads: int = os.cpu_count() or 1
+    """Threads of each worker that decode."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shown <= 6:
+            raise ValueError(f"--shown {self.shown}: must be 1 to 6")

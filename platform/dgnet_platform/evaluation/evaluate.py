@@ -25,7 +25,13 @@ from dgnet_platform.evaluation.config import EvaluateConfig
 from dgnet_platform.evaluation.extraction import Extraction, Progress, extract_on_workers, extract_splits
 from dgnet_platform.evaluation.pictures import ranked_picture, stored_pictures
 from dgnet_platform.evaluation.results import Evaluation, EvaluationError
-from dgnet_platform.evaluation.swaps import fidelity_rows, interpolation_pictures, people_of, stored_grid
+from dgnet_platform.evaluation.swaps import (
+    fidelity_rows,
+    interpolation_pictures,
+    invented_picture,
+    people_of,
+    stored_grid,
+)
 from dgnet_platform.runs.loading import TrainedNetworks, digest_of, open_teacher, open_trained
 from dgnet_platform.storage.files import staging
 
@@ -97,18 +103,20 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     pictures: dict[str, Image.Image] = {}
     for name, store in stores.items():
         report = _prefixed(name, progress)
-        try:
-            features, timing = extract(networks, store, splits[name], how, report)
-        except ValueError as error:
-            raise EvaluationError(str(error)) from error
-        extraction.append({"store": name, **timing})
+        features: dict[str, dict[str, Features]] = {}
+        if models:
+            try:
+                features, timing = extract(networks, store, splits[name], how, report)
+            except ValueError as error:
+                raise EvaluationError(str(error)) from error
+            extraction.append({"store": name, **timing})
         for model in models:
             head = {"model": model.name, "trained_on": model.trained_on, "store": name}
             drawn = {"drawn": bool(store.info.origin)}
             rows, swept = _rank(features[model.name], config, model.name)
             retrieval += [head | row | drawn for row in rows]
             sweep += [head | row | drawn for row in swept]
-        if config.queries_shown:
+        if config.queries_shown and models:
             best = features[models[-1].name]
             pictures[f"ranked_{_slug(name)}.png"] = ranked_picture(
                 name,
@@ -119,7 +127,9 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
                 config.beta,
                 config.queries_shown,
             )
-        if trained is not None:
+        if trained is not None and trained.method.invent is not None:
+            pictures[f"people_{_slug(name)}.png"] = invented_picture(trained, trained.source)
+        if trained is not None and trained.method.draw is not None:
             title = f"{name}: swaps of {trained.source}"
             pictures[f"swaps_{_slug(name)}.png"] = stored_grid(trained, store, people[name], title)
             for code, picture in interpolation_pictures(trained, store, f"{name}: {trained.source}").items():

@@ -1,16 +1,18 @@
 """A set of generated pictures, as DG-Market is one: the appearance of each picture in the structures of others.
 
+Of a generator that draws from noise it is as many people who do not exist.
+
 Which structures a picture gets depends on the seed and the picture alone, and each part is a batch, so the set is the
 same however many workers make it and however often they are stopped. (Not so on CPU threads: PyTorch's sums depend on
 how many a process has. Workers have one each.)
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,22 +21,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgnet_core.dgnet.generator import appearance_codes, draw, structure_codes
-from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, StructureEncoder
-from dgnet_core.dgnet.state import TrainState
-from dgnet_core.generation.grids import tile
+from dgnet_core.generation.grids import tile, to_pixels
 from dgnet_core.learning.augment import normalise
 from dgnet_core.learning.draws import purpose_word
+from dgnet_core.methods import Method
 from dgnet_platform.compute.parts import Files, Part, PartsError, make_parts, missing, owned, parts_of
 from dgnet_platform.data.decode import decode
 from dgnet_platform.data.images import decode_table
+from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.readers.folder import COLUMNS, MANIFEST
 from dgnet_platform.data.records import DISTRACTOR, JUNK
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.config import GenerateConfig
 from dgnet_platform.evaluation.pictures import captioned_grids
 from dgnet_platform.evaluation.swaps import different_people
-from dgnet_platform.runs.loading import digest_of, open_trained
+from dgnet_platform.runs.loading import TrainedNetworks, digest_of, open_trained
 from dgnet_platform.storage.files import write_whole
 from dgnet_platform.threads import map_in_threads
 
@@ -51,6 +52,8 @@ class Plan:
     """A row for each picture of the split that shows somebody: person_id, camera_id, file_name."""
     per_image: int
     seed: int
+    method: Method[Any, Any]
+    """What draws."""
 
     def structures(self, row: int) -> np.ndarray:
         """Rows (per_image,) of the pictures in whose structure that of `row` is drawn: different ones, never itself."""
@@ -61,6 +64,8 @@ class Plan:
     def file_name(self, row: int, structure: int) -> str:
         """Name of a generated picture: whose appearance, whose camera, and the rows they are from."""
         person, camera = self._persons[row], self._cameras[structure]
+        if self.method.draw is None:
+            return f"nobody_{row:06d}_{structure:06d}.jpg"
         return f"{person:04d}_c{camera}_{row:06d}_{structure:06d}.jpg"
 
     @cached_property
@@ -76,7 +81,8 @@ class Plan:
 
         The first columns are those of an own data set's manifest.csv, with a path relative to it, the person of the
         appearance and the camera of the structure, whose background and viewpoint it is. The others say what it was
-        made of.
+        made of: `body` is the picture whose body is shown, the appearance's where nothing but joints is seen of the
+        structure. People who do not exist are nobody's: JUNK.
         """
         pairs = [
             (part.name, row, structure)
@@ -87,6 +93,11 @@ class Plan:
         _, rows, structures = zip(*pairs, strict=True)
         appearance = self.people.iloc[list(rows)].reset_index(drop=True)
         structure = self.people.iloc[list(structures)].reset_index(drop=True)
+        if self.method.draw is None:
+            appearance = structure = pd.DataFrame(
+                {"person_id": JUNK, "camera_id": 1, "file_name": ""}, index=structure.index
+            )
+        body = appearance if self.method.posed else structure
         return pd.DataFrame(
             {
                 "path": [f"{name}/{self.file_name(row, other)}" for name, row, other in pairs],
@@ -97,6 +108,7 @@ class Plan:
                 "appearance_camera_id": appearance["camera_id"],
                 "structure": structure["file_name"],
                 "structure_person_id": structure["person_id"],
+                "body": body["file_name"],
                 "checkpoint": checkpoint,
             }
         )
@@ -110,6 +122,7 @@ class Generated:
     made: int
     """Of these by this run."""
     people: int
+    """Whom they show; 0: nobody who exists."""
     source: str
     """The networks, in words."""
 
@@ -125,7 +138,7 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
         progress: called with the number of pictures that are there and the number there will be.
 
     Raises:
-        CheckpointError, StoreError: a file is missing, damaged or foreign.
+        CheckpointError, StoreError, PoseError: a file is missing, damaged or foreign.
         PartsError: the split is too small, the folder holds something else, or workers cannot be had.
     """
     store = Store.open(config.store)
@@ -139,23 +152,22 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
             f" pictures, so there are structures of at most {max(len(pictures) - 1, 0):,} others"
         )
     people = pictures.select(["person_id", "camera_id", "file_name"]).to_pandas()
-    plan = Plan(people=people, per_image=config.per_image, seed=config.seed)
+    plan = Plan(people=people, per_image=config.per_image, seed=config.seed, method=trained.method)
+    joints = None
+    if trained.method.posed:
+        size = {"height": trained.network.height, "width": trained.network.width}
+        index = pictures.select(["file_name", "height", "width"]).to_pandas()
+        joints = torch.from_numpy(KeyPoints.open(store).joints(config.split, index, **size))
     parts = parts_of(config.split, len(pictures), config.batch_size)
     settings = {
         "checkpoint": checkpoint,
         "store": store.info.fingerprint,
         **{name: getattr(config, name) for name in ("split", "per_image", "seed", "batch_size", "quality")},
     }
-    state = cast(TrainState, trained.state)
-    networks = Networks(
-        appearance_encoder=state.appearance_encoder,
-        structure_encoder=state.structure_encoder,
-        decoder=state.decoder,
-    )
     arguments = {
-        "networks": networks,
-        "size": (trained.network.height, trained.network.width),
+        "trained": trained,
         "pictures": pictures,
+        "joints": joints,
         "plan": plan,
         "store": store,
         "split": config.split,
@@ -184,7 +196,12 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
             write_whole(config.out / EXAMPLES, _encoded(picture, "PNG"))
             write_whole(config.out / TABLE, manifest.to_parquet(index=False))
             write_whole(config.out / MANIFEST, manifest[[*COLUMNS]].to_csv(index=False).encode())
-    return Generated(pictures=total, made=made, people=people["person_id"].nunique(), source=trained.source)
+    return Generated(
+        pictures=total,
+        made=made,
+        people=people["person_id"].nunique() if trained.method.draw is not None else 0,
+        source=trained.source,
+    )
 
 
 def shown_people(store: Store, split: str) -> pa.Table:
@@ -194,15 +211,6 @@ def shown_people(store: Store, split: str) -> pa.Table:
     return pa.concat_tables(group.filter(pa.array(~np.isin(group["person_id"].to_numpy(), nobody))) for group in groups)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Networks:
-    """What draws."""
-
-    appearance_encoder: AppearanceEncoder
-    structure_encoder: StructureEncoder
-    decoder: Decoder
-
-
 class Renderer:
     """Renders the pictures of parts; batches are decoded ahead and encoded behind."""
 
@@ -210,21 +218,22 @@ class Renderer:
         self,
         *,
         device: torch.device,
-        networks: Networks,
-        size: tuple[int, int],
+        trained: TrainedNetworks,
         pictures: pa.Table,
+        joints: Tensor | None,
         plan: Plan,
         store: Store,
         split: str,
         quality: int,
         threads: int,
     ) -> None:
-        for network in (networks.appearance_encoder, networks.structure_encoder, networks.decoder):
+        for network in trained.state.networks.values():
             network.to(device)
         self._device = device
-        self._networks = networks
-        self._height, self._width = size
+        self._trained = trained
+        self._height, self._width = trained.network.height, trained.network.width
         self._pictures = pictures
+        self._joints = joints
         self._plan = plan
         self._store = store
         self._split = split
@@ -235,15 +244,30 @@ class Renderer:
         """JPEGs by file name: `per_image` of each picture of the part."""
         rows = np.arange(part.first, part.stop)
         structures = np.stack([self._plan.structures(row) for row in rows.tolist()], axis=1)  # (per_image, B)
-        batches = map_in_threads(self.decode, [rows, *structures], self._threads)
-        appearance = appearance_codes(self._networks, self._images(next(batches)))
-        drawn = (draw(self._networks, structure_codes(self._networks, self._images(b)), appearance) for b in batches)
-        encoded = map_in_threads(self._encode, drawn, self._threads)
+        drawn = self._drawn(rows, structures) if self._plan.method.draw is not None else self._invented(rows)
+        encoded = map_in_threads(self._encode, map(to_pixels, drawn), self._threads)
         return {
             self._plan.file_name(row, structure): jpeg
             for others, jpegs in zip(structures.tolist(), encoded, strict=True)
             for row, structure, jpeg in zip(rows.tolist(), others, jpegs, strict=True)
         }
+
+    def _drawn(self, rows: np.ndarray, structures: np.ndarray) -> Iterator[Tensor]:
+        """The people of rows (B,) in structures (per_image, B), B images at a time."""
+        draw, joints = self._trained.draw, self._joints
+        if joints is not None:
+            appearance = self._images(self.decode(rows))
+            yield from (draw(appearance, joints[others]) for others in structures)
+            return
+        batches = map_in_threads(self.decode, [rows, *structures], self._threads)
+        appearance = self._images(next(batches))
+        yield from (draw(appearance, self._images(batch)) for batch in batches)
+
+    def _invented(self, rows: np.ndarray) -> Iterator[Tensor]:
+        """`per_image` times as many people who do not exist as there are rows."""
+        rng = np.random.default_rng([self._plan.seed, purpose_word("noise"), int(rows[0])])
+        for seed in rng.integers(0, 2**31, self._plan.per_image).tolist():
+            yield self._trained.invent(len(rows), seed)
 
     def decode(self, rows: np.ndarray) -> Tensor:
         """Pictures (B, 3, H, W) uint8 of some rows."""
@@ -270,11 +294,13 @@ def examples(out: Path, plan: Plan, parts: Sequence[Part], renderer: Renderer, t
         for structure in others
     ]
     generated = np.stack([decode(jpeg) for jpeg in jpegs])
-    panels = {
-        "appearance": renderer.decode(np.array(rows))[:, None],
-        "structures": renderer.decode(structures.flatten()).unflatten(0, structures.shape),
-        "generated": torch.from_numpy(generated).permute(0, 3, 1, 2).unflatten(0, structures.shape),
-    }
+    panels = {"generated": torch.from_numpy(generated).permute(0, 3, 1, 2).unflatten(0, structures.shape)}
+    if plan.method.draw is not None:
+        panels = {
+            "appearance": renderer.decode(np.array(rows))[:, None],
+            "structures": renderer.decode(structures.flatten()).unflatten(0, structures.shape),
+            **panels,
+        }
     grids = [(caption, tile(cells).numpy()) for caption, cells in panels.items()]
     return captioned_grids(title, grids, cell_height=panels["generated"].shape[-2])
 

@@ -25,7 +25,7 @@ from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.compute.parts import Files, Part
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
-from dgnet_platform.evaluation.picture_sets import PictureSet, PictureSetError
+from dgnet_platform.evaluation.picture_sets import BODY, SOURCES, PictureSet, PictureSetError
 from dgnet_platform.evaluation.swaps import NOISY, UNCHANGED, noisy
 from dgnet_platform.threads import map_in_threads
 
@@ -221,10 +221,11 @@ class PersonJudge:
         generated = self._generated.decode(rows)
         size = tuple(generated.shape[2:])
         sources = self._generated.index.iloc[rows]
-        pairs = [(shot_of(i), shot_of(j)) for i, j in zip(sources["appearance"], sources["structure"], strict=True)]
-        true = _stacked([self._people.draw(appearance_of=i, structure_of=j) for i, j in pairs], size)
-        unchanged = _stacked([self._people.draw(appearance_of=j, structure_of=j) for _, j in pairs], size)
-        mask = np.stack([self._people.silhouette(appearance_of=i, structure_of=j) for i, j in pairs])
+        shots = [map(shot_of, sources[column]) for column in (*SOURCES, BODY)]
+        wanted = [{"appearance_of": i, "structure_of": j, "body_of": b} for i, j, b in zip(*shots, strict=True)]
+        true = _stacked([self._people.draw(**one) for one in wanted], size)
+        unchanged = _stacked([self._people.picture(*one["structure_of"]) for one in wanted], size)
+        mask = np.stack([self._people.silhouette(**one) for one in wanted])
         silhouette = F.interpolate(torch.from_numpy(mask)[:, None], size, mode="area")[:, 0]
         compared = generated, unchanged, noisy(true)
         scores = [person_fidelity(pixels, true, silhouette) for pixels in compared]

@@ -27,6 +27,8 @@ COLUMNS = "path", "appearance_id", "structure_id"
 """What a folder's manifest says of each picture: its file, whose appearance and whose structure it shows."""
 SOURCES = "appearance", "structure"
 """Columns that a manifest may have: file names of the real pictures that a picture was generated from."""
+BODY = "body"
+"""One more: which of the two gives body, hair style and bag; the structure, where it is missing."""
 
 
 class PictureSetError(UserError):
@@ -42,7 +44,7 @@ class PictureSet:
     pictures: pa.Array | pa.ChunkedArray
     """Their files' bytes."""
     index: pd.DataFrame
-    """`file_name` and `person_id`; of generated ones also `structure_id` and, where known, SOURCES ("": unknown)."""
+    """`file_name` and `person_id`; of generated ones also `structure_id`, SOURCES and BODY ("": not known)."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -126,6 +128,9 @@ def generated_set(folder: Path, real: PictureSet, threads: int) -> PictureSet:
     for column in SOURCES:
         if column not in index:
             index[column] = ""
+    if BODY not in index:
+        index[BODY] = index["structure"]
+    index[BODY] = index[BODY].where(index[BODY] != "", index["structure"])
     _check_sources(index, folder, real)
 
     def read(path: str) -> bytes:
@@ -145,7 +150,7 @@ def _manifest(folder: Path) -> pd.DataFrame:
     if (folder / TABLE).exists():
         table = pd.read_parquet(folder / TABLE)
         kept = {"path": "file_name", "person_id": "person_id", "structure_person_id": "structure_id"}
-        kept |= {column: column for column in SOURCES}
+        kept |= {column: column for column in (*SOURCES, BODY) if column in table}
         return pd.DataFrame({ours: table[theirs] for theirs, ours in kept.items()})
     where = folder / MANIFEST
     if not where.exists():
@@ -170,7 +175,7 @@ def _manifest(folder: Path) -> pd.DataFrame:
                     )
             if climbs_out(row["path"]):
                 raise PictureSetError(f"{where} line {reader.line_num}: {row['path']!r} leads out of the folder")
-            sources = {column: (row.get(column) or "").strip() for column in SOURCES}
+            sources = {column: (row.get(column) or "").strip() for column in (*SOURCES, BODY)}
             ids = {"person_id": int(row["appearance_id"]), "structure_id": int(row["structure_id"])}
             rows.append({"file_name": row["path"].strip(), **ids, **sources})
     if not rows:
@@ -183,6 +188,11 @@ def _check_sources(index: pd.DataFrame, folder: Path, real: PictureSet) -> None:
     doubled = [path for path, count in Counter(index["file_name"]).items() if count > 1]
     if doubled:
         raise PictureSetError(f"{folder}: its manifest names {doubled[0]} more than once: keep one line a picture")
+    for file, body, *sources in zip(
+        index["file_name"], index[BODY], *(index[column] for column in SOURCES), strict=True
+    ):
+        if body not in sources:
+            raise PictureSetError(f"{folder}: {file} has its {BODY} from {body}, which is neither of its sources")
     people = dict(zip(real.index["file_name"], real.index["person_id"], strict=True))
     for column, identity in zip(SOURCES, ("person_id", "structure_id"), strict=True):
         for file, source, person in zip(index["file_name"], index[column], index[identity], strict=True):

@@ -144,6 +144,26 @@ def captioned_grids(title: str, grids: Sequence[tuple[str, np.ndarray]], *, cell
     return picture
 
 
+def labelled_rows(title: str, rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Image:
+    """Rows of pictures (3, h, w) uint8, each behind its label."""
+    width, height = (side + 2 * _FRAME for side in _CELL)
+    label_width, head = 150, 44
+    columns = max(len(pictures) for _, pictures in rows)
+    size = (
+        _MARGIN + label_width + columns * (width + _GAP) - _GAP + _MARGIN,
+        head + len(rows) * (height + _GAP) - _GAP + _MARGIN,
+    )
+    picture = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((_MARGIN, 14), title, _INK, _font(15))
+    for number, (label, pictures) in enumerate(rows):
+        top = head + number * (height + _GAP)
+        draw.text((_MARGIN, top + height // 2), label, _INK, _font(13), anchor="lm")
+        for place, pixels in enumerate(pictures):
+            _framed(picture, pixels, (_MARGIN + label_width + place * (width + _GAP), top), _PAPER)
+    return picture
+
+
 def stored_pictures(store: Store, split: str, rows: Sequence[int]) -> list[np.ndarray]:
     """A few pictures of a split as they are stored, (3, h, w) uint8 each; only these are decoded.
 

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from dgnet_core.generation.fidelity import swap_fidelity
-from dgnet_core.generation.grids import framed_grid, swap_grid
+from dgnet_core.generation.grids import framed_grid, swap_grid, tile, to_pixels
 from dgnet_core.generation.people import PersonFidelity, joined_fidelity, person_fidelity, person_figures
 from dgnet_core.learning.augment import denormalise, normalise
 from dgnet_platform.data.people.people import People, Shot
 from dgnet_platform.data.people.people_set import people_from, shot_of
+from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.evaluation.pictures import captioned_grids, stored_pictures
 from dgnet_platform.runs.loading import TrainedNetworks
@@ -104,7 +105,13 @@ def person_scores(
     for first in range(0, len(pairs), batch_size):
         batch = pairs[first : first + batch_size]
         true, compared = _compared(trained, people, batch)
-        masks = np.stack([people.silhouette(appearance_of=i, structure_of=j) for i, j in batch])
+        bodies = [i if trained.method.posed else None for i, _ in batch]
+        masks = np.stack(
+            [
+                people.silhouette(appearance_of=i, structure_of=j, body_of=b)
+                for (i, j), b in zip(batch, bodies, strict=True)
+            ]
+        )
         silhouette = F.interpolate(torch.from_numpy(masks)[:, None], true.shape[2:], mode="area")[:, 0]
         for picture, pixels in {**compared, NOISY: noisy(true)}.items():
             parts = swap_fidelity(pixels, true)
@@ -135,15 +142,21 @@ def _compared(
     trained: TrainedNetworks, people: People, pairs: Sequence[tuple[Shot, Shot]]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The true pictures (N, 3, H, W), uint8, of pairs, and what is compared with them: G(a_i, s_j) and x_j."""
-    appearance = _drawn(people, [(i, i) for i, _ in pairs], trained)
-    structure = _drawn(people, [(j, j) for _, j in pairs], trained)
-    true = denormalise(_drawn(people, pairs, trained))
-    images = {GENERATED: trained.draw(appearance, structure), UNCHANGED: structure}
+    appearance = _pictured(people, [i for i, _ in pairs], trained)
+    structure = _pictured(people, [j for _, j in pairs], trained)
+    targets = _poses(people, [j for _, j in pairs], trained) if trained.method.posed else structure
+    true = denormalise(_true(people, pairs, trained))
+    images = {GENERATED: trained.draw(appearance, targets), UNCHANGED: structure}
     return true, {picture: denormalise(own).cpu() for picture, own in images.items()}
 
 
 def reconstruction(
-    trained: TrainedNetworks, pictures: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], *, batch_size: int = 32
+    trained: TrainedNetworks,
+    pictures: Sequence[np.ndarray],
+    pairs: Sequence[tuple[int, int]],
+    joints: Tensor | None = None,
+    *,
+    batch_size: int = 32,
 ) -> dict[str, float]:
     """Mean L1, PSNR and SSIM of G(a_i, s_j) against x_j, for i and j of the same person (paper, Eq. 2).
 
@@ -151,15 +164,15 @@ def reconstruction(
         trained: the networks.
         pictures: (3, h, w), uint8.
         pairs: places i and j of two pictures of a person each, see `same_person_pairs`.
+        joints: of the pictures, (N, 18, 3) in pixels of the networks' images, for methods that are posed.
         batch_size: images drawn at once.
     """
     scores: list[Tensor] = []
     for first in range(0, len(pairs), batch_size):
-        appearance, structure = (
-            torch.cat([_normalised(pictures[place], trained) for place in side])
-            for side in zip(*pairs[first : first + batch_size], strict=True)
-        )
-        generated = denormalise(trained.draw(appearance, structure)).cpu()
+        sides = list(zip(*pairs[first : first + batch_size], strict=True))
+        appearance, structure = (torch.cat([_normalised(pictures[place], trained) for place in side]) for side in sides)
+        targets = structure if joints is None else joints[list(sides[1])]
+        generated = denormalise(trained.draw(appearance, targets)).cpu()
         parts = swap_fidelity(generated, denormalise(structure))
         scores.append(torch.stack([parts.l1, parts.psnr, parts.ssim]))
     return dict(zip(("L1", "PSNR", "SSIM"), torch.cat(scores, dim=1).double().mean(dim=1).tolist(), strict=True))
@@ -170,8 +183,19 @@ def stored_grid(trained: TrainedNetworks, store: Store, people: People | None, t
     index = store.index("query")
     rows = different_people(index["person_id"].tolist())
     pictures = stored_pictures(store, "query", rows)
+    joints = None
+    if trained.method.posed:
+        size = {"height": trained.network.height, "width": trained.network.width}
+        joints = torch.from_numpy(KeyPoints.open(store).joints("query", index.iloc[rows], **size))
     names = index["file_name"].tolist()
-    return grid_picture(trained, pictures, [names[row] for row in rows], people, title)
+    return grid_picture(trained, pictures, [names[row] for row in rows], people, title, joints)
+
+
+def invented_picture(trained: TrainedNetworks, title: str) -> Image.Image:
+    """People drawn from noise, always the same noise."""
+    drawn = to_pixels(trained.invent(APPEARANCES * STRUCTURES, 0)).unflatten(0, (APPEARANCES, STRUCTURES))
+    grids = [("drawn from noise", tile(drawn).numpy())]
+    return captioned_grids(title, grids, cell_height=trained.network.height)
 
 
 def interpolation_pictures(trained: TrainedNetworks, store: Store, title: str) -> dict[str, Image.Image]:
@@ -207,6 +231,7 @@ def grid_picture(
     file_names: Sequence[str],
     people: People | None,
     title: str,
+    joints: Tensor | None = None,
 ) -> Image.Image:
     """Swaps among pictures (3, h, w) uint8 of different persons; for drawn people beside the true ones.
 
@@ -216,6 +241,7 @@ def grid_picture(
         file_names: theirs; drawn people are drawn again from them.
         people: who is drawn in them; None for photographs.
         title: above the picture.
+        joints: of the pictures, (N, 18, 3) in pixels of the networks' images, for methods that are posed.
     """
     places = range(len(pictures))
     appearance_places = [*places[::2]][:APPEARANCES]
@@ -227,12 +253,12 @@ def grid_picture(
     grids = [
         (
             "rendered: each row an appearance, each column a structure",
-            swap_grid(trained.draw, appearance, structure),
+            swap_grid(trained.draw, appearance, structure, None if joints is None else joints[list(structure_places)]),
         )
     ]
     if people is not None:
         i, j = ([shot_of(file_names[place]) for place in part] for part in (appearance_places, structure_places))
-        true = denormalise(_drawn(people, [(one, other) for one in i for other in j], trained))
+        true = denormalise(_true(people, [(one, other) for one in i for other in j], trained))
         cells = true.unflatten(0, (len(i), len(j)))
         grids.append(("drawn: the true pictures", framed_grid(cells, denormalise(structure), denormalise(appearance))))
     return captioned_grids(
@@ -269,10 +295,32 @@ def same_person_pairs(person_ids: Sequence[int], pairs: int) -> list[tuple[int, 
     return chosen
 
 
-def _drawn(people: People, pairs: Sequence[tuple[Shot, Shot]], trained: TrainedNetworks) -> Tensor:
-    """Normalised pictures (N, 3, H, W) of the appearance of the first in the structure of the second."""
-    pictures = [people.draw(appearance_of=i, structure_of=j).transpose(2, 0, 1) for i, j in pairs]
-    return normalise(torch.from_numpy(np.stack(pictures)), trained.network.height, trained.network.width)
+def _true(people: People, pairs: Sequence[tuple[Shot, Shot]], trained: TrainedNetworks) -> Tensor:
+    """Normalised pictures (N, 3, H, W) of the appearance of the first in the structure of the second.
+
+    Methods that are posed see the second's joints alone: there the body is the first's.
+    """
+    posed = trained.method.posed
+    return _resized(
+        [people.draw(appearance_of=i, structure_of=j, body_of=i if posed else None) for i, j in pairs], trained
+    )
+
+
+def _pictured(people: People, shots: Sequence[Shot], trained: TrainedNetworks) -> Tensor:
+    """Normalised pictures (N, 3, H, W) of shots as they are."""
+    return _resized([people.picture(*shot) for shot in shots], trained)
+
+
+def _poses(people: People, shots: Sequence[Shot], trained: TrainedNetworks) -> Tensor:
+    """Joints (N, 18, 3) of shots in pixels of the networks' images."""
+    scale = trained.network.width / people.width, trained.network.height / people.height
+    found = [people.keypoints(shot) for shot in shots]
+    return torch.from_numpy(np.stack([np.column_stack([places * scale, seen]) for places, seen in found])).float()
+
+
+def _resized(pictures: Sequence[np.ndarray], trained: TrainedNetworks) -> Tensor:
+    stacked = np.stack([picture.transpose(2, 0, 1) for picture in pictures])
+    return normalise(torch.from_numpy(stacked), trained.network.height, trained.network.width)
 
 
 def _normalised(picture: np.ndarray, trained: TrainedNetworks) -> Tensor:

@@ -163,14 +163,17 @@ class Identity:
     """Of the store."""
     hold_out: bool
     model: MethodConfig
+    keypoints: str | None = None
+    """Digest of the store's key points; None: the method needs none."""
     teacher: str | None = None
     """Digest of the teacher's tensors; None: the run has no teacher."""
     origin: str | None = None
     """Digest and iteration of the checkpoint from which the run was forked; None: it starts from scratch."""
 
     def values(self) -> dict[str, Any]:
-        """As a dictionary that JSON can hold."""
-        return to_dict(self)
+        """As a dictionary that JSON can hold; names from before there were key points stay."""
+        values = to_dict(self)
+        return values if self.keypoints else {name: value for name, value in values.items() if name != "keypoints"}
 
     @property
     def name(self) -> str:
@@ -180,7 +183,13 @@ class Identity:
 
 
 def identity_of(
-    experiment: AnyExperiment, *, dataset: str, fingerprint: str, teacher: str | None, origin: str | None
+    experiment: AnyExperiment,
+    *,
+    dataset: str,
+    fingerprint: str,
+    teacher: str | None,
+    origin: str | None,
+    keypoints: str | None = None,
 ) -> Identity:
     """The identity of an experiment on a store; digests as in `Identity`."""
     from dgnet_core.methods import method_of  # imports torch, for which --help must not wait
@@ -191,6 +200,7 @@ def identity_of(
         fingerprint=fingerprint,
         hold_out=experiment.hold_out,
         model=experiment.model,
+        keypoints=keypoints,
         teacher=teacher,
         origin=origin,
     )

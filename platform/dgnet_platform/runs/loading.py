@@ -10,14 +10,14 @@ import torch
 from dgnet_core.dgnet import release
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
-from dgnet_core.methods import Draw, Method, method_of
-from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.methods import Draw, Invent, Method, method_of
+from dgnet_core.networks.config import ImageSize
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_core.teacher.state import TeacherState
 from dgnet_platform.runs.checkpoint import META, CheckpointError, load_networks, read_meta, size_and_digest, verify
 
-_NO_TEACHER = "{} is a checkpoint of DG-Net: name a teacher's, made by jobs/train_teacher.py"
+_NO_TEACHER = "{} is a checkpoint of a generator: name a teacher's, made by jobs/train_teacher.py"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,15 +39,21 @@ class TrainedNetworks:
         return method_of(self.config)
 
     @property
-    def network(self) -> NetworkConfig:
+    def network(self) -> ImageSize:
         """Sizes of the networks and of the images they were trained on."""
         return self.config.network
 
     @property
     def draw(self) -> Draw:
-        """What draws; only of methods that do."""
+        """What draws people who exist; only of methods that do."""
         assert self.method.draw is not None
-        return self.method.draw(self.state)
+        return self.method.draw(self.state, self.config)
+
+    @property
+    def invent(self) -> Invent:
+        """What draws people from noise; only of methods that do."""
+        assert self.method.invent is not None
+        return self.method.invent(self.state, self.config)
 
 
 def open_trained(path: Path, device: torch.device | str = "cpu") -> TrainedNetworks:
@@ -66,8 +72,8 @@ def open_trained(path: Path, device: torch.device | str = "cpu") -> TrainedNetwo
         hint = f"it holds checkpoints, name one such as {inside[-1].parent}" if inside else "name another"
         raise CheckpointError(f"{path} holds no checkpoint, neither {META} nor the release's id_*.pt: {hint}")
     trained = _open_checkpoint(path, device)
-    if trained.method.draw is None:
-        raise CheckpointError(f"{path} is a {trained.method.name}'s: name a checkpoint of DG-Net")
+    if not trained.method.generates:
+        raise CheckpointError(f"{path} is a {trained.method.name}'s: name a checkpoint of DG-Net or another generator")
     return trained
 
 

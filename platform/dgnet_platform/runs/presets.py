@@ -4,13 +4,18 @@ from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
 from dgnet_core.dgnet import config as presets
+from dgnet_core.fdgan import config as fdgan
 from dgnet_core.learning.config import MethodConfig
+from dgnet_core.lsgan import config as lsgan
+from dgnet_core.pg2gan import config as pg2gan
+from dgnet_core.pngan import config as pngan
 from dgnet_core.teacher.config import TeacherConfig, laptop_teacher, paper_teacher
-from dgnet_platform.data.people.sizes import DrawnSize
+from dgnet_platform.data.people.sizes import SIZES, DrawnSize
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import (
     AnyExperiment,
     DGNetExperiment,
+    Experiment,
     Places,
     TaughtExperiment,
     TeacherExperiment,
@@ -18,6 +23,9 @@ from dgnet_platform.runs.experiment import (
 from dgnet_platform.storage.serialize import differences, to_dict
 
 Preset = Literal["laptop", "paper"]
+GeneratorName = Literal["lsgan", "pg2gan", "pngan", "fdgan"]
+"""The generators that the paper compares DG-Net with (its Figure 3 and Table 2)."""
+ComparedName = Literal["dgnet", "lsgan", "pg2gan", "pngan", "fdgan"]
 
 
 def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int | None = None) -> DGNetExperiment:
@@ -29,8 +37,7 @@ def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int 
         images: their pictures.
         iterations: length of the run, with which warm-up, ramps and milestones scale; None: the preset's.
     """
-    if iterations is not None and iterations < 1:
-        raise ExperimentError(f"--iterations {iterations}: must be 1 or more")
+    _check_length(iterations)
     if preset == "laptop":
         model, baseline = presets.laptop(classes, iterations=800), laptop_teacher(classes, images)
     else:
@@ -44,6 +51,52 @@ def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int 
     return DGNetExperiment(
         model=model, baseline=baseline, hold_out=False, evaluate_every=5_000, checkpoint_every=2_500, keep=2
     )
+
+
+def generator_experiment(
+    method: GeneratorName, preset: Preset, classes: int, images: int, iterations: int | None = None
+) -> AnyExperiment:
+    """The experiment of a compared generator; other arguments as for `dgnet_experiment`.
+
+    It trains on all identities, as the paper's did, and is followed on query and gallery.
+    """
+    _check_length(iterations)
+    if preset == "laptop":
+        model = {"lsgan": lsgan.laptop, "pg2gan": pg2gan.laptop, "pngan": pngan.laptop, "fdgan": fdgan.laptop}[method](
+            classes
+        )
+    elif method == "lsgan":
+        model = lsgan.paper(classes, images)
+    else:
+        model = {"pg2gan": pg2gan.paper, "pngan": pngan.paper, "fdgan": fdgan.paper}[method](classes)
+    model = model.rescaled(iterations) if iterations else model
+    if preset == "laptop":
+        every = max(1, model.iterations // 5)
+        return Experiment(
+            model=model, hold_out=False, log_every=10, evaluate_every=every, checkpoint_every=max(1, every // 2)
+        )
+    return Experiment(model=model, hold_out=False, evaluate_every=2_000, checkpoint_every=2_000, keep=2)
+
+
+def compared_experiment(
+    method: ComparedName,
+    preset: Preset,
+    classes: int | None,
+    images: int | None,
+    iterations: int | None = None,
+) -> AnyExperiment:
+    """The experiment of a generator, DG-Net included, on all identities; without counts those of drawn people."""
+    if classes is None or images is None:
+        size = SIZES[DRAWN[preset]]
+        classes, images = size.train_identities, size.train
+    if method == "dgnet":
+        return replace(dgnet_experiment(preset, classes, images, iterations), hold_out=False)
+    return generator_experiment(method, preset, classes, images, iterations)
+
+
+def _check_length(iterations: int | None) -> None:
+    if iterations is not None and iterations < 1:
+        raise ExperimentError(f"--iterations {iterations}: must be 1 or more")
 
 
 def teacher_experiment(preset: Preset, classes: int, images: int, iterations: int | None = None) -> TeacherExperiment:

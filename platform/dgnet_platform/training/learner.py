@@ -70,12 +70,15 @@ class Learner:
     def _batch(self, iteration: int) -> Batch:
         """This rank's part of an iteration's batch, from pictures on any device."""
         config, sets = self.config, self._method.sets
-        rows = self._sampler.batch_at(iteration, self._places)
+        rows = self._sampler.batch_at(iteration, self._places, positives=self._method.positives)
         position = Position(seed=config.seed, iteration=iteration, first=self._places.start, total=config.batch_size)
         pictures = self._images.images
         pixels = pictures[rows[list(sets)].to(pictures.device)].to(self._device, non_blocking=True)
         labelled = [index for index in sets if index < 2]  # positives have the labels of a and b
-        return training_batch(pixels, self._images.labels[rows[labelled]], position, config)
+        joints = self._images.joints
+        if joints is not None:
+            joints = joints[rows[list(sets)]].to(self._device, non_blocking=True)
+        return training_batch(pixels, self._images.labels[rows[labelled]], position, config, joints)
 
     def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         average_gradients(parameters, self.share)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dgnet_core.learning.batches import share
 from dgnet_core.learning.config import LEAST_LOCAL, MethodConfig
 from dgnet_core.methods import build, method_of
 from dgnet_platform.data.held_out import check_held_out, needed_classes
+from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.evaluation.results import JSON
@@ -65,7 +67,7 @@ def name_run(
         store: the experiment's, if it is open.
 
     Raises:
-        ExperimentError, StoreError, CheckpointError: it cannot be trained as asked.
+        ExperimentError, StoreError, PoseError, CheckpointError: it cannot be trained as asked.
     """
     store = store or Store.open(experiment.data)
     experiment = replace(
@@ -80,10 +82,12 @@ def name_run(
         raise ExperimentError(
             f"--resume-from {origin} does not exist; a run that was begun from it resumes by its --name, without this"
         )
+    posed = method_of(experiment.model).posed
     identity = identity_of(
         experiment,
         dataset=store.info.dataset,
         fingerprint=store.info.fingerprint,
+        keypoints=KeyPoints.open(store).digest if posed else None,
         teacher=None if teacher is None else _checked_teacher(teacher, experiment.model.num_classes, store),
         origin=None if origin is None else digest_of(origin),
     )
@@ -234,8 +238,8 @@ def _check_origin(origin: Path, experiment: AnyExperiment) -> None:
             f"{refusal}it has {meta.iteration:,} iterations done, the run ends after {model.iterations:,}: name an"
             " earlier one, or more --iterations"
         )
-    before = replace(meta.config.network, pretrained=model.network.pretrained)
-    changed = differences(to_dict(before), to_dict(model.network))
+    changed = differences(to_dict(meta.config.network), to_dict(model.network))
+    changed.pop("pretrained", None)
     if meta.config.num_classes != model.num_classes:
         changed["num_classes"] = meta.config.num_classes, model.num_classes
     if changed:
@@ -258,6 +262,9 @@ def _check_workers(existing: Run, experiment: AnyExperiment) -> None:
 
 
 def _check_data(experiment: AnyExperiment, store: Store) -> None:
+    method = method_of(experiment.model)
+    if method.posed:
+        _check_pairs(method.title, store)
     classes = needed_classes(store, experiment.hold_out)
     if classes != experiment.model.num_classes:
         raise ExperimentError(
@@ -278,3 +285,15 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
                 f" over {fewest} images each, from which nothing is learned: leave it synchronised, use at most"
                 f" {max(1, experiment.model.batch_size // LEAST_LOCAL)} workers, or say local_any_size"
             )
+
+
+def _check_pairs(title: str, store: Store) -> None:
+    """Refuse training identities of which there are no two pictures to make a pair."""
+    counts = Counter(store.index("train")["person_id"].tolist())
+    alone = sorted(person for person, pictures in counts.items() if pictures < 2)
+    if alone:
+        named = ", ".join(map(str, alone[:3])) + (", ..." if len(alone) > 3 else "")
+        raise ExperimentError(
+            f"{title} trains on pairs of pictures of one person, but {len(alone):,} of {len(counts):,} training"
+            f" identities of {store.location} have one picture ({named}): prepare the data without them"
+        )

@@ -3,8 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from dgnet_core.generation.distances import kernel_distance
+from dgnet_core.learning.augment import normalise, to_symmetric
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
 from dgnet_core.methods import method_of
@@ -20,6 +24,7 @@ from dgnet_platform.evaluation.swaps import (
     different_people,
     fidelity,
     grid_picture,
+    invented_picture,
     reconstruction,
     same_person_pairs,
 )
@@ -31,6 +36,8 @@ SWEEP = tuple(step / 10 for step in range(11))
 PAIRS = 32
 """Generated pictures that are compared with the true ones."""
 QUERIES_SHOWN = 6
+THUMBNAILS = 128
+"""People drawn from noise that are compared with as many of the gallery."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +65,7 @@ class Validator:
         """What the method can do: retrieval figures in [0, 1] and ranked lists, swaps and how close they come.
 
         `reconstruction/` is of pictures that are drawn from another one of the same person, `swap/` of swaps among
-        drawn people.
+        drawn people, `thumbnails/` of people drawn from noise.
         """
         trained = TrainedNetworks(
             state=state, config=self.config, source=f"iteration {state.iteration:,}", dataset=None, fingerprint=None
@@ -68,6 +75,9 @@ class Validator:
             self._rank(trained, trained.method.describe(state), validation)
         if trained.method.draw is not None:
             self._draw(trained, validation)
+        if trained.method.invent is not None:
+            validation.pictures["people"] = invented_picture(trained, trained.source)
+            validation.metrics[f"{self.group}/thumbnails/KID"] = self._apart(trained)
         return validation
 
     def _rank(self, trained: TrainedNetworks, network: DescriptorNetwork, validation: Validation) -> None:
@@ -107,16 +117,30 @@ class Validator:
         rows = different_people(self.query.person_ids.tolist())
         names = [self.query.file_names[row] for row in rows]
         shown = _pictures_of(self.query)(rows)
-        validation.pictures["swaps"] = grid_picture(trained, shown, names, self.people, trained.source)
+        joints = None if self.query.joints is None else self.query.joints[rows]
+        validation.pictures["swaps"] = grid_picture(trained, shown, names, self.people, trained.source, joints)
         again = same_person_pairs(self.gallery.person_ids.tolist(), PAIRS)
         if again:
-            shown = _pictures_of(self.gallery)([row for pair in again for row in pair])
-            scores = reconstruction(trained, shown, [(n, n + 1) for n in range(0, len(shown), 2)])
+            rows = [row for pair in again for row in pair]
+            shown = _pictures_of(self.gallery)(rows)
+            joints = None if self.gallery.joints is None else self.gallery.joints[rows]
+            scores = reconstruction(trained, shown, [(n, n + 1) for n in range(0, len(shown), 2)], joints)
             validation.metrics.update({f"{self.group}/reconstruction/{name}": value for name, value in scores.items()})
         if self.people is not None:
             pairs = choose_pairs([shot_of(name) for name in self.gallery.file_names], PAIRS)
             scores = fidelity(trained, self.people, pairs)["G(a_i, s_j)"] if pairs else {}
             validation.metrics.update({f"{self.group}/swap/{name}": value for name, value in scores.items()})
+
+    def _apart(self, trained: TrainedNetworks) -> float:
+        """Kernel distance between people drawn from noise and the gallery's, over pictures of 16 x 8 in [-1, 1]."""
+        count = min(THUMBNAILS, len(self.gallery))
+        rows = torch.linspace(0, len(self.gallery) - 1, count).long()
+        real = normalise(self.gallery.images[rows].cpu(), trained.network.height, trained.network.width)
+        sides = [
+            F.interpolate(to_symmetric(images.float().cpu()), (16, 8), mode="area").flatten(1)
+            for images in (real, trained.invent(count, 0))
+        ]
+        return kernel_distance(*sides).mean
 
     @property
     def chooses_beta(self) -> bool:
@@ -124,9 +148,12 @@ class Validator:
         return len(method_of(self.config).features) > 1 and self.group == "val"
 
     @property
-    def objective(self) -> str:
-        """The metric to choose a checkpoint by: mAP of the best descriptor, or SSIM where nothing is described."""
+    def objective(self) -> str | None:
+        """The metric to choose a checkpoint by: mAP of the best descriptor, SSIM where nothing is described, or none
+        where nobody who exists is drawn."""
         features = method_of(self.config).features
+        if not features and method_of(self.config).draw is None:
+            return None
         if not features:
             return f"{self.group}/reconstruction/SSIM"
         return f"{self.group}/{'best' if self.chooses_beta else list(features)[-1]}/mAP"

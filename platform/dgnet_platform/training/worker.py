@@ -77,12 +77,13 @@ def build_rank(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     """What a run trains, before its first iteration, and how it is validated.
 
     Raises:
-        ValueError, StoreError, CheckpointError, ImageMemoryError: the data or the teacher cannot be used.
+        ValueError, StoreError, PoseError, CheckpointError, ImageMemoryError: the data or the teacher cannot be used.
     """
     experiment = run.experiment
     network = experiment.model.network
     store = cached(Store.open(experiment.data))
-    load = partial(ImageSet.load, store, height=network.height, width=network.width)
+    posed = method_of(experiment.model).posed
+    load = partial(ImageSet.load, store, height=network.height, width=network.width, posed=posed)
     rank, _ = ranks()
     images = load("train")
     if experiment.hold_out:
@@ -117,12 +118,12 @@ def _evaluate(run: Run, learner: Learner, device: torch.device) -> None:
     if (out / JSON).exists():
         return
     path = run.folder / f"checkpoint_{learner.state.iteration:08d}"
-    draws = method_of(run.experiment.model).draw is not None  # else it is a teacher
+    generates = method_of(run.experiment.model).generates  # else it is a teacher
     config = EvaluateConfig(
         store=(run.experiment.data,),
         out=out,
-        checkpoint=path if draws else None,
-        teacher=Path(run.teacher) if run.teacher else None if draws else path,
+        checkpoint=path if generates else None,
+        teacher=Path(run.teacher) if run.teacher else None if generates else path,
         device="cpu" if device.type == "cpu" else "cuda",
     )
     with replacing(out) as folder:

@@ -349,8 +349,10 @@ class People:
             in_front=in_front,
         )
 
-    def _draw(self, appearance_of: Shot, structure_of: Shot) -> tuple[bytes, np.ndarray]:
+    def _draw(self, appearance_of: Shot, structure_of: Shot, body_of: Shot | None = None) -> tuple[bytes, np.ndarray]:
         appearance, structure = self.appearance(appearance_of), self.structure(structure_of)
+        if body_of is not None:
+            structure = replace(structure, body=self.body(body_of))
         rng = self._rng(_PIXELS, *structure_of)
         return draw_picture(appearance, structure, self.camera(structure_of), rng, self.height, self.width)
 
@@ -363,19 +365,20 @@ class People:
         shot = Shot(identity, camera, frame)
         return self.draw(appearance_of=shot, structure_of=shot)
 
-    def draw(self, *, appearance_of: Shot, structure_of: Shot) -> np.ndarray:
+    def draw(self, *, appearance_of: Shot, structure_of: Shot, body_of: Shot | None = None) -> np.ndarray:
         """The true swap, (height, width, 3) uint8.
 
         Colours and clothes (`Appearance`) come from the first shot; body, hair style, bag, hat, pose,
         viewpoint, position, background, camera and noise from the second. Equal shots give that shot's
-        picture, bit for bit.
+        picture, bit for bit. With `body_of`, body, hair style, bag and hat are that shot's: what a generator
+        that sees no more of its target than the joints can know.
 
         Raises:
             ValueError: For a shot whose identity, camera or frame is out of range.
         """
-        return np.array(Image.open(io.BytesIO(self._draw(appearance_of, structure_of)[0])))
+        return np.array(Image.open(io.BytesIO(self._draw(appearance_of, structure_of, body_of)[0])))
 
-    def silhouette(self, *, appearance_of: Shot, structure_of: Shot) -> np.ndarray:
+    def silhouette(self, *, appearance_of: Shot, structure_of: Shot, body_of: Shot | None = None) -> np.ndarray:
         """Share of each pixel of `draw` that the person fills, (height, width) float32 in 0-1.
 
         Other people in front are cut out of it; poles, cars and hedges are not.
@@ -383,7 +386,7 @@ class People:
         Raises:
             ValueError: For a shot whose identity, camera or frame is out of range.
         """
-        mask = self._draw(appearance_of, structure_of)[1].astype(np.float32)
+        mask = self._draw(appearance_of, structure_of, body_of)[1].astype(np.float32)
         return mask.reshape(self.height, SUPERSAMPLING, self.width, SUPERSAMPLING).mean((1, 3))
 
     def keypoints(self, shot: Shot, *, estimated: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,290 @@
+"""Generators beside each other, as the paper's Figure 3 and Table 2 have them: the same people in the same poses."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dgnet_core.generation.grids import to_pixels
+from dgnet_core.learning.augment import normalise
+from dgnet_platform.data.people.people import People
+from dgnet_platform.data.people.people_set import shot_of
+from dgnet_platform.data.poses import KeyPoints
+from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.config import CompareConfig, MeasureConfig
+from dgnet_platform.evaluation.extraction import Progress
+from dgnet_platform.evaluation.measure import measure
+from dgnet_platform.evaluation.measured import GENERATED, Measured
+from dgnet_platform.evaluation.pictures import labelled_rows, stored_pictures
+from dgnet_platform.evaluation.results import DRAWN, FORMAT, JSON, EvaluationError
+from dgnet_platform.evaluation.swaps import different_people, people_of
+from dgnet_platform.runs.loading import TrainedNetworks, open_trained
+from dgnet_platform.storage.files import flush
+
+FIGURE, MARKDOWN, CSV = "figure3.png", "table2.md", "table2.csv"
+PAPER: dict[str, tuple[float | None, float | None]] = {
+    "real": (7.22, 0.350), "lsgan": (136.26, None), "pg2gan": (151.16, None), "fdgan": (257.00, 0.247),
+    "pngan": (54.23, 0.335), "dgnet": (18.24, 0.360),
+}  # fmt: skip
+"""FID and diversity ("SSIM") in DG-Net's Table 2, on Market-1501."""
+_TIMED = 8
+"""Pictures that are drawn at once to take the time."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Comparison:
+    """All that came out."""
+
+    source: str
+    drawn: bool
+    """Whether it is of drawn people, whose figures stand for no photographs."""
+    table: pd.DataFrame
+    """A row for the real pictures, and one for each generator."""
+    left_out: list[str]
+    """Measures that were not taken, each with its reason."""
+    figure: Image.Image
+
+
+def compare(config: CompareConfig, checkpoints: Sequence[Path], progress: Progress) -> Comparison:
+    """Measure generators, and draw the same people in the same poses with each.
+
+    Args:
+        config: what they are measured by.
+        checkpoints: one of each generator, all trained on `config.store`.
+        progress: called with what is being done, how much of it is done and how much there is.
+
+    Raises:
+        CheckpointError, StoreError, PoseError, PictureSetError, PartsError: a file is missing, damaged or foreign.
+        EvaluationError: the generators were trained on different data, or there are none.
+    """
+    store = Store.open(config.store)
+    if not checkpoints:
+        raise EvaluationError("--checkpoint or --train is needed: which generators are compared?")
+    trained = [open_trained(path) for path in checkpoints]
+    _check_data(trained, checkpoints, store)
+    names = _names(trained, checkpoints)
+    figure = _figure(dict(zip(names, trained, strict=True)), store, config.shown)
+    rows: list[dict[str, object]] = []
+    left_out: list[str] = []
+    for name, path, networks in zip(names, checkpoints, trained, strict=True):
+        own = _measuring(config, path, name)
+        measured = measure(own, lambda what, *count, name=name: progress(f"{name}: {what}", *count))
+        if not rows:
+            rows.append({"generator": "real", "kind": "real", **_figures(measured, real=True)})
+        rows.append({"generator": name, "kind": networks.method.name, **_figures(measured), **_cost(networks, store)})
+        left_out += [f"{name}: {reason}" for reason in measured.left_out]
+        for folder in (own.parts, own.made):
+            rmtree(folder, ignore_errors=True)
+    for row in rows:
+        row["paper_FID"], row["paper_SSIM"] = PAPER.get(str(row["kind"]), (None, None))
+    return Comparison(
+        source=f"{', '.join(names)}, trained on {store.location}",
+        drawn=bool(store.info.origin),
+        table=pd.DataFrame(rows),
+        left_out=left_out,
+        figure=figure,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What is compared
+
+
+def _check_data(trained: Sequence[TrainedNetworks], checkpoints: Sequence[Path], store: Store) -> None:
+    """Refuse generators that were trained on other data; of the authors' releases nobody knows."""
+    for networks, path in zip(trained, checkpoints, strict=True):
+        if networks.fingerprint not in (None, store.info.fingerprint):
+            raise EvaluationError(
+                f"{path} was trained on {networks.dataset} of fingerprint {networks.fingerprint[:12]},"
+                f" {store.location} has {store.info.fingerprint[:12]}: compare generators of the same data"
+            )
+
+
+def _names(trained: Sequence[TrainedNetworks], checkpoints: Sequence[Path]) -> list[str]:
+    """The methods' names, with that of the run where there are two of one method."""
+    titles = [networks.method.title for networks in trained]
+    count = Counter(titles)
+    return [
+        title if count[title] == 1 else f"{title} ({path.resolve().parent.name})"
+        for title, path in zip(titles, checkpoints, strict=True)
+    ]
+
+
+def _measuring(config: CompareConfig, checkpoint: Path, name: str) -> MeasureConfig:
+    shared = {
+        field: getattr(config, field)
+        for field in (
+            "store", "teacher", "inception", "resnet", "split", "pictures", "people", "diversity_pairs", "seed",
+            "batch_size", "workers", "gpus", "threads",
+        )
+    }  # fmt: skip
+    slug = "".join(c if c.isalnum() else "-" for c in name.lower())
+    return MeasureConfig(checkpoint=checkpoint, out=config.out.parent / f"{config.out.name}-{slug}", **shared)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Table 2
+
+
+def _figures(measured: Measured, *, real: bool = False) -> dict[str, object]:
+    """A row's figures; those of the real pictures are against their other half."""
+    found: dict[str, object] = {}
+    for row in measured.distances.to_dict("records"):
+        if row["compared"].startswith("real") if real else row["compared"] == GENERATED:
+            found.setdefault(str(row["figure"]), row["value"])
+    for row in measured.diversity.to_dict("records"):
+        if row["picture"] == ("real" if real else GENERATED):
+            found.setdefault("DSSIM", row["DSSIM"])
+    if real:
+        return found
+    for table, columns in (
+        (measured.people, ("person_L1", "person_SSIM", "upper_colour", "lower_colour", "transfer")),
+        (measured.identity, ("appearance_rank1",)),
+    ):
+        for row in table.to_dict("records"):
+            if row["picture"] == GENERATED:
+                found |= {column: row[column] for column in columns}
+    return found
+
+
+def _cost(trained: TrainedNetworks, store: Store) -> dict[str, object]:
+    """Million parameters and GMAC of what draws a picture, and the seconds that one takes in a batch here."""
+    used: set[str] = set()
+    hooks = [
+        network.register_forward_hook(lambda *_, name=name: used.add(name))
+        for name, network in trained.state.networks.items()
+    ]
+    split = "train" if "train" in store.info.splits else min(store.info.splits)
+    rows = list(range(min(_TIMED, store.count(split))))
+    images = _images(trained, stored_pictures(store, split, rows))
+    joints = _joints(trained, store, split, rows)
+    with FlopCounterMode(display=False) as counter:
+        _draw(trained, images[:1], images[:1], None if joints is None else joints[:1])
+    for hook in hooks:
+        hook.remove()
+    start = time.perf_counter()
+    _draw(trained, images, images, joints)
+    seconds = (time.perf_counter() - start) / len(images)
+    parameters = sum(p.numel() for name in used for p in trained.state.networks[name].parameters())
+    gmac = counter.get_total_flops() / 2e9
+    return {"seconds": seconds, "parameters_M": parameters / 1e6, "GMAC": gmac}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Figure 3
+
+
+def _figure(trained: Mapping[str, TrainedNetworks], store: Store, shown: int) -> Image.Image:
+    """Sources, targets and what each generator makes of them, row by row; on drawn people the true pictures too."""
+    index, people = store.index("query"), people_of(store)
+    rows = different_people(index["person_id"].tolist())
+    half = min(shown, len(rows) // 2)
+    if not half:
+        raise EvaluationError(f"query of {store.location} shows fewer than two people: there is nobody to compare")
+    i, j = rows[:half], rows[half : 2 * half]
+    pictures = stored_pictures(store, "query", [*i, *j])
+    lines: list[tuple[str, Sequence[np.ndarray]]] = [("who", pictures[:half]), ("in the pose of", pictures[half:])]
+    for name, networks in trained.items():
+        sources, targets = (_images(networks, part) for part in (pictures[:half], pictures[half:]))
+        drawn = to_pixels(_draw(networks, sources, targets, _joints(networks, store, "query", j)))
+        lines.append((f"{name}{' (from noise)' if networks.method.draw is None else ''}", list(drawn.numpy())))
+    if people is not None:
+        files = index["file_name"].tolist()
+        shots = [(shot_of(files[a]), shot_of(files[b])) for a, b in zip(i, j, strict=True)]
+        lines.append(("true, for DG-Net", _true(people, shots, posed=False)))
+        if any(networks.method.posed for networks in trained.values()):
+            lines.append(("true, with its own body", _true(people, shots, posed=True)))
+    return labelled_rows(f"The same people in the same poses: {store.location}", lines)
+
+
+def _true(people: People, shots: Sequence[tuple[Any, Any]], *, posed: bool) -> list[np.ndarray]:
+    return [
+        people.draw(appearance_of=i, structure_of=j, body_of=i if posed else None).transpose(2, 0, 1) for i, j in shots
+    ]
+
+
+def _draw(trained: TrainedNetworks, sources: Tensor, targets: Tensor, joints: Tensor | None) -> Tensor:
+    if trained.method.draw is None:
+        return trained.invent(len(sources), 0)
+    return trained.draw(sources, targets if joints is None else joints)
+
+
+def _images(trained: TrainedNetworks, pictures: Sequence[np.ndarray]) -> Tensor:
+    size = trained.network.height, trained.network.width
+    return torch.cat([normalise(torch.from_numpy(picture.copy())[None], *size) for picture in pictures])
+
+
+def _joints(trained: TrainedNetworks, store: Store, split: str, rows: Sequence[int]) -> Tensor | None:
+    if not trained.method.posed:
+        return None
+    size = {"height": trained.network.height, "width": trained.network.width}
+    return torch.from_numpy(KeyPoints.open(store).joints(split, store.index(split).iloc[list(rows)], **size))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Results
+
+HEADINGS = {
+    "generator": "generator", "DSSIM": "DSSIM", "person_L1": "person L1", "person_SSIM": "person SSIM",
+    "transfer": "transfer", "appearance_rank1": "identity kept", "seconds": "s / picture",
+    "parameters_M": "M parameters", "GMAC": "GMAC", "paper_FID": "the paper's FID*",
+    "paper_SSIM": "the paper's SSIM*",
+}  # fmt: skip
+"""Columns of the Markdown table that have another heading than in the CSV."""
+
+
+def markdown(comparison: Comparison) -> str:
+    """Table 2 as Markdown, with what its figures stand for."""
+    left = ("kind", "upper_colour", "lower_colour")
+    table = comparison.table[[column for column in comparison.table if column not in left]]
+    ahead = sorted(set(table) - set(HEADINGS))  # distances, named after their network
+    columns = ["generator", *ahead, *[column for column in HEADINGS if column in table and column != "generator"]]
+    lines = [
+        "| " + " | ".join(HEADINGS.get(column) or str(column) for column in columns) + " |",
+        "| --- |" + " --: |" * (len(columns) - 1),
+    ]
+    lines += ["| " + " | ".join(_shown(row[column]) for column in columns) + " |" for _, row in table.iterrows()]
+    notes = [
+        "",
+        "person: within the silhouette of the true picture that the generator can know. A pose generator sees the"
+        " target's joints alone, so there the body is the source's; DG-Net's is the target's.",
+        "transfer: 1 - L1 / L1 of the target's picture as it is. identity kept: how often the source comes first.",
+        "* on Market-1501, as the paper's Table 2 has them: not to be compared with other data.",
+    ]
+    return "\n".join([*lines, *notes, *([DRAWN] if comparison.drawn else [])]) + "\n"
+
+
+def _shown(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write(comparison: Comparison, folder: Path) -> None:
+    """Figure, tables and results.json into a folder."""
+    comparison.figure.save(folder / FIGURE, "PNG")
+    comparison.table.to_csv(folder / CSV, index=False)
+    (folder / MARKDOWN).write_text(markdown(comparison))
+    values = {
+        "format": FORMAT,
+        "source": comparison.source,
+        "note": DRAWN if comparison.drawn else None,
+        "files": sorted([JSON, FIGURE, CSV, MARKDOWN]),
+        "left_out": comparison.left_out,
+        "table": json.loads(str(comparison.table.to_json(orient="records", double_precision=10))),
+    }
+    (folder / JSON).write_text(json.dumps(values, indent=2) + "\n")
+    for path in folder.iterdir():
+        flush(path)
