@@ -227,7 +227,7 @@ def test_job_exit_status_for_another_data_set(tmp_path: Path, capsys: pytest.Cap
     ("args", "message"),
     [
         (["--dataset", "market1501"], "needs --source"),
-        (["--dataset", "market1501", "--source", "a", "--seed", "1"], "--size and --seed are for drawing"),
+        (["--dataset", "market1501", "--source", "a", "--seed", "1"], "--scenery and --seed"),
         (["--dataset", "market1501", "--source", "a", "--threads", "0"], "must be 1 or more"),
     ],
 )

@@ -313,6 +313,7 @@ def test_a_release_teacher_tells_its_sizes(tmp_path: Path):
     teacher = Teacher(RELEASED, 11)
     torch.save(release.release_state_dicts({"teacher": teacher})["teacher"], tmp_path / "net_last.pth")
     opened = open_teacher(tmp_path / "net_last.pth")
+    assert isinstance(opened.network, NetworkConfig)
     assert opened.network.appearance_layers == (1, 2, 1, 1)
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, opened.state.networks["teacher"].state_dict()[name])

@@ -20,6 +20,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
 from dgnet_core.methods import METHODS, method_of
+from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.extraction import BATCH_SIZE, extract
 from dgnet_core.ranking.features import descriptor
 from dgnet_platform.data.decode import PictureError, decode
@@ -38,11 +39,9 @@ class Descriptors(PythonModel):
         folder = Path(context.artifacts["network"])
         values = json.loads((folder / NETWORK).read_text())
         method = METHODS[values["method"]]
-        config = from_dict(method.config, values["config"])
-        self._size = config.network.height, config.network.width
-        self._beta = list(method.features.values())[-1]
+        self._config = from_dict(method.config, values["config"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        state = method.build(config, device, pretrained=False)
+        state = method.build(self._config, device, pretrained=False)
         assert method.describe is not None
         self._network = method.describe(state).requires_grad_(False)
         self._network.load_state_dict(torch.load(folder / WEIGHTS, map_location=device, weights_only=True))
@@ -68,14 +67,17 @@ class Descriptors(PythonModel):
                 raise ValueError(f"row {row}, column {COLUMN!r}: {error}: send the bytes of an image file") from None
         same = all(picture.shape == pixels[0].shape for picture in pixels)
         groups = [torch.cat(pixels)] if same else pixels
-        return np.concatenate([self._of(group) for group in groups])
+        return np.concatenate([_vectors(self._network, group, self._config) for group in groups])
 
-    def _of(self, pixels: torch.Tensor) -> np.ndarray:
-        unknown = torch.zeros(len(pixels), dtype=torch.int64)
-        found = extract(self._network, pixels, unknown, unknown, height=self._size[0], width=self._size[1])
-        # With sqrt(beta) on both sides, dot products weigh the fine half with beta, as evaluation does.
-        vectors = descriptor(found.prim, found.fine, math.sqrt(self._beta))
-        return torch.nn.functional.normalize(vectors).cpu().numpy()
+
+def _vectors(network: DescriptorNetwork, pixels: torch.Tensor, config: MethodConfig) -> np.ndarray:
+    """Descriptors (N, D) float32 of pictures (N, 3, h, w), uint8."""
+    unknown, size = torch.zeros(len(pixels), dtype=torch.int64), config.network
+    found = extract(network, pixels, unknown, unknown, height=size.height, width=size.width)
+    beta = list(method_of(config).features.values())[-1]
+    # With sqrt(beta) on both sides, dot products weigh the fine half with beta, as evaluation does.
+    vectors = descriptor(found.prim, found.fine, math.sqrt(beta))
+    return torch.nn.functional.normalize(vectors).cpu().numpy()
 
 
 def export(state: State, config: MethodConfig, folder: Path) -> ModelSignature:
@@ -93,11 +95,14 @@ def export(state: State, config: MethodConfig, folder: Path) -> ModelSignature:
     assert method.describe is not None
     config = replace(config, step=replace(config.step, compile=False))
     (folder / NETWORK).write_text(json.dumps({"method": method.name, "config": to_dict(config)}, indent=2) + "\n")
-    torch.save(method.describe(state).state_dict(), folder / WEIGHTS)
-    width = config.network.bottleneck * min(2, len(method.features))  # one half, or both
+    network = method.describe(state)
+    torch.save(network.state_dict(), folder / WEIGHTS)
+    example = _vectors(
+        network, torch.zeros(1, 3, config.network.height, config.network.width, dtype=torch.uint8), config
+    )
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, COLUMN)]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1]))]),
     )
 
 

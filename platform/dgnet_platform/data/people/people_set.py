@@ -146,9 +146,9 @@ def write_market(
             done += count
             if progress is not None:
                 progress(done, len(files))
-        about = {"drawn_people": VERSION, "seed": people.seed, "height": people.height, "width": people.width}
-        about["scenery"] = people.scenery
-        (partial_set / "people.json").write_text(json.dumps(about | {"size": asdict(size)}, indent=2) + "\n")
+        about = {name: getattr(people, name) for name in ("seed", "height", "width", "scenery")}
+        about = {"drawn_people": VERSION, **about, "size": asdict(size)}
+        (partial_set / "people.json").write_text(json.dumps(about, indent=2) + "\n")
     return folder
 
 
