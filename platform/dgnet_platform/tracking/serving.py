@@ -97,12 +97,10 @@ def export(state: State, config: MethodConfig, folder: Path) -> ModelSignature:
     (folder / NETWORK).write_text(json.dumps({"method": method.name, "config": to_dict(config)}, indent=2) + "\n")
     network = method.describe(state)
     torch.save(network.state_dict(), folder / WEIGHTS)
-    example = _vectors(
-        network, torch.zeros(1, 3, config.network.height, config.network.width, dtype=torch.uint8), config
-    )
+    blank = torch.zeros(1, 3, config.network.height, config.network.width, dtype=torch.uint8)
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, COLUMN)]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1]))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, _vectors(network, blank, config).shape[1]))]),
     )
 
 
