@@ -78,9 +78,13 @@ def test_every_iteration_is_there_once(finished, client):
     journal = [(line["iteration"], line["metrics"]["loss/L_img1"]) for line in lines(finished.run.folder)]
     assert history(client, finished.run, "loss/L_img1") == journal
     assert [step for step, _ in history(client, finished.run, "val/both/mAP")] == [6, 12]
-    assert {"final/both/mAP", "final/prim/rank1", "final/baseline/mAP", "final/swap_unseen/SSIM"} <= client.get_run(
-        finished.run.mlflow_run
-    ).data.metrics.keys()
+    figures = client.get_run(finished.run.mlflow_run).data.metrics
+    assert {"final/both/mAP", "final/prim/rank1", "final/baseline/mAP", "final/swap_unseen/SSIM"} <= figures.keys()
+    for row in ("both", "baseline"):
+        assert figures[f"final/{row}/mAP_low"] <= figures[f"final/{row}/mAP"] <= figures[f"final/{row}/mAP_high"]
+    gain = figures["final/both/mAP"] - figures["final/baseline/mAP"]
+    assert figures["final/both_minus_baseline/mAP"] == pytest.approx(gain)
+    assert figures["final/both_minus_baseline/mAP_low"] <= gain <= figures["final/both_minus_baseline/mAP_high"]
 
 
 def test_pictures_have_a_step(finished, client):

@@ -25,6 +25,10 @@ from dgnet_platform.tracking.client import TrackedRun
 
 MODEL_TAG = "dgnet.model"
 """Tag of a run with the id of its published model."""
+_RETRIEVAL = (
+    "rank1", "rank1_low", "rank1_high", "rank5", "rank10", "mAP", "mAP_low", "mAP_high", "mINP",
+)  # fmt: skip
+"""Figures of retrieval that MLflow gets, where a row has them."""
 _NEEDED = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "mlflow")
 
 
@@ -65,8 +69,13 @@ def _figures(results: Path, iteration: int) -> list[Metric]:
     for row in evaluation.retrieval.to_dict("records"):
         feature = str(row["feature"]).removeprefix("f_")
         suffix = "" if row["query"] == "single" else "_multi_query"
-        for figure in ("rank1", "rank5", "rank10", "mAP", "mINP"):
-            found[f"final/{feature}{suffix}/{figure}"] = float(row[figure])
+        figures = [name for name in _RETRIEVAL if not math.isnan(row.get(name, math.nan))]
+        found |= {f"final/{feature}{suffix}/{name}": float(row[name]) for name in figures}
+    for row in evaluation.differences.to_dict("records"):
+        names = [str(row[name]).removeprefix("f_") for name in ("feature", "minus")]
+        suffix = "" if row["query"] == "single" else "_multi_query"
+        figures = [name for name in _RETRIEVAL if not math.isnan(row.get(name, math.nan))]
+        found |= {f"final/{names[0]}_minus_{names[1]}{suffix}/{name}": float(row[name]) for name in figures}
     for row in evaluation.swaps.to_dict("records"):
         if row["picture"] == "G(a_i, s_j)":
             who = "unseen" if row["identities"] == "unseen" else "seen"
