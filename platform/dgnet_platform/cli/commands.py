@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from dgnet_platform.cli.options import TrainDGNet, TrainTeacher, TuneMarket, base_and_space, parse
+from dgnet_platform.cli.options import PaperTables, TrainDGNet, TrainTeacher, TuneMarket, base_and_space, parse
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.evaluation.config import EvaluateConfig, GenerateConfig, MeasureConfig
 
@@ -45,6 +45,14 @@ def tune(description: str | None, args: Sequence[str], console: Console) -> int:
     from dgnet_platform.cli.tune import search_and_show
 
     return search_and_show(options, base, space, console)
+
+
+def paper_tables(description: str | None, args: Sequence[str], console: Console) -> int:
+    """Make the paper's tables."""
+    options = tyro.cli(PaperTables, args=args, description=description)
+    from dgnet_platform.cli.tables import tables_and_show
+
+    return tables_and_show(options, console)
 
 
 def evaluate(description: str | None, args: Sequence[str], console: Console) -> int:

@@ -49,9 +49,7 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
     if MODEL_TAG in tags:
         uri = f"models:/{tags[MODEL_TAG]}"
     else:
-        results = run.folder / RESULTS
-        connected.log_batch(run.mlflow_run, metrics=_figures(results, run.experiment.model.iterations))
-        connected.log_artifacts(run.mlflow_run, str(results), RESULTS)
+        log_results(tracked, run)
         if method_of(run.experiment.model).describe is None:
             return ""
         model_id = _log_model(run, checkpoint)
@@ -60,6 +58,14 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
     if register is not None:
         _register(connected, register, uri, run.mlflow_run)
     return uri
+
+
+def log_results(tracked: TrackedRun, run: Run) -> None:
+    """Log the figures and files of a run's final evaluation; again changes nothing. Raises one of UNREACHABLE."""
+    results = run.folder / RESULTS
+    metrics = _figures(results, run.experiment.model.iterations)
+    tracked.client.log_batch(run.mlflow_run, metrics=metrics)
+    tracked.client.log_artifacts(run.mlflow_run, str(results), RESULTS)
 
 
 def _figures(results: Path, iteration: int) -> list[Metric]:

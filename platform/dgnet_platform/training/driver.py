@@ -16,6 +16,7 @@ from dgnet_platform.errors import TrainingError
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import RESULTS, Ending, Outcome, Run, training_alone
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.storage.serialize import flat, to_dict
@@ -163,7 +164,8 @@ def _record(plan: TrainingPlan, tracked: TrackedRun) -> Run:
         run = replace(plan.existing, **now)
     else:
         origin = str(plan.origin) if plan.origin else None
-        run = Run(folder=plan.folder, identity=plan.identity.values(), origin=origin, **now)
+        identity = plan.identity.values()
+        run = Run(folder=plan.folder, identity=identity, origin=origin, code=training_digest(), **now)
     run.save()
     return run
 

@@ -1,0 +1,352 @@
+"""The runs of tables: what is missing is trained, as trials of a search are, and nothing twice.
+
+A table's run is the run that `jobs/train_market.py` would make of the same experiment, in the same folder: either finds
+what the other has trained. All that is known of it is there, so a command that was killed resumes.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from dgnet_core.methods import method_of
+from dgnet_platform.compute.placement import Placement
+from dgnet_platform.data.store import Store
+from dgnet_platform.errors import ExperimentError, TrackingError
+from dgnet_platform.evaluation.config import EvaluateConfig
+from dgnet_platform.evaluation.evaluate import evaluate
+from dgnet_platform.evaluation.results import JSON, replacing, write
+from dgnet_platform.runs import checkpoint, journal
+from dgnet_platform.runs.archive import archive_of
+from dgnet_platform.runs.checkpoint import CheckpointError
+from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
+from dgnet_platform.runs.provenance import training_digest
+from dgnet_platform.runs.run import RECORD, RESULTS, STOP, Ending, Run
+from dgnet_platform.runs.tracking_uri import default_uri
+from dgnet_platform.search.prefixes import link_prefix
+from dgnet_platform.search.trial import Trial, TrialProgress, tag_prefix
+from dgnet_platform.storage.serialize import flat, to_dict
+from dgnet_platform.tables.plan import TablesPlan, teacher_needed
+from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run
+from dgnet_platform.tracking.models import log_results
+from dgnet_platform.tracking.shipping import ship
+from dgnet_platform.training.plan import NamedRun, make_plan, name_run, named_teacher, outcome_of_finished
+
+TUNE = "tune"
+"""In a campaign's folder: what Ray Tune leaves."""
+RETRIES = 2
+"""How often a run starts again from its newest checkpoint when its process dies."""
+_STATUS: dict[Ending, Status] = {"finished": "FINISHED", "stopped": "KILLED"}
+"""MLflow's words for how a run ended; all others are FAILED."""
+
+_log = logging.getLogger(__name__)
+
+
+class CampaignError(ExperimentError):
+    """Runs that cannot stand in one table; the message names them and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """How a run of a table stands."""
+
+    run: Run | None
+    """None: it has no folder yet."""
+    finished: bool
+    reason: str
+    """Why it is not finished."""
+    experiment: AnyExperiment
+
+    @property
+    def name(self) -> str:
+        """The run's, or a dash."""
+        return self.run.name if self.run is not None else "-"
+
+    @property
+    def iterations(self) -> int:
+        """Iterations done."""
+        if self.finished:
+            return self.experiment.model.iterations
+        return max((e.iteration for e in journal.read(self.run.folder)), default=0) if self.run is not None else 0
+
+
+class Campaign:
+    """The runs that tables consist of."""
+
+    def __init__(self, plan: TablesPlan, folder: Path, *, any_code: bool = False):
+        """Look at what is there; nothing is changed.
+
+        Args:
+            plan: what is needed.
+            folder: of the report; it asks runs to stop.
+            any_code: take runs that other code has trained.
+        """
+        self.plan, self.folder, self._any_code = plan, folder, any_code
+        self.tracked: TrackedRun | None = None
+        self._finished: dict[AnyExperiment, State] = {}
+
+    # ------------------------------------------------------------------------------------------------------------
+    # What is there
+
+    def state(self, experiment: AnyExperiment) -> State:
+        """How a run stands.
+
+        Raises:
+            CampaignError: it was trained by other code.
+            ExperimentError, StoreError, CheckpointError: it cannot be trained as asked.
+        """
+        if experiment in self._finished:
+            return self._finished[experiment]
+        teacher = self._teacher(experiment)
+        if teacher_needed(experiment) is not None and teacher is None:
+            return State(run=None, finished=False, reason="its teacher is not trained", experiment=experiment)
+        named = self._named(experiment, teacher)
+        run = Run.find(named.folder)
+        if run is None:
+            return State(run=None, finished=False, reason="not started", experiment=experiment)
+        self._check_code(run)
+        if outcome_of_finished(run) is not None:
+            found = State(run=run, finished=True, reason="", experiment=experiment)
+            return self._finished.setdefault(experiment, found)
+        progress = TrialProgress.read(run.folder)
+        reason = progress.ending or "unfinished"
+        return State(run=run, finished=False, reason=f"{reason} {progress.reason}".strip(), experiment=experiment)
+
+    def _check_code(self, run: Run) -> None:
+        if run.code != training_digest() and not self._any_code:
+            raise CampaignError(
+                f"run {run.folder} was trained by other code ({run.code[:8] or 'unknown'}, this is"
+                f" {training_digest()[:8]}): name another --storage, move the run, or take it with --any-code"
+            )
+
+    def _teacher(self, experiment: AnyExperiment) -> Path | None:
+        """The teacher that a run needs, if it is trained."""
+        if not isinstance(experiment, TaughtExperiment) or not experiment.model.needs_teacher:
+            return None
+        needed = teacher_needed(experiment)
+        if needed is None:
+            return named_teacher(experiment)
+        state = self.state(needed)
+        if not state.finished or state.run is None:
+            return None
+        return state.run.folder / f"checkpoint_{needed.model.iterations:08d}"
+
+    def _named(self, experiment: AnyExperiment, teacher: Path | None) -> NamedRun:
+        return name_run(experiment, teacher=teacher, store=self.plan.stores[experiment.data])
+
+    # ------------------------------------------------------------------------------------------------------------
+    # Training
+
+    @property
+    def stop_file(self) -> Path:
+        """A file that asks all runs to save and stop."""
+        return self.folder / STOP
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether that was asked for."""
+        return self.stop_file.exists()
+
+    def ask_to_stop(self) -> None:
+        """Have all runs save and stop."""
+        self.stop_file.touch()
+
+    def open(self, settings: dict[str, Any], base: AnyExperiment) -> TrackedRun:
+        """Open the campaign's own run in MLflow, above its runs.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        known = self.folder / "mlflow_run"
+        self.tracked = open_run(
+            base.tracking_uri or default_uri(base.storage),
+            self._store,
+            name=f"tables-{self.folder.name}",
+            folder=self.folder,
+            params=flat(settings),
+            tags={"dgnet.kind": "tables"},
+            known=known.read_text() if known.exists() else None,
+        )
+        known.write_text(self.tracked.id)
+        return self.tracked
+
+    def train(self, placement: Placement, say: Callable[[str], None]) -> None:
+        """Train what is missing: teachers first, then what learns from them.
+
+        Raises:
+            ExperimentError, TrackingError: a run cannot be made; the same command resumes.
+        """
+        self.stop_file.unlink(missing_ok=True)
+        for experiments, sharing in ((self.plan.teachers, False), (self.plan.experiments, True)):
+            missing = [experiment for experiment in experiments if not self.state(experiment).finished]
+            if missing and not self.stop_asked:
+                self._train(missing, placement, sharing, say)
+            if any(not self.state(experiment).finished for experiment in missing):
+                return
+
+    def _train(
+        self, experiments: Sequence[AnyExperiment], placement: Placement, sharing: bool, say: Callable[[str], None]
+    ) -> None:
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        for name in ("ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is in the runs' folders
+        folders = [str(self._prepare(experiment, placement)) for experiment in experiments]
+        shutil.rmtree(self.folder / TUNE, ignore_errors=True)
+        tune.Tuner(
+            tune.with_resources(Trial, placement.resources),
+            param_space={
+                "folder": tune.grid_search(folders), "judge": None, "sharing": sharing, "gpus": placement.gpus,
+            },
+            tune_config=tune.TuneConfig(max_concurrent_trials=placement.concurrent, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="runs",
+                storage_path=str(self.folder / TUNE),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[_Ending(self, say)],
+            ),
+        ).fit()  # fmt: skip
+
+    def _prepare(self, experiment: AnyExperiment, placement: Placement) -> Path:
+        """Make, or open again, a run; returns its folder."""
+        experiment = replace(
+            experiment,
+            workers=str(placement.workers),
+            gpus=bool(placement.workers and placement.gpus),
+            threads=experiment.threads or (0 if placement.gpus else placement.cpus),
+        )
+        teacher = self._teacher(experiment)
+        named = self._named(experiment, teacher)
+        archive = archive_of(named.experiment)
+        if archive is not None:
+            archive.fetch(named.folder)
+        plan = make_plan(named)
+        try:
+            named.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExperimentError(f"--storage: {named.folder} cannot be made ({error})") from None
+        existing = plan.existing
+        if existing is None and (found := self._searched(named)) is not None:
+            link_prefix(found, named.folder)
+        tracked = open_run(
+            named.experiment.tracking_uri or default_uri(named.experiment.storage),
+            named.store,
+            name=named.folder.name,
+            folder=named.folder,
+            params=flat(to_dict(named.experiment)),
+            tags={
+                "dgnet.kind": named.identity.kind,
+                "dgnet.teacher": str(teacher or ""),
+                "dgnet.seed": str(experiment.model.seed),
+                **({"mlflow.parentRunId": self.tracked.id} if self.tracked is not None else {}),
+            },
+            known=existing.mlflow_run if existing is not None else None,
+        )
+        Run(
+            folder=named.folder,
+            experiment=named.experiment,
+            identity=named.identity.values(),
+            teacher=str(teacher) if teacher else None,
+            origin=existing.origin if existing else None,
+            tracking_uri=tracked.uri,
+            mlflow_experiment=tracked.experiment,
+            mlflow_run=tracked.id,
+            stop_file=str(self.stop_file),
+            code=existing.code if existing else training_digest(),
+        ).save()
+        return named.folder
+
+    def _searched(self, named: NamedRun) -> Path | None:
+        """The last checkpoint of the same run that a search has trained to its end, with the same code."""
+        last = f"checkpoint_{named.experiment.model.iterations:08d}"
+        for record in sorted(Path(named.experiment.storage).glob(f"*/{RECORD}")):
+            with suppress(ExperimentError, CheckpointError, OSError):
+                run = Run.read(record.parent)
+                if run.identity == named.identity.values() and run.code == training_digest():
+                    checkpoint.verify(run.folder / last)
+                    return run.folder / last
+        return None
+
+    def test_elsewhere(self, placement: Placement) -> None:
+        """Evaluate runs on query and gallery of other stores than their own, where rows ask for it."""
+        wanted: list[tuple[Path, str, Path]] = []
+        for cell in self.plan.cells:
+            state = self.state(cell.experiment)
+            if state.finished and state.run is not None:
+                out = results_of(state.run, self.plan.stores[cell.tested_on])
+                if not (out / JSON).exists():
+                    wanted.append((state.run.folder, cell.tested_on, out))
+        remote = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_evaluate)
+        ray.get([remote.remote(*task) for task in dict.fromkeys(wanted)])
+
+    def close(self, folder: Path) -> TrialProgress:
+        """Tell MLflow how a run ended, with its results; should it be away, the next command does it."""
+        run, progress = Run.read(folder), TrialProgress.read(folder)
+        try:
+            if ship(run, lambda: True, patience=5):
+                tracked = TrackedRun.of(run)
+                tag_prefix(tracked, progress)
+                if progress.ending == "finished" and (folder / RESULTS / JSON).exists():
+                    log_results(tracked, run)
+                tracked.close(_STATUS.get(progress.ending or "diverged", "FAILED"), progress.reason)
+        except (*UNREACHABLE, TrackingError) as error:
+            _log.warning("MLflow was not told how %s ended: %s", run.name, error)
+        return progress
+
+    @property
+    def _store(self) -> Store:
+        return next(iter(self.plan.stores.values()))
+
+
+def results_of(run: Run, store: Store) -> Path:
+    """Folder of a run's evaluation on query and gallery of a store."""
+    own = run.identity["fingerprint"] == store.info.fingerprint
+    return run.folder / (RESULTS if own else f"{RESULTS}-{store.info.fingerprint[:12]}")
+
+
+def _evaluate(folder: Path, store: str, out: Path) -> None:
+    """Evaluate a finished run on another store, in a process of the cluster."""
+    run = Run.read(folder)
+    path = folder / f"checkpoint_{run.experiment.model.iterations:08d}"
+    draws = method_of(run.experiment.model).draw is not None  # else it is a teacher
+    config = EvaluateConfig(
+        store=(store,),
+        out=out,
+        checkpoint=path if draws else None,
+        teacher=None if draws else path,
+        queries_shown=0,
+        swap_pairs=0,
+    )
+    with replacing(out) as partial:
+        write(evaluate(config, lambda *_: None), partial)
+
+
+class _Ending(tune.Callback):
+    """Tells MLflow and the terminal of each run that is over."""
+
+    def __init__(self, campaign: Campaign, say: Callable[[str], None]):
+        self._campaign, self._say = campaign, say
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002
+        """A run is over, or was stopped."""
+        self._over(Path(trial.config["folder"]))
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002
+        """A run's process died more often than it may."""
+        self._over(Path(trial.config["folder"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes its callbacks down, and never reads them
+
+    def _over(self, folder: Path) -> None:
+        progress = self._campaign.close(folder)
+        self._say(f"{folder.name}: {progress.ending or 'failed'} {progress.reason}".strip())
