@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -15,21 +14,18 @@ from dgnet_platform.cli.tune import COSTS
 from dgnet_platform.compute import cluster
 from dgnet_platform.compute.placement import Placement, place_trials
 from dgnet_platform.data.store import Store
-from dgnet_platform.evaluation.results import DRAWN
-from dgnet_platform.runs import journal
-from dgnet_platform.runs.experiment import AnyExperiment
-from dgnet_platform.runs.provenance import code_version, training_digest
+from dgnet_platform.runs.experiment import DGNetExperiment
+from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import absolute, folder_of, training_alone
 from dgnet_platform.runs.tracking_uri import ui_command
 from dgnet_platform.search.sharing import Costs
-from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign, CampaignError
-from dgnet_platform.tables.pictures import curves, generated
 from dgnet_platform.tables.plan import TablesPlan, plan_tables
-from dgnet_platform.tables.report import JSON, Report, grid_of, write_report
-from dgnet_platform.tables.results import TableResult, result_of
+from dgnet_platform.tables.report import JSON, grid_of, write_report
+from dgnet_platform.tables.results import TableResult
 from dgnet_platform.tables.rows import tables_of
+from dgnet_platform.tables.summary import metrics_of, missing_of, report_of
 from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun
 from dgnet_platform.training.interrupts import in_thread, stop_on_signals
 
@@ -134,11 +130,10 @@ def _train(options: PaperTables, campaign: Campaign, console: Console) -> None:
 
 
 def _report(
-    options: PaperTables, campaign: Campaign, base: AnyExperiment, tracked: TrackedRun, console: Console
+    options: PaperTables, campaign: Campaign, base: DGNetExperiment, tracked: TrackedRun, console: Console
 ) -> int:
     """Write and show the report, and keep it in MLflow; returns the exit status."""
-    tables = [result_of(table, campaign) for table in campaign.plan.tables]
-    missing = _missing(campaign)
+    missing = missing_of(campaign)
     if missing and not options.partial:
         for line in missing:
             console.print(line, style="yellow")
@@ -146,24 +141,17 @@ def _report(
         console.print("The same command resumes; --partial reports what there is.", style="yellow")
         tracked.close("KILLED" if stopped else "FAILED", f"{len(missing)} runs are missing")
         return STOPPED if stopped else FAILED
-    report = Report(
-        title="Tables of DG-Net",
-        facts=_facts(options, campaign),
-        notes=_notes(options, campaign, missing),
-        tables=tables,
-        pictures=curves(tables) | generated(campaign),
-        runs=_runs(campaign),
-        settings=to_dict(base),
-    )
+    preset = options.preset + (f", {options.iterations:,} iterations" if options.iterations else "")
+    report = report_of(campaign, base, preset)
     files = write_report(report, campaign.folder, _store(campaign).info.fingerprint, training_digest())
-    for table in tables:
+    for table in report.tables:
         console.print(_shown(table, options.seeds))
     for line in [*report.notes, *missing]:
         console.print(line, style="yellow")
     try:
         for file in files:
             tracked.log_file(file)
-        tracked.log(_metrics(tables), step=len(report.runs))
+        tracked.log(metrics_of(report.tables), step=len(report.runs))
         tracked.close("KILLED" if missing else "FINISHED", f"{len(missing)} runs are missing" if missing else "")
     except UNREACHABLE as error:
         console.print(f"MLflow has no report yet ({error}): run the same command again", style="yellow")
@@ -173,115 +161,19 @@ def _report(
 
 
 def _shown(table: TableResult, seeds: int) -> RichTable:
-    """A table on a terminal: without the runs' names, which the report has."""
+    """A table on a terminal: the report has more columns."""
     grid = grid_of(table, seeds)
-    shown = RichTable(title=grid.title, title_justify="left", caption="\n".join(grid.notes), caption_justify="left")
-    for column in grid.header[:-1]:
-        shown.add_column(column)
+    beside = any(row.published for row in table.rows) or any(not row.runs and not row.missing for row in table.rows)
+    places = [
+        n for n, name in enumerate(grid.header) if name != "runs" and (beside or not name.startswith("published"))
+    ]
+    notes = [note for note in grid.notes if note.startswith(("[", "Missing", "On identities"))]
+    shown = RichTable(title=grid.title, title_justify="left", caption="\n".join(notes), caption_justify="left")
+    for place in places:
+        shown.add_column(grid.header[place])
     for row in grid.rows:
-        shown.add_row(*row[:-1])
+        shown.add_row(*(row[place] for place in places))
     return shown
-
-
-def _facts(options: PaperTables, campaign: Campaign) -> dict[str, str]:
-    plan, store = campaign.plan, _store(campaign)
-    trained = _iterations(campaign)
-    return {
-        "data": f"{store.info.dataset}, fingerprint {store.info.fingerprint}",
-        "preset": options.preset + (f", {options.iterations:,} iterations" if options.iterations else ""),
-        "seeds": ", ".join(map(str, plan.seeds)),
-        "code": f"{code_version()}, training {training_digest()[:12]}",
-        "PyTorch": torch.__version__,
-        "intervals": "95 %, bootstrap over identities and Student's t over seeds; differences paired by query and seed",
-        "iterations": f"{trained['trained']:,} trained, {trained['alone']:,} if each run were trained by itself",
-        "training time": f"{trained['seconds'] / 3600:.2f} hours of a device",
-    }
-
-
-def _iterations(campaign: Campaign) -> dict[str, float]:
-    """Iterations and seconds that the finished runs took, what they share once."""
-    folders: dict[Path, tuple[int, int, float]] = {}
-    alone = 0
-    for experiment in [*campaign.plan.teachers, *campaign.plan.experiments]:
-        state = campaign.state(experiment)
-        if state.run is None:
-            continue
-        progress = TrialProgress.read(state.run.folder)
-        alone += state.iterations
-        folders[state.run.folder] = (progress.fork, state.iterations, experiment.model.batch_size)
-        if progress.prefix and Path(progress.prefix).exists():
-            done = max((entry.iteration for entry in journal.read(Path(progress.prefix))), default=0)
-            folders[Path(progress.prefix)] = (0, done, experiment.model.batch_size)
-    trained, seconds = 0, 0.0
-    for folder, (fork, done, batch) in folders.items():
-        trained += max(0, done - fork)
-        images = batch * (4 if "dgnet" in folder.name or folder.parent.parent.name == "prefixes" else 1)
-        speeds = [e.metrics.get("speed/images_per_second", 0.0) for e in journal.read(folder) if e.iteration > fork]
-        seconds += sum(images / speed for speed in speeds if speed)
-    return {"trained": trained, "alone": alone, "seconds": seconds}
-
-
-def _notes(options: PaperTables, campaign: Campaign, missing: list[str]) -> list[str]:
-    notes = [DRAWN] if any(store.info.origin for store in campaign.plan.stores.values()) else []
-    if options.seeds < 2:
-        notes.append("One seed: there is no deviation, and intervals are over identities alone.")
-    if options.teacher != "auto":
-        notes.append(f"All seeds have the same teacher, {options.teacher}: deviations lack its part.")
-    if options.any_code:
-        notes.append("Runs of other code than this were taken (--any-code).")
-    if missing:
-        notes.append(f"Not whole: {len(missing)} runs are missing.")
-    return notes
-
-
-def _missing(campaign: Campaign) -> list[str]:
-    """What is not finished, and why."""
-    lines: dict[AnyExperiment, str] = {}
-    for cell in campaign.plan.cells:
-        state = campaign.state(cell.experiment)
-        if not state.finished:
-            where = f"{cell.table.name}, {cell.row.label}, seed {cell.seed}"
-            lines.setdefault(cell.experiment, f"missing: {where}: {state.reason}")
-    return list(lines.values())
-
-
-def _runs(campaign: Campaign) -> list[dict[str, str]]:
-    """A row for each run."""
-    rows: dict[AnyExperiment, dict[str, str]] = {}
-    for cell in campaign.plan.cells:
-        state = campaign.state(cell.experiment)
-        row = rows.setdefault(
-            cell.experiment,
-            {
-                "run": state.name,
-                "rows": "",
-                "seed": str(cell.seed),
-                "state": "finished" if state.finished else state.reason,
-                "folder": str(state.run.folder) if state.run else "-",
-                "MLflow": state.run.mlflow_run if state.run else "-",
-                "code": state.run.code[:12] if state.run else "-",
-            },
-        )
-        row["rows"] += f"{', ' * bool(row['rows'])}{cell.table.name}: {cell.row.label}"
-    return list(rows.values())
-
-
-def _metrics(tables: list[TableResult]) -> dict[str, float]:
-    """The tables' figures for MLflow."""
-    found: dict[str, float] = {}
-    for table in tables:
-        for row in table.rows:
-            label = "".join(c if c.isalnum() or c in "._- " else "_" for c in row.label)
-            for measure, figure in row.figures.items():
-                name = f"{table.name}/{label}/{measure}"
-                found[name] = figure.mean
-                if figure.deviation is not None:
-                    found[f"{name}_deviation"] = figure.deviation
-                if figure.interval is not None:
-                    found[f"{name}_low"], found[f"{name}_high"] = figure.interval
-                if figure.difference is not None:
-                    found[f"{name}_difference"] = figure.difference
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------

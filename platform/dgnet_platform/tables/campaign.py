@@ -7,6 +7,7 @@ what the other has trained. All that is known of it is there, so a command that 
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,10 +25,11 @@ from dgnet_platform.errors import ExperimentError, TrackingError
 from dgnet_platform.evaluation.config import EvaluateConfig
 from dgnet_platform.evaluation.evaluate import evaluate
 from dgnet_platform.evaluation.results import JSON, replacing, write
-from dgnet_platform.runs import checkpoint, journal
+from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import CheckpointError
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
+from dgnet_platform.runs.journal import Tail
 from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import RECORD, RESULTS, STOP, Ending, Run
 from dgnet_platform.runs.tracking_uri import default_uri
@@ -63,19 +65,13 @@ class State:
     finished: bool
     reason: str
     """Why it is not finished."""
-    experiment: AnyExperiment
+    iterations: int
+    """Iterations done."""
 
     @property
     def name(self) -> str:
         """The run's, or a dash."""
         return self.run.name if self.run is not None else "-"
-
-    @property
-    def iterations(self) -> int:
-        """Iterations done."""
-        if self.finished:
-            return self.experiment.model.iterations
-        return max((e.iteration for e in journal.read(self.run.folder)), default=0) if self.run is not None else 0
 
 
 class Campaign:
@@ -89,9 +85,12 @@ class Campaign:
             folder: of the report; it asks runs to stop.
             any_code: take runs that other code has trained.
         """
-        self.plan, self.folder, self._any_code = plan, folder, any_code
+        self.plan, self.folder, self.any_code = plan, folder, any_code
         self.tracked: TrackedRun | None = None
         self._finished: dict[AnyExperiment, State] = {}
+        self._named: dict[AnyExperiment, NamedRun] = {}
+        self._tails: dict[Path, Tail] = {}
+        self._lock = threading.Lock()  # the terminal asks while runs are trained
 
     # ------------------------------------------------------------------------------------------------------------
     # What is there
@@ -105,23 +104,35 @@ class Campaign:
         """
         if experiment in self._finished:
             return self._finished[experiment]
-        teacher = self._teacher(experiment)
-        if teacher_needed(experiment) is not None and teacher is None:
-            return State(run=None, finished=False, reason="its teacher is not trained", experiment=experiment)
-        named = self._named(experiment, teacher)
+        named = self._name(experiment)
+        if named is None:
+            return State(run=None, finished=False, reason="its teacher is not trained", iterations=0)
         run = Run.find(named.folder)
         if run is None:
-            return State(run=None, finished=False, reason="not started", experiment=experiment)
+            return State(run=None, finished=False, reason="not started", iterations=0)
         self._check_code(run)
-        if outcome_of_finished(run) is not None:
-            found = State(run=run, finished=True, reason="", experiment=experiment)
+        if (run.folder / RESULTS / JSON).exists() and (outcome := outcome_of_finished(run)) is not None:
+            found = State(run=run, finished=True, reason="", iterations=outcome.iteration)
             return self._finished.setdefault(experiment, found)
         progress = TrialProgress.read(run.folder)
-        reason = progress.ending or "unfinished"
-        return State(run=run, finished=False, reason=f"{reason} {progress.reason}".strip(), experiment=experiment)
+        with self._lock:
+            tail = self._tails.setdefault(run.folder, Tail(run.folder))
+            for _ in tail.read():
+                pass
+        reason = f"{progress.ending or 'unfinished'} {progress.reason}".strip()
+        return State(run=run, finished=False, reason=reason, iterations=tail.iteration)
+
+    def _name(self, experiment: AnyExperiment) -> NamedRun | None:
+        """Which run an experiment is; None: that is not known before its teacher is trained."""
+        if experiment not in self._named:
+            teacher = self._teacher(experiment)
+            if teacher is None and teacher_needed(experiment) is not None:
+                return None
+            self._named[experiment] = name_run(experiment, teacher=teacher, store=self.plan.stores[experiment.data])
+        return self._named[experiment]
 
     def _check_code(self, run: Run) -> None:
-        if run.code != training_digest() and not self._any_code:
+        if run.code != training_digest() and not self.any_code:
             raise CampaignError(
                 f"run {run.folder} was trained by other code ({run.code[:8] or 'unknown'}, this is"
                 f" {training_digest()[:8]}): name another --storage, move the run, or take it with --any-code"
@@ -138,9 +149,6 @@ class Campaign:
         if not state.finished or state.run is None:
             return None
         return state.run.folder / f"checkpoint_{needed.model.iterations:08d}"
-
-    def _named(self, experiment: AnyExperiment, teacher: Path | None) -> NamedRun:
-        return name_run(experiment, teacher=teacher, store=self.plan.stores[experiment.data])
 
     # ------------------------------------------------------------------------------------------------------------
     # Training
@@ -218,14 +226,14 @@ class Campaign:
 
     def _prepare(self, experiment: AnyExperiment, placement: Placement) -> Path:
         """Make, or open again, a run; returns its folder."""
-        experiment = replace(
-            experiment,
+        named = self._name(experiment)
+        assert named is not None
+        placed = replace(
+            named.experiment,
             workers=str(placement.workers),
             gpus=bool(placement.workers and placement.gpus),
             threads=experiment.threads or (0 if placement.gpus else placement.cpus),
         )
-        teacher = self._teacher(experiment)
-        named = self._named(experiment, teacher)
         archive = archive_of(named.experiment)
         if archive is not None:
             archive.fetch(named.folder)
@@ -238,14 +246,14 @@ class Campaign:
         if existing is None and (found := self._searched(named)) is not None:
             link_prefix(found, named.folder)
         tracked = open_run(
-            named.experiment.tracking_uri or default_uri(named.experiment.storage),
+            placed.tracking_uri or default_uri(placed.storage),
             named.store,
             name=named.folder.name,
             folder=named.folder,
-            params=flat(to_dict(named.experiment)),
+            params=flat(to_dict(placed)),
             tags={
                 "dgnet.kind": named.identity.kind,
-                "dgnet.teacher": str(teacher or ""),
+                "dgnet.teacher": str(named.teacher or ""),
                 "dgnet.seed": str(experiment.model.seed),
                 **({"mlflow.parentRunId": self.tracked.id} if self.tracked is not None else {}),
             },
@@ -253,9 +261,9 @@ class Campaign:
         )
         Run(
             folder=named.folder,
-            experiment=named.experiment,
+            experiment=placed,
             identity=named.identity.values(),
-            teacher=str(teacher) if teacher else None,
+            teacher=str(named.teacher) if named.teacher else None,
             origin=existing.origin if existing else None,
             tracking_uri=tracked.uri,
             mlflow_experiment=tracked.experiment,
