@@ -79,6 +79,17 @@ def test_nothing_is_trained_twice(people_store: Path):
     assert {experiment.model.seed for experiment in plan.teachers} == {0, 1}
 
 
+def test_offline_feeding_draws_with_a_run_that_another_row_trains(people_store: Path):
+    plan = planned(people_store, rows.ablation())
+    feeding = next(c for c in plan.cells if c.row.label == "without online feeding" and c.seed == 1)
+    offline = next(c for c in plan.cells if c.row.label == "offline feeding" and c.seed == 1)
+    assert offline.generator == feeding.experiment
+    assert offline.experiment.data not in plan.stores
+    assert offline.experiment.model in [teacher.model for teacher in plan.teachers]
+    assert len(plan.offline) == len(set(plan.generators)) == 2
+    assert offline.experiment not in plan.teachers
+
+
 def test_what_rows_share_is_shared_for_each_seed(people_store: Path):
     plan = planned(people_store, *tables_of(("ablation", "labels"), {}))
     sharing = plan.sharing(COSTS)

@@ -106,9 +106,8 @@ def _train(options: PaperTables, campaign: Campaign, console: Console) -> None:
     """Train what is missing, while bars show how far it is."""
     plan = campaign.plan
     assert campaign.tracked is not None
-    needed = [*plan.teachers, *plan.experiments]
-    elsewhere = any(cell.experiment.data != cell.tested_on for cell in plan.cells)
-    if all(campaign.state(experiment).finished for experiment in needed) and not elsewhere:
+    needed = plan.all_experiments
+    if all(campaign.state(experiment).finished for experiment in needed) and not campaign.untested:
         return
     placement = _place(options, campaign.tracked.uri)
     total = sum(experiment.model.iterations for experiment in needed)
@@ -121,8 +120,7 @@ def _train(options: PaperTables, campaign: Campaign, console: Console) -> None:
 
         follow()
         in_thread(lambda: campaign.train(placement, console.print), follow)
-        if elsewhere:
-            in_thread(lambda: campaign.test_elsewhere(placement))
+        in_thread(lambda: campaign.test_elsewhere(placement))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -186,7 +184,7 @@ def _show_plan(options: PaperTables, campaign: Campaign, console: Console) -> No
     runs = RichTable(title="Runs", title_justify="left")
     for column in ("run", "rows", "seed", "iterations", "state"):
         runs.add_column(column, overflow="fold")
-    states = {experiment: campaign.state(experiment) for experiment in [*plan.teachers, *plan.experiments]}
+    states = {experiment: campaign.state(experiment) for experiment in plan.all_experiments}
     rows = {experiment: list[str]() for experiment in states}
     for cell in plan.cells:
         rows[cell.experiment].append(f"{cell.table.name}: {cell.row.label}")
@@ -201,9 +199,9 @@ def _show_plan(options: PaperTables, campaign: Campaign, console: Console) -> No
         costs = Costs(options.seconds_before, options.seconds_after)
     finished = [experiment for experiment, state in states.items() if state.finished]
     console.print(plan.sharing(costs, finished))
-    left = [teacher for teacher in plan.teachers if teacher not in finished]
-    count = sum(teacher.model.iterations for teacher in left)
-    console.print(f"{len(left)} teachers would be trained too: {count:,} iterations")
+    left = [experiment for experiment in (*plan.teachers, *plan.offline) if experiment not in finished]
+    count = sum(experiment.model.iterations for experiment in left)
+    console.print(f"{len(left)} teachers and baselines would be trained too: {count:,} iterations")
     console.print(f"{len(finished)} of {len(states)} runs are finished; the report would go to {campaign.folder}")
 
 

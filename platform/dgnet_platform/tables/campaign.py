@@ -36,6 +36,7 @@ from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search.prefixes import link_prefix
 from dgnet_platform.search.trial import Trial, TrialProgress, tag_prefix
 from dgnet_platform.storage.serialize import flat, to_dict
+from dgnet_platform.tables.offline import pack_offline
 from dgnet_platform.tables.plan import TablesPlan, teacher_needed
 from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run
 from dgnet_platform.tracking.models import log_results
@@ -89,6 +90,7 @@ class Campaign:
         self.tracked: TrackedRun | None = None
         self._finished: dict[AnyExperiment, State] = {}
         self._named: dict[AnyExperiment, NamedRun] = {}
+        self._made: dict[str, Store] = {}
         self._tails: dict[Path, Tail] = {}
         self._lock = threading.Lock()  # the terminal asks while runs are trained
 
@@ -106,7 +108,7 @@ class Campaign:
             return self._finished[experiment]
         named = self._name(experiment)
         if named is None:
-            return State(run=None, finished=False, reason="its teacher is not trained", iterations=0)
+            return State(run=None, finished=False, reason="not started: what it learns from is missing", iterations=0)
         run = Run.find(named.folder)
         if run is None:
             return State(run=None, finished=False, reason="not started", iterations=0)
@@ -123,13 +125,19 @@ class Campaign:
         return State(run=run, finished=False, reason=reason, iterations=tail.iteration)
 
     def _name(self, experiment: AnyExperiment) -> NamedRun | None:
-        """Which run an experiment is; None: that is not known before its teacher is trained."""
+        """Which run an experiment is; None: that is not known before its teacher is trained and its store made."""
         if experiment not in self._named:
-            teacher = self._teacher(experiment)
-            if teacher is None and teacher_needed(experiment) is not None:
+            teacher, store = self._teacher(experiment), self._store_at(experiment.data)
+            if store is None or (teacher is None and teacher_needed(experiment) is not None):
                 return None
-            self._named[experiment] = name_run(experiment, teacher=teacher, store=self.plan.stores[experiment.data])
+            self._named[experiment] = name_run(experiment, teacher=teacher, store=store)
         return self._named[experiment]
+
+    def _store_at(self, location: str) -> Store | None:
+        """A store; None: it is not made yet."""
+        if location in self.plan.generators and location not in self._made and Path(location).exists():
+            self._made[location] = Store.open(location)
+        return self.plan.stores.get(location) or self._made.get(location)
 
     def _check_code(self, run: Run) -> None:
         if run.code != training_digest() and not self.any_code:
@@ -193,7 +201,10 @@ class Campaign:
             ExperimentError, TrackingError: a run cannot be made; the same command resumes.
         """
         self.stop_file.unlink(missing_ok=True)
-        for experiments, sharing in ((self.plan.teachers, False), (self.plan.experiments, True)):
+        stages = (self.plan.teachers, False), (self.plan.experiments, True), (self.plan.offline, False)
+        for experiments, sharing in stages:
+            if experiments is self.plan.offline:
+                self._draw_offline(placement)
             missing = [experiment for experiment in experiments if not self.state(experiment).finished]
             if missing and not self.stop_asked:
                 self._train(missing, placement, sharing, say)
@@ -223,6 +234,21 @@ class Campaign:
                 callbacks=[_Ending(self, say)],
             ),
         ).fit()  # fmt: skip
+
+    def _draw_offline(self, placement: Placement) -> None:
+        """Make the stores of generated pictures that are missing."""
+        tasks: list[tuple[Path, str, int, Path]] = []
+        for location, generator in self.plan.generators.items():
+            state = self.state(generator)
+            if state.run is not None and not Path(location).exists():
+                last = state.run.folder / f"checkpoint_{generator.model.iterations:08d}"
+                tasks.append((last, generator.data, generator.model.num_classes, Path(location)))
+        self._on_cluster(pack_offline, tasks, placement)
+
+    def _on_cluster(self, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]], placement: Placement) -> None:
+        """Do work for each of some tasks, each on as much of the cluster as a run has."""
+        remote = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(work)
+        ray.get([remote.remote(*task) for task in tasks])
 
     def _prepare(self, experiment: AnyExperiment, placement: Placement) -> Path:
         """Make, or open again, a run; returns its folder."""
@@ -284,8 +310,9 @@ class Campaign:
                     return run.folder / last
         return None
 
-    def test_elsewhere(self, placement: Placement) -> None:
-        """Evaluate runs on query and gallery of other stores than their own, where rows ask for it."""
+    @property
+    def untested(self) -> list[tuple[Path, str, Path]]:
+        """Finished runs that rows want tested on other stores than their own, which stores, and where results go."""
         wanted: list[tuple[Path, str, Path]] = []
         for cell in self.plan.cells:
             state = self.state(cell.experiment)
@@ -293,8 +320,11 @@ class Campaign:
                 out = results_of(state.run, self.plan.stores[cell.tested_on])
                 if not (out / JSON).exists():
                     wanted.append((state.run.folder, cell.tested_on, out))
-        remote = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_evaluate)
-        ray.get([remote.remote(*task) for task in dict.fromkeys(wanted)])
+        return list(dict.fromkeys(wanted))
+
+    def test_elsewhere(self, placement: Placement) -> None:
+        """Evaluate finished runs on query and gallery of other stores than their own, where rows ask for it."""
+        self._on_cluster(_evaluate, self.untested, placement)
 
     def close(self, folder: Path) -> TrialProgress:
         """Tell MLflow how a run ended, with its results; should it be away, the next command does it."""

@@ -69,7 +69,9 @@ def generated(campaign: Campaign) -> dict[str, Image.Image]:
         if cell.seed != campaign.plan.seeds[0] or state.run is None or not state.finished or cell.table.held_out:
             continue
         if cell.table.name == "transfer":
-            elsewhere[cell.row.label] = results_of(state.run, campaign.plan.stores[cell.tested_on])
+            there = results_of(state.run, campaign.plan.stores[cell.tested_on])
+            if there.exists():
+                elsewhere[cell.row.label] = there
         else:
             by_label.setdefault(cell.row.label, state.run)
     full = by_label.get("both") or by_label.get("ours") or by_label.get("dynamic soft labels")

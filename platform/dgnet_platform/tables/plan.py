@@ -10,6 +10,7 @@ from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, TaughtExperiment, TeacherExperiment
 from dgnet_platform.runs.presets import teacher_of
 from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing
+from dgnet_platform.tables.offline import offline_location
 from dgnet_platform.tables.rows import Row, Table
 
 Base = Callable[[str, bool], DGNetExperiment]
@@ -26,6 +27,8 @@ class Cell:
     experiment: AnyExperiment
     tested_on: str
     """Location of the store that has its query and gallery."""
+    generator: DGNetExperiment | None = None
+    """What draws pictures of the store that it trains on, which is made when this is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +41,35 @@ class TablesPlan:
     stores: dict[str, Store]
     """By their locations, the first being --data's."""
 
+    @property
+    def all_experiments(self) -> list[AnyExperiment]:
+        """All that is trained, in the order in which it can be."""
+        return [*self.teachers, *self.experiments, *self.offline]
+
     @cached_property
     def experiments(self) -> list[AnyExperiment]:
         """What DG-Nets are trained, each once; row by row, so that all seeds train their prefixes at once."""
-        found = dict.fromkeys(cell.experiment for cell in self.cells if isinstance(cell.experiment, TaughtExperiment))
-        return list(found)
+        own = [cell.experiment for cell in self.cells if isinstance(cell.experiment, TaughtExperiment)]
+        return list(dict.fromkeys([*own, *self.generators.values()]))
+
+    @cached_property
+    def generators(self) -> dict[str, DGNetExperiment]:
+        """What draws the pictures of stores that are made on the way, by their locations."""
+        return {cell.experiment.data: cell.generator for cell in self.cells if cell.generator is not None}
+
+    @cached_property
+    def offline(self) -> list[AnyExperiment]:
+        """What is trained on generated pictures, once they are drawn."""
+        return list(dict.fromkeys(cell.experiment for cell in self.cells if cell.generator is not None))
 
     @cached_property
     def teachers(self) -> list[TeacherExperiment]:
         """What teachers are trained: those that rows consist of, and those that runs need."""
-        own = [cell.experiment for cell in self.cells if not isinstance(cell.experiment, TaughtExperiment)]
+        own = [
+            cell.experiment
+            for cell in self.cells
+            if not isinstance(cell.experiment, TaughtExperiment) and cell.generator is None
+        ]
         needed = [teacher for experiment in self.experiments if (teacher := teacher_needed(experiment)) is not None]
         return cast(list[TeacherExperiment], list(dict.fromkeys([*own, *needed])))
 
@@ -100,8 +122,20 @@ def plan_tables(tables: Sequence[Table], base: Base, seeds: Sequence[int], store
             for location in {trained_on, tested_on}:
                 _check_splits(stores[location], table)
             for seed in seeds:
-                experiment = row.change(seeded(base(trained_on, table.held_out), seed))
-                cells.append(Cell(table=table, row=row, seed=seed, experiment=experiment, tested_on=tested_on))
+                paper = seeded(base(trained_on, table.held_out), seed)
+                generator = None if row.generator is None else as_dgnet(row.generator(paper))
+                if generator is not None:
+                    paper = replace(paper, data=offline_location(generator, stores[trained_on]))
+                cells.append(
+                    Cell(
+                        table=table,
+                        row=row,
+                        seed=seed,
+                        experiment=row.change(paper),
+                        tested_on=tested_on,
+                        generator=generator,
+                    )
+                )
     return TablesPlan(tables=tuple(tables), seeds=tuple(seeds), cells=tuple(cells), stores=stores)
 
 

@@ -15,7 +15,7 @@ from dgnet_platform.evaluation.results import QUERIES
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.run import Run
 from dgnet_platform.search.config import METRIC_BY_BETA
-from dgnet_platform.tables.campaign import Campaign, CampaignError, State, results_of
+from dgnet_platform.tables.campaign import Campaign, CampaignError, results_of
 from dgnet_platform.tables.plan import Cell
 from dgnet_platform.tables.rows import Row, Table
 
@@ -96,21 +96,26 @@ def result_of(table: Table, campaign: Campaign) -> TableResult:
     Raises:
         CampaignError: runs that cannot stand in one table.
     """
-    found: dict[str, tuple[dict[int, Score], dict[int, State]]] = {}
+    found: dict[str, tuple[dict[int, Score], dict[int, str]]] = {}
     for row in table.rows:
         cells = [cell for cell in campaign.plan.cells if cell.table.name == table.name and cell.row == row]
         states = {cell.seed: campaign.state(cell.experiment) for cell in cells}
-        scores = {
-            cell.seed: score_of(state.run, cell, campaign)
-            for cell in cells
-            if (state := states[cell.seed]).finished and state.run is not None
-        }
-        found[row.label] = scores, states
+        missing = {seed: state.reason for seed, state in states.items() if not state.finished}
+        scores: dict[int, Score] = {}
+        for cell in cells:
+            run = states[cell.seed].run
+            if run is None or cell.seed in missing:
+                continue
+            if not cell.table.held_out and not results_of(run, campaign.plan.stores[cell.tested_on]).exists():
+                missing[cell.seed] = f"not tested on {cell.tested_on}"
+            else:
+                scores[cell.seed] = score_of(run, cell, campaign)
+        found[row.label] = scores, missing
     reference = found[table.reference][0] if table.reference else {}
     own = next(iter(campaign.plan.stores.values())).info.dataset
     rows: list[RowResult] = []
     for row in table.rows:
-        scores, states = found[row.label]
+        scores, missing = found[row.label]
         dataset = campaign.plan.stores[row.tested_on].info.dataset if row.tested_on else own
         compared = reference if row.label != table.reference else {}
         rows.append(
@@ -122,7 +127,7 @@ def result_of(table: Table, campaign: Campaign) -> TableResult:
                 published_elsewhere={} if dataset in row.published else row.published,
                 figures=figures_of(scores, compared),
                 runs={seed: score.run for seed, score in scores.items()},
-                missing={seed: state.reason for seed, state in states.items() if not state.finished},
+                missing=missing,
             )
         )
     return TableResult(

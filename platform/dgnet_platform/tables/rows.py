@@ -26,6 +26,8 @@ class Row:
     label: str
     change: Change | None = None
     """None: nothing is trained, the row is published figures alone."""
+    generator: Change | None = None
+    """Whose pictures the row trains on beside the real ones, drawn once that is trained; None: nobody's."""
     feature: str = "both"
     """By which descriptor of the trained networks is ranked: both, f_prim, f_fine, or baseline for a teacher."""
     beta: float | None = None
@@ -158,6 +160,12 @@ def ablation() -> Table:
                 label="without any identity loss", change=without_identity,
                 note="by the paper's equations: the release's detached appearance code would leave the appearance"
                 " encoder without any gradient until the warm-up",
+            ),
+            Row(
+                label="offline feeding", change=baseline, feature="baseline", generator=without_feeding,
+                published={"market1501": (None, 84.4)}, source=f"{PAPER}, offline against online generation",
+                note="the baseline on real pictures and as many that the run without online feeding has drawn, one of"
+                " each appearance, with its owner's label; as many iterations as the baseline",
             ),
             Row(
                 label="without teacher", change=labelled("appearance"),

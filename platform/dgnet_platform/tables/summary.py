@@ -106,7 +106,7 @@ def _cost(campaign: Campaign) -> tuple[int, int, float]:
     """Iterations that were trained, those of all runs by themselves, and seconds; what runs share is counted once."""
     parts: dict[Path, tuple[int, AnyExperiment]] = {}  # by folder: from which iteration, of what
     alone = 0
-    for experiment in [*campaign.plan.teachers, *campaign.plan.experiments]:
+    for experiment in campaign.plan.all_experiments:
         state = campaign.state(experiment)
         if state.run is None:
             continue
