@@ -84,7 +84,8 @@ def _interval_table(evaluation: Evaluation) -> Table:
     title = f"95 % intervals over {drawn} identities, %; differences paired by query"
     table = Table(title=title, title_justify="left")
     for column in ([] if same else ["store"]) + ["feature", "Rank@1", "mAP"]:
-        table.add_column(column, justify="left" if column in ("store", "feature") else "right", no_wrap=True)
+        text = column in ("store", "feature")  # wraps where a terminal is narrow
+        table.add_column(column, justify="left" if text else "right", no_wrap=not text)
     table.add_column("mAP against the first row", no_wrap=True)
     for label, rows in retrieval.groupby("store", sort=False):
         labels = [] if same else [str(label)]

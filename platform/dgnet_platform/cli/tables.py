@@ -165,7 +165,7 @@ def _shown(table: TableResult, seeds: int) -> RichTable:
     places = [
         n for n, name in enumerate(grid.header) if name != "runs" and (beside or not name.startswith("published"))
     ]
-    notes = [note for note in grid.notes if note.startswith(("[", "Missing", "On identities"))]
+    notes = [note for note in grid.notes if note.startswith(("[", "On identities"))]
     shown = RichTable(title=grid.title, title_justify="left", caption="\n".join(notes), caption_justify="left")
     for place in places:
         shown.add_column(grid.header[place])
