@@ -79,9 +79,9 @@ def _interval_table(evaluation: Evaluation) -> Table:
     """95 % intervals, and each row against the first of its kind."""
     retrieval, differences = evaluation.retrieval, evaluation.differences.to_dict("records")
     same = len(set(retrieval["store"])) == 1
-    identities = evaluation.queries.groupby("store")["person_id"].nunique()
-    drawn = f"{identities.min():,}" if identities.min() == identities.max() else "the stores'"
-    title = f"95 % intervals over {drawn} identities, %; differences paired by query"
+    counts = set(evaluation.queries.groupby("store")["person_id"].nunique().tolist())
+    identities = f"{counts.pop():,}" if len(counts) == 1 else "the stores'"
+    title = f"95 % intervals over {identities} identities, %; differences paired by query"
     table = Table(title=title, title_justify="left")
     for column in ([] if same else ["store"]) + ["feature", "Rank@1", "mAP"]:
         text = column in ("store", "feature")  # wraps where a terminal is narrow

@@ -72,10 +72,10 @@ def _real(store: Store, folder: Path) -> list[tuple[str, int, int, str]]:
 
 def _generated(drawn: Path, folder: Path, known: set[int]) -> list[tuple[str, int, int, str]]:
     """Give generated pictures of known identities a second name; returns the rows of a manifest."""
-    table = pd.read_parquet(drawn / TABLE)
-    table = table[table["person_id"].isin(known) & table["structure_person_id"].isin(known)]
     rows: list[tuple[str, int, int, str]] = []
-    for row in table.to_dict("records"):
+    for row in pd.read_parquet(drawn / TABLE).to_dict("records"):
+        if row["person_id"] not in known or row["structure_person_id"] not in known:
+            continue
         path = Path("generated") / row["path"]
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         os.link(drawn / row["path"], folder / path)

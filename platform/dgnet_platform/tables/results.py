@@ -152,8 +152,8 @@ def score_of(run: Run, cell: Cell, campaign: Campaign) -> Score:
     rows = table[(table["feature"] == cell.row.feature) & (table["query"] == "single") & ~table["reranked"]]
     if rows.empty:
         raise CampaignError(f"{folder / QUERIES} has no {cell.row.feature}, which row {cell.row.label} needs")
-    figures = {name: torch.from_numpy(rows[name].to_numpy(dtype=float, copy=True)) for name in FIGURES}
-    return Score(run=run.name, figures=figures, person_ids=torch.from_numpy(rows["person_id"].to_numpy(copy=True)))
+    figures = {name: torch.tensor(rows[name].tolist(), dtype=torch.float64) for name in FIGURES}
+    return Score(run=run.name, figures=figures, person_ids=torch.tensor(rows["person_id"].tolist()))
 
 
 def _held_out(run: Run, row: Row) -> Score:

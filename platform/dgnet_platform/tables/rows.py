@@ -113,12 +113,12 @@ def warm_until(share: float) -> Change:
 
 def _loss(experiment: DGNetExperiment, **changes: object) -> DGNetExperiment:
     model = experiment.model
-    return replace(experiment, model=replace(model, loss=replace(model.loss, **changes)))  # pyright: ignore[reportArgumentType]
+    return replace(experiment, model=replace(model, loss=replace(model.loss, **changes)))
 
 
 def _recipe(experiment: DGNetExperiment, **changes: object) -> DGNetExperiment:
     model = experiment.model
-    return replace(experiment, model=replace(model, recipe=replace(model.recipe, **changes)))  # pyright: ignore[reportArgumentType]
+    return replace(experiment, model=replace(model, recipe=replace(model.recipe, **changes)))
 
 
 # ----------------------------------------------------------------------------------------------------------------
