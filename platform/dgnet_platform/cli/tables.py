@@ -21,6 +21,7 @@ from dgnet_platform.runs.tracking_uri import ui_command
 from dgnet_platform.search.sharing import Costs
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign, CampaignError
+from dgnet_platform.tables.machines import RayMachines
 from dgnet_platform.tables.plan import TablesPlan, plan_tables
 from dgnet_platform.tables.report import JSON, grid_of, write_report
 from dgnet_platform.tables.results import TableResult
@@ -109,7 +110,7 @@ def _train(options: PaperTables, campaign: Campaign, console: Console) -> None:
     needed = plan.all_experiments
     if all(campaign.state(experiment).finished for experiment in needed) and not campaign.untested:
         return
-    placement = _place(options, campaign.tracked.uri)
+    machines = RayMachines(_place(options, campaign.tracked.uri), campaign.folder)
     total = sum(experiment.model.iterations for experiment in needed)
     with progress_bars(console) as show, stop_on_signals(campaign, console.print, "runs save and stop"):
 
@@ -119,8 +120,7 @@ def _train(options: PaperTables, campaign: Campaign, console: Console) -> None:
             show("iterations, with those that are shared", sum(state.iterations for state in states), total)
 
         follow()
-        in_thread(lambda: campaign.train(placement, console.print), follow)
-        in_thread(lambda: campaign.test_elsewhere(placement))
+        in_thread(lambda: campaign.train(machines, console.print), follow)
 
 
 # ------------------------------------------------------------------------------------------------------------

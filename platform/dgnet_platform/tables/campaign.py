@@ -5,18 +5,12 @@ what the other has trained. All that is known of it is there, so a command that 
 """
 
 import logging
-import os
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
+from typing import Any, Protocol
 
 from dgnet_core.methods import method_of
 from dgnet_platform.compute.placement import Placement
@@ -34,7 +28,7 @@ from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import RECORD, RESULTS, STOP, Ending, Run
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search.prefixes import link_prefix
-from dgnet_platform.search.trial import Trial, TrialProgress, tag_prefix
+from dgnet_platform.search.trial import TrialProgress, tag_prefix
 from dgnet_platform.storage.serialize import flat, to_dict
 from dgnet_platform.tables.offline import pack_offline
 from dgnet_platform.tables.plan import TablesPlan, teacher_needed
@@ -43,14 +37,25 @@ from dgnet_platform.tracking.models import log_results
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training.plan import NamedRun, make_plan, name_run, named_teacher, outcome_of_finished
 
-TUNE = "tune"
-"""In a campaign's folder: what Ray Tune leaves."""
-RETRIES = 2
-"""How often a run starts again from its newest checkpoint when its process dies."""
 _STATUS: dict[Ending, Status] = {"finished": "FINISHED", "stopped": "KILLED"}
 """MLflow's words for how a run ended; all others are FAILED."""
 
 _log = logging.getLogger(__name__)
+
+
+class Machines(Protocol):
+    """Where runs are trained."""
+
+    placement: Placement
+    """What each run has."""
+
+    def train(self, folders: Sequence[Path], sharing: bool, over: Callable[[Path], None]) -> None:
+        """Train the runs in some folders, and tell of each that is over; `sharing` as for `run_trial`."""
+        ...
+
+    def do(self, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
+        """Call a function with each of some arguments."""
+        ...
 
 
 class CampaignError(ExperimentError):
@@ -194,8 +199,14 @@ class Campaign:
         known.write_text(self.tracked.id)
         return self.tracked
 
-    def train(self, placement: Placement, say: Callable[[str], None]) -> None:
-        """Train what is missing: teachers first, then what learns from them.
+    def train(self, machines: Machines, say: Callable[[str], None]) -> None:
+        """Train what is missing: teachers, then what learns from them, then what learns from generated pictures.
+
+        At the end finished runs are tested on other stores than their own, where rows ask for it.
+
+        Args:
+            machines: where.
+            say: told of each run that is over.
 
         Raises:
             ExperimentError, TrackingError: a run cannot be made; the same command resumes.
@@ -204,51 +215,33 @@ class Campaign:
         stages = (self.plan.teachers, False), (self.plan.experiments, True), (self.plan.offline, False)
         for experiments, sharing in stages:
             if experiments is self.plan.offline:
-                self._draw_offline(placement)
-            missing = [experiment for experiment in experiments if not self.state(experiment).finished]
-            if missing and not self.stop_asked:
-                self._train(missing, placement, sharing, say)
-            if any(not self.state(experiment).finished for experiment in missing):
+                machines.do(pack_offline, self._undrawn)
+            missing = [
+                experiment
+                for experiment in experiments
+                if not self.state(experiment).finished and self._name(experiment) is not None
+            ]
+            if missing:
+                folders = [self._prepare(experiment, machines.placement) for experiment in missing]
+                machines.train(folders, sharing, lambda folder: self._over(folder, say))
+            if self.stop_asked:
                 return
+        machines.do(test_on, self.untested)
 
-    def _train(
-        self, experiments: Sequence[AnyExperiment], placement: Placement, sharing: bool, say: Callable[[str], None]
-    ) -> None:
-        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        for name in ("ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is in the runs' folders
-        folders = [str(self._prepare(experiment, placement)) for experiment in experiments]
-        shutil.rmtree(self.folder / TUNE, ignore_errors=True)
-        tune.Tuner(
-            tune.with_resources(Trial, placement.resources),
-            param_space={
-                "folder": tune.grid_search(folders), "judge": None, "sharing": sharing, "gpus": placement.gpus,
-            },
-            tune_config=tune.TuneConfig(max_concurrent_trials=placement.concurrent, reuse_actors=True),
-            run_config=tune.RunConfig(
-                name="runs",
-                storage_path=str(self.folder / TUNE),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-                callbacks=[_Ending(self, say)],
-            ),
-        ).fit()  # fmt: skip
-
-    def _draw_offline(self, placement: Placement) -> None:
-        """Make the stores of generated pictures that are missing."""
+    @property
+    def _undrawn(self) -> list[tuple[Path, str, int, Path]]:
+        """Stores of generated pictures that are missing, as `pack_offline` takes them."""
         tasks: list[tuple[Path, str, int, Path]] = []
         for location, generator in self.plan.generators.items():
             state = self.state(generator)
             if state.run is not None and not Path(location).exists():
                 last = state.run.folder / f"checkpoint_{generator.model.iterations:08d}"
                 tasks.append((last, generator.data, generator.model.num_classes, Path(location)))
-        self._on_cluster(pack_offline, tasks, placement)
+        return tasks
 
-    def _on_cluster(self, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]], placement: Placement) -> None:
-        """Do work for each of some tasks, each on as much of the cluster as a run has."""
-        remote = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(work)
-        ray.get([remote.remote(*task) for task in tasks])
+    def _over(self, folder: Path, say: Callable[[str], None]) -> None:
+        progress = self.close(folder)
+        say(f"{folder.name}: {progress.ending or 'failed'} {progress.reason}".strip())
 
     def _prepare(self, experiment: AnyExperiment, placement: Placement) -> Path:
         """Make, or open again, a run; returns its folder."""
@@ -312,7 +305,7 @@ class Campaign:
 
     @property
     def untested(self) -> list[tuple[Path, str, Path]]:
-        """Finished runs that rows want tested on other stores than their own, which stores, and where results go."""
+        """Finished runs that rows want tested on other stores than their own, as `test_on` takes them."""
         wanted: list[tuple[Path, str, Path]] = []
         for cell in self.plan.cells:
             state = self.state(cell.experiment)
@@ -321,10 +314,6 @@ class Campaign:
                 if not (out / JSON).exists():
                     wanted.append((state.run.folder, cell.tested_on, out))
         return list(dict.fromkeys(wanted))
-
-    def test_elsewhere(self, placement: Placement) -> None:
-        """Evaluate finished runs on query and gallery of other stores than their own, where rows ask for it."""
-        self._on_cluster(_evaluate, self.untested, placement)
 
     def close(self, folder: Path) -> TrialProgress:
         """Tell MLflow how a run ended, with its results; should it be away, the next command does it."""
@@ -351,8 +340,8 @@ def results_of(run: Run, store: Store) -> Path:
     return run.folder / (RESULTS if own else f"{RESULTS}-{store.info.fingerprint[:12]}")
 
 
-def _evaluate(folder: Path, store: str, out: Path) -> None:
-    """Evaluate a finished run on another store, in a process of the cluster."""
+def test_on(folder: Path, store: str, out: Path) -> None:
+    """Evaluate a finished run on query and gallery of another store."""
     run = Run.read(folder)
     path = folder / f"checkpoint_{run.experiment.model.iterations:08d}"
     draws = method_of(run.experiment.model).draw is not None  # else it is a teacher
@@ -366,25 +355,3 @@ def _evaluate(folder: Path, store: str, out: Path) -> None:
     )
     with replacing(out) as partial:
         write(evaluate(config, lambda *_: None), partial)
-
-
-class _Ending(tune.Callback):
-    """Tells MLflow and the terminal of each run that is over."""
-
-    def __init__(self, campaign: Campaign, say: Callable[[str], None]):
-        self._campaign, self._say = campaign, say
-
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002
-        """A run is over, or was stopped."""
-        self._over(Path(trial.config["folder"]))
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:  # noqa: ARG002
-        """A run's process died more often than it may."""
-        self._over(Path(trial.config["folder"]))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes its callbacks down, and never reads them
-
-    def _over(self, folder: Path) -> None:
-        progress = self._campaign.close(folder)
-        self._say(f"{folder.name}: {progress.ending or 'failed'} {progress.reason}".strip())
