@@ -29,6 +29,7 @@ from dgnet_platform.tables.rows import tables_of
 from dgnet_platform.tables.summary import metrics_of, missing_of, report_of
 from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun
 from dgnet_platform.training.interrupts import in_thread, stop_on_signals
+from dgnet_platform.training.plan import check_free
 
 NAME = "tables"
 """Folder of the report in the storage folder, unless another --name is given."""
@@ -108,8 +109,11 @@ def _train(options: PaperTables, campaign: Campaign, console: Console) -> None:
     plan = campaign.plan
     assert campaign.tracked is not None
     needed = plan.all_experiments
-    if all(campaign.state(experiment).finished for experiment in needed) and not campaign.untested:
+    left = [experiment for experiment in needed if not campaign.state(experiment).finished]
+    if not left and not campaign.untested:
         return
+    for experiment in plan.experiments[:1]:
+        check_free(campaign.folder, experiment.model, (experiment.keep + 1) * len(left))
     machines = RayMachines(_place(options, campaign.tracked.uri), campaign.folder)
     total = sum(experiment.model.iterations for experiment in needed)
     with progress_bars(console) as show, stop_on_signals(campaign, console.print, "runs save and stop"):
