@@ -153,7 +153,7 @@ def test_one_store(store: Path, trained: Path, tmp_path: Path, capsys: pytest.Ca
         for pair in (("f_fine", "f_prim"), ("both", "f_prim"), ("both", "f_fine"))
     ]
     by_query = pd.read_parquet(out / QUERIES)
-    means = by_query.groupby(["query", "feature"])["mAP"].mean()
+    means: dict[tuple[str, str], float] = by_query.groupby(["query", "feature"])["mAP"].mean().to_dict()
     for row in table.to_dict("records"):
         assert means[row["query"], row["feature"]] == pytest.approx(row["mAP"])
     for row in differences.to_dict("records"):
