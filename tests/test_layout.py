@@ -22,7 +22,7 @@ PLANTED = {
     "no cycles": ("dgnet_core/learning/config.py", "dgnet_core.learning.batches"),
     "MLflow has one face": ("platform/dgnet_platform/runs/run.py", "mlflow"),
     "Optuna proposes in search only": ("platform/dgnet_platform/training/loop.py", "optuna"),
-    "Ray runs compute, training and search": ("platform/dgnet_platform/runs/run.py", "ray"),
+    "Ray runs compute, training, search and tables": ("platform/dgnet_platform/runs/run.py", "ray"),
     "options are read in cli and jobs only": ("platform/dgnet_platform/runs/run.py", "argparse"),
     "the core is pure PyTorch": ("dgnet_core/checks.py", "os"),
     "jobs do not import each other": ("jobs/train_market.py", "jobs.tune_market"),

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dgnet_core.ranking.features import JUNK, Features, check_comparable
+from dgnet_core.ranking.intervals import Estimate, estimate
 from dgnet_core.ranking.reranking import Reranking, reranked_scores
 from dgnet_core.ranking.scoring import count_at_least, dot_products, largest, ragged, row_blocks
 
@@ -58,6 +59,9 @@ class RetrievalResult:
 
     num_matches: Tensor
     """int64, Q."""
+
+    person_ids: Tensor
+    """int64, Q: whom each query shows."""
 
     @property
     def mean_average_precision(self) -> float:
@@ -93,6 +97,29 @@ class RetrievalResult:
             "queries": len(self.num_matches),
             "queries_without_match": self.num_without_match,
         }
+
+    def by_query(self) -> dict[str, Tensor]:
+        """The figures that are means over queries and have intervals, of each query: float64, Q."""
+        return {"rank1": (self.first_match_rank == 1).double(), "mAP": self.average_precision}
+
+    def intervals(self) -> dict[str, float]:
+        """Ends of the 95 % intervals over identities, as `mAP_low` and `mAP_high`; none for one identity."""
+        return {
+            f"{figure}_{end}": value
+            for figure, values in self.by_query().items()
+            for end, value in zip(("low", "high"), estimate(values, self.person_ids).interval or (), strict=False)
+        }
+
+    def minus(self, other: "RetrievalResult") -> dict[str, Estimate]:
+        """How much better this is than another result on the same queries, by figure, paired by query.
+
+        Raises:
+            ValueError: the queries are others.
+        """
+        if not torch.equal(self.person_ids, other.person_ids):
+            raise ValueError("other: its queries are others, or in another order; compare results of one query set")
+        there = other.by_query()
+        return {figure: estimate(here - there[figure], self.person_ids) for figure, here in self.by_query().items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,7 +188,7 @@ def sweep_beta(
     for index, block, scores in _score_blocks(query, gallery, pairs.kept, betas, reranking, block_rows):
         wrong_ahead[index].append(_wrong_ahead(scores, *pairs.of_block(block)))
     return [
-        _result(torch.cat(parts).cpu().numpy(), owners, len(query), beta, protocol)
+        _result(torch.cat(parts).cpu().numpy(), owners, query.person_ids.cpu(), beta, protocol)
         for beta, parts in zip(betas, wrong_ahead, strict=True)
     ]
 
@@ -297,9 +324,10 @@ def _wrong_ahead(scores: Tensor, rows: Tensor, columns: Tensor, correct: Tensor)
 
 
 def _result(
-    wrong_ahead: np.ndarray, owners: np.ndarray, num_queries: int, beta: float, protocol: Protocol
+    wrong_ahead: np.ndarray, owners: np.ndarray, person_ids: Tensor, beta: float, protocol: Protocol
 ) -> RetrievalResult:
     """Per-query figures from the wrong images ahead of each match, and the query of each match, ascending."""
+    num_queries = len(person_ids)
     count = np.bincount(owners, minlength=num_queries)
     start = count.cumsum() - count
     place = np.arange(len(owners)) - start[owners]  # 0, 1, 2, ... along the matches of a query
@@ -321,4 +349,5 @@ def _result(
         inverse_negative_penalty=torch.from_numpy(count / last_match_rank),
         first_match_rank=torch.from_numpy(first_match_rank),
         num_matches=torch.from_numpy(count),
+        person_ids=person_ids,
     )

@@ -38,7 +38,7 @@ from dgnet_platform.evaluation import evaluate as evaluation
 from dgnet_platform.evaluation import results, swaps
 from dgnet_platform.evaluation.extraction import Extraction, extract_on_workers, extract_splits
 from dgnet_platform.evaluation.pictures import MATCH, WRONG, RankedRow, ranked_lists, stored_pictures
-from dgnet_platform.evaluation.results import DRAWN, JSON, PARQUET
+from dgnet_platform.evaluation.results import DRAWN, JSON, PARQUET, QUERIES
 from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.loading import TrainedNetworks, open_trained
@@ -129,7 +129,7 @@ def test_one_store(store: Path, trained: Path, tmp_path: Path, capsys: pytest.Ca
 
     assert sorted(path.name for path in out.iterdir()) == [
         "interpolated_appearance_drawn-people.png", "interpolated_structure_drawn-people.png",
-        "ranked_drawn-people.png", JSON, PARQUET, "swaps_drawn-people.png",
+        QUERIES, "ranked_drawn-people.png", JSON, PARQUET, "swaps_drawn-people.png",
     ]  # fmt: skip
     values = json.loads((out / JSON).read_text())
     assert values["note"] == DRAWN
@@ -143,6 +143,28 @@ def test_one_store(store: Path, trained: Path, tmp_path: Path, capsys: pytest.Ca
     assert table["drawn"].tolist() == [True] * 6
     figures = table[["rank1", "rank5", "rank10", "mAP", "mINP"]].to_numpy()
     assert ((figures >= 0) & (figures <= 1)).all()
+    low, high = (table[f"mAP_{end}"].to_numpy() for end in ("low", "high"))
+    assert ((low <= table["mAP"]) & (table["mAP"] <= high)).all()
+    assert "95 % intervals over 4 identities" in shown
+    differences = pd.DataFrame(values["differences"])
+    asked = ("feature", "minus", "query")
+    assert [tuple(row) for row in differences[list(asked)].to_numpy()] == [
+        (*pair, query)
+        for query in ("single", "multi")
+        for pair in (("f_fine", "f_prim"), ("both", "f_prim"), ("both", "f_fine"))
+    ]
+    scores: dict[tuple[str, str], list[float]] = {}
+    for row in pd.read_parquet(out / QUERIES).to_dict("records"):
+        scores.setdefault((row["query"], row["feature"]), []).append(row["mAP"])
+    means = {asked: float(np.mean(values)) for asked, values in scores.items()}
+    for row in table.to_dict("records"):
+        assert means[row["query"], row["feature"]] == pytest.approx(row["mAP"])
+    for row in differences.to_dict("records"):
+        gain = means[row["query"], row["feature"]] - means[row["query"], row["minus"]]
+        assert row["mAP"] == pytest.approx(gain)
+        assert row["mAP_low"] <= gain <= row["mAP_high"]
+        sure = row["mAP_low"] > 0 or row["mAP_high"] < 0
+        assert (row["mAP_verdict"] != "undecided") == sure
     sweep = pd.DataFrame(values["sweep"])
     assert sweep["beta"].tolist() == [tenth / 10 for tenth in range(11)]
     for beta, feature in ((0, "f_prim"), (0.5, "both")):

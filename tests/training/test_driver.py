@@ -107,9 +107,13 @@ def test_every_iteration_is_there_once(finished, client):
     journal = [(line["iteration"], line["metrics"]["loss/L_img1"]) for line in lines(finished.run.folder)]
     assert history(client, finished.run, "loss/L_img1") == journal
     assert [step for step, _ in history(client, finished.run, "val/both/mAP")] == [6, 12]
-    assert {"test/both/mAP", "test/prim/rank1", "test/baseline/mAP", "test/swap_unseen/SSIM"} <= client.get_run(
-        finished.run.mlflow_run
-    ).data.metrics.keys()
+    figures = client.get_run(finished.run.mlflow_run).data.metrics
+    assert {"test/both/mAP", "test/prim/rank1", "test/baseline/mAP", "test/swap_unseen/SSIM"} <= figures.keys()
+    for row in ("both", "baseline"):
+        assert figures[f"test/{row}/mAP_low"] <= figures[f"test/{row}/mAP"] <= figures[f"test/{row}/mAP_high"]
+    gain = figures["test/both/mAP"] - figures["test/baseline/mAP"]
+    assert figures["test/both_minus_baseline/mAP"] == pytest.approx(gain)
+    assert figures["test/both_minus_baseline/mAP_low"] <= gain <= figures["test/both_minus_baseline/mAP_high"]
 
 
 def test_pictures_have_a_step(finished, client):

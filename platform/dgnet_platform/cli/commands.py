@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dgnet_platform.cli.options import (
     CompareGenerators,
+    PaperTables,
     TrainDGNet,
     TrainGenerator,
     TrainTeacher,
@@ -61,6 +62,14 @@ def tune(description: str | None, args: Sequence[str], console: Console) -> int:
     from dgnet_platform.cli.tune import search_and_show
 
     return search_and_show(options, base, space, console)
+
+
+def paper_tables(description: str | None, args: Sequence[str], console: Console) -> int:
+    """Make the paper's tables."""
+    options = tyro.cli(PaperTables, args=args, description=description)
+    from dgnet_platform.cli.tables import tables_and_show
+
+    return tables_and_show(options, console)
 
 
 def evaluate(description: str | None, args: Sequence[str], console: Console) -> int:

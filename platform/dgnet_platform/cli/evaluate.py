@@ -1,6 +1,7 @@
 """What evaluate shows on the terminal."""
 
 import math
+from collections.abc import Callable, Sequence
 from shutil import rmtree
 from typing import Any
 
@@ -38,6 +39,8 @@ def tables(evaluation: Evaluation) -> RenderableType:
     ]
     if len(evaluation.retrieval):
         parts.append(_retrieval_table(evaluation.retrieval))
+    if "person_id" in evaluation.queries:
+        parts.append(_interval_table(evaluation))
     if len(evaluation.sweep):
         parts.append(_sweep_table(evaluation.sweep))
     if len(evaluation.swaps):
@@ -61,9 +64,7 @@ def _retrieval_table(retrieval: pd.DataFrame) -> Table:
     for label, rows in retrieval.groupby(transfers, sort=False):
         labels = [] if same else [str(label)]
         for row in rows.to_dict("records"):
-            feature = f"both, beta {row['beta']:g}" if row["feature"] == "both" else str(row["feature"])
-            how = [", multi-query" if row["query"] == "multi" else "", _reranked(row)]
-            table.add_row(*labels, feature + "".join(how), *_percent(row))
+            table.add_row(*labels, _label(row), *_percent(row))
             labels = [""] * len(labels)
         table.add_section()
     return table
@@ -75,6 +76,64 @@ def _reranked(row: dict[Any, Any]) -> str:
         return ""
     few = row.get("neighbours") is not None and row["neighbours"] < Reranking().k1
     return f", re-ranked by {row['neighbours']:.0f} neighbours" if few else ", re-ranked"
+
+
+def _label(row: dict[Any, Any]) -> str:
+    """What a row of retrieval is called."""
+    feature = f"both, beta {row['beta']:g}" if row["feature"] == "both" else str(row["feature"])
+    how = [", multi-query" if row["query"] == "multi" else "", _reranked(row)]
+    return feature + "".join(how)
+
+
+def _interval_table(evaluation: Evaluation) -> Table:
+    """95 % intervals, and each row against the first of its kind."""
+    retrieval, differences = evaluation.retrieval, evaluation.differences.to_dict("records")
+    same = len(set(retrieval["store"])) == 1
+    counts = set(evaluation.queries.groupby("store")["person_id"].nunique().tolist())
+    identities = f"{counts.pop():,}" if len(counts) == 1 else "the stores'"
+    title = f"95 % intervals over {identities} identities, %; differences paired by query"
+    table = Table(title=title, title_justify="left")
+    for column in ([] if same else ["store"]) + ["feature", "Rank@1", "mAP"]:
+        text = column in ("store", "feature")  # wraps where a terminal is narrow
+        table.add_column(column, justify="left" if text else "right", no_wrap=not text)
+    table.add_column("mAP against the first row", no_wrap=True)
+    for label, rows in retrieval.groupby("store", sort=False):
+        labels = [] if same else [str(label)]
+        first: dict[tuple[Any, Any], Any] = {}
+        for row in rows.to_dict("records"):
+            reference = first.setdefault((row["query"], row["reranked"]), row["feature"])
+            found = [
+                difference
+                for difference in differences
+                if difference["minus"] == reference
+                and all(difference[name] == row[name] for name in ("store", "feature", "query", "reranked"))
+            ]
+            table.add_row(*labels, _label(row), *map(_interval(row), ("rank1", "mAP")), _against(found))
+            labels = [""] * len(labels)
+        table.add_section()
+    return table
+
+
+def _interval(row: dict[Any, Any], signed: bool = False) -> Callable[[str], str]:
+    """Writes the interval of one of a row's figures, in percent; a dash for one identity."""
+    form = "+.1f" if signed else ".1f"
+
+    def write(figure: str) -> str:
+        low, high = (row.get(f"{figure}_{end}", math.nan) for end in ("low", "high"))
+        return "-" if math.isnan(low) else f"[{100 * low:{form}}, {100 * high:{form}}]"
+
+    return write
+
+
+def _against(found: Sequence[dict[Any, Any]]) -> str:
+    """A difference of mAP with its interval, and what follows from it."""
+    if not found:
+        return ""
+    row = found[0]
+    interval = _interval(row, signed=True)("mAP")
+    return (
+        f"{100 * row['mAP']:+.1f} {interval} {row['mAP_verdict']}" if interval != "-" else "one identity: no interval"
+    )
 
 
 def _sweep_table(sweep: pd.DataFrame) -> Table:

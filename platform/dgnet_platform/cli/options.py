@@ -38,6 +38,7 @@ from dgnet_platform.runs.run import absolute
 from dgnet_platform.runs.tracking_uri import usable
 from dgnet_platform.search.config import SearchConfig
 from dgnet_platform.storage.serialize import from_dict, to_dict
+from dgnet_platform.tables.config import TableName
 
 if TYPE_CHECKING:
     from dgnet_platform.search.space import Space
@@ -148,6 +149,42 @@ class TuneMarket(DefaultsFrom, Taught, SearchConfig):
         return SearchConfig(**{field.name: getattr(self, field.name) for field in fields(SearchConfig)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class PaperTables(DefaultsFrom, Taught):
+    """Options of jobs/paper_tables.py."""
+
+    tables: tuple[TableName, ...] = ("ablation", "labels", "state_of_the_art")
+    """Which tables; sensitivity trains on fewer identities, and transfer needs --stores."""
+    seeds: int = 3
+    """With how many seeds, 0, 1, ..., each row is trained; from 2 on there is a deviation."""
+    stores: tuple[str, ...] = ()
+    """Further stores, folders or URIs, for the table of transfer."""
+    partial: bool = False
+    """Train nothing: report what there is, with gaps."""
+    any_code: bool = False
+    """Take runs that other code has trained."""
+    concurrent: int = 0
+    """Runs at once; 0: as many as fit, on CPUs alone one a machine."""
+    workers_per_run: int = 0
+    """Ray Train workers of a run; 0 or 1: its own process trains."""
+    gpus_per_run: float = 0.0
+    """GPUs of a run, over all its workers."""
+    seconds_before: float | None = None
+    """Seconds of an iteration before the warm-up start, for the plan that --dry-run shows."""
+    seconds_after: float | None = None
+    """The same after it."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for name, least in (("seeds", 1), ("concurrent", 0), ("workers_per_run", 0), ("gpus_per_run", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}: must be {least} or more")
+        if not self.tables:
+            raise ValueError("tables: name one at least")
+        if (self.seconds_before is None) != (self.seconds_after is None):
+            raise ValueError("seconds_before and seconds_after: give both or none")
+
+
 def parse(
     options: type[TrainDGNet] | type[TrainTeacher] | type[TrainGenerator[Any]],
     description: str | None,
@@ -195,6 +232,35 @@ def base_experiment(options: DefaultsFrom) -> DGNetExperiment:
     if experiment.model.num_classes == identities and experiment.hold_out:
         return _with_classes(experiment, identities - held_out_people(identities))
     return experiment
+
+
+def table_base(options: PaperTables, data: str, hold_out: bool) -> DGNetExperiment:
+    """The paper's run on a store, without a seed yet.
+
+    Args:
+        options: the command's.
+        data: the store's location; nothing: people that will be drawn.
+        hold_out: keep identities out of training to compare settings on; otherwise it is as the preset has it.
+
+    Raises:
+        ExperimentError: --iterations is too small, or the file of --config is no configuration.
+        StoreError: there is no store.
+    """
+    identities, pictures = _counts(replace(options, data=data))
+    experiment = dgnet_experiment(options.preset, identities, pictures, options.iterations)
+    if options.config is not None:
+        experiment = _from_file(options.config, experiment)
+    experiment = replace(
+        experiment,
+        data=absolute(data),
+        name="",
+        storage=absolute(options.storage),
+        archive=absolute(options.archive or experiment.archive),
+        tracking_uri=usable(options.tracking_uri or experiment.tracking_uri),
+        teacher=experiment.teacher if options.teacher == "auto" else options.teacher,
+        hold_out=experiment.hold_out or hold_out,
+    )
+    return _with_classes(experiment, identities - (held_out_people(identities) if experiment.hold_out else 0))
 
 
 def base_and_space(options: TuneMarket) -> tuple[DGNetExperiment, "Space"]:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ from PIL import Image
 from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.features import Features, multi_query
 from dgnet_core.ranking.reranking import Reranking
-from dgnet_core.ranking.retrieval import sweep_beta
+from dgnet_core.ranking.retrieval import RetrievalResult, sweep_beta
 from dgnet_platform.data.cache import cached
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.store import Store
@@ -98,11 +99,14 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         )
     retrieval: list[dict[str, object]] = []
     sweep: list[dict[str, object]] = []
+    differences: list[dict[str, object]] = []
+    queries: list[pd.DataFrame] = []
     swaps: list[dict[str, object]] = []
     extraction: list[dict[str, object]] = []
     pictures: dict[str, Image.Image] = {}
     for name, store in stores.items():
         report = _prefixed(name, progress)
+        ranked: list[_Ranked] = []
         features: dict[str, dict[str, Features]] = {}
         if models:
             try:
@@ -114,8 +118,11 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
             head = {"model": model.name, "trained_on": model.trained_on, "store": name}
             drawn = {"drawn": bool(store.info.origin)}
             rows, swept = _rank(features[model.name], config, model.name)
-            retrieval += [head | row | drawn for row in rows]
+            ranked += rows
+            retrieval += [head | row.head | row.result.summary() | row.result.intervals() | drawn for row in rows]
             sweep += [head | row | drawn for row in swept]
+        differences += [{"store": name} | row for row in _differences(ranked)]
+        queries += [_by_query(name, row) for row in ranked]
         if config.queries_shown and models:
             best = features[models[-1].name]
             pictures[f"ranked_{_slug(name)}.png"] = ranked_picture(
@@ -144,6 +151,8 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         drawn=any(store.info.origin for store in stores.values()),
         retrieval=pd.DataFrame(retrieval),
         sweep=pd.DataFrame(sweep),
+        differences=pd.DataFrame(differences),
+        queries=pd.concat(queries, ignore_index=True) if queries else pd.DataFrame(),
         swaps=pd.DataFrame(swaps),
         extraction=pd.DataFrame(extraction),
         pictures=pictures,
@@ -246,9 +255,23 @@ def _slug(name: str) -> str:
 # Ranking
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ranked:
+    """A row of the results table."""
+
+    head: dict[str, object]
+    """feature, beta, query, reranked and neighbours."""
+    result: RetrievalResult
+
+    @property
+    def asked(self) -> tuple[object, object]:
+        """How was ranked: rows that agree in it are compared."""
+        return self.head["query"], self.head["reranked"]
+
+
 def _rank(
     features: dict[str, Features], config: EvaluateConfig, model: str
-) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+) -> tuple[list[_Ranked], list[dict[str, object]]]:
     """Rows of the results table and of the sweep for one model on one store."""
     query, gallery = features["query"], features["gallery"]
     betas = {"f_prim": 0.0, "f_fine": math.inf, "both": config.beta}
@@ -261,14 +284,16 @@ def _rank(
         if "multi_query" in features:
             queries["multi"] = multi_query(query, features["multi_query"])
         rows = [
-            {
-                "feature": feature,
-                "beta": result.beta if feature == "both" else None,
-                "query": mode,
-                "reranked": reranking is not None,
-                "neighbours": reranking.k1 if reranking is not None else None,
-                **result.summary(),
-            }
+            _Ranked(
+                head={
+                    "feature": feature,
+                    "beta": result.beta if feature == "both" else None,
+                    "query": mode,
+                    "reranked": reranking is not None,
+                    "neighbours": reranking.k1 if reranking is not None else None,
+                },
+                result=result,
+            )
             for mode, asked in queries.items()
             for reranking in rankings
             for feature, result in zip(
@@ -279,3 +304,28 @@ def _rank(
     except ValueError as error:
         raise EvaluationError(f"{model}: {error}") from error
     return rows, [{"feature": "both", "beta": result.beta, **result.summary()} for result in swept]
+
+
+def _differences(ranked: Sequence[_Ranked]) -> list[dict[str, object]]:
+    """Each row minus each earlier one that was ranked alike, paired by query."""
+    rows: list[dict[str, object]] = []
+    for earlier, later in combinations(ranked, 2):
+        if earlier.asked != later.asked:
+            continue
+        row: dict[str, object] = {"feature": later.head["feature"], "minus": earlier.head["feature"]}
+        row |= {name: later.head[name] for name in ("query", "reranked")}
+        for figure, found in later.result.minus(earlier.result).items():
+            row[figure] = found.value
+            if found.interval is not None:
+                row[f"{figure}_low"], row[f"{figure}_high"] = found.interval
+            row[f"{figure}_verdict"] = found.verdict
+        rows.append(row)
+    return rows
+
+
+def _by_query(store: str, row: _Ranked) -> pd.DataFrame:
+    """What a row says of each query: what runs are compared by later."""
+    figures = {name: values.numpy() for name, values in row.result.by_query().items()}
+    return pd.DataFrame({"person_id": row.result.person_ids.numpy()} | figures).assign(
+        **{"store": store} | {name: row.head[name] for name in ("feature", "query", "reranked")}
+    )

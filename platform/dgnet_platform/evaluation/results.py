@@ -28,9 +28,14 @@ class Evaluation:
     drawn: bool
     """Whether a store holds drawn people, whose figures stand for no photographs."""
     retrieval: pd.DataFrame
-    """A row for each store, feature, query mode and ranking; shares in [0, 1]; beta where it has a part."""
+    """A row for each store, feature, query mode and ranking; shares in [0, 1], with the ends of the 95 % intervals of
+    Rank@1 and mAP over identities; beta where it has a part."""
     sweep: pd.DataFrame
-    """The same for each beta of the sweep; empty without one."""
+    """The same for each beta of the sweep, without intervals; empty without one."""
+    differences: pd.DataFrame
+    """Rows of `retrieval` minus earlier ones, paired by query: their 95 % intervals, and whether one is better."""
+    queries: pd.DataFrame
+    """Rank@1 and average precision of each query, with its identity, for each row of `retrieval`."""
     swaps: pd.DataFrame
     """Swap fidelity on drawn people; empty without them."""
     extraction: pd.DataFrame
@@ -41,7 +46,7 @@ class Evaluation:
 
 FORMAT = 1
 """Version of results.json."""
-JSON, PARQUET = "results.json", "results.parquet"
+JSON, PARQUET, QUERIES = "results.json", "results.parquet", "queries.parquet"
 DRAWN = "Drawn people are no photographs: these figures stand for no public data set."
 
 
@@ -71,16 +76,17 @@ def write(evaluation: Evaluation, folder: Path) -> None:
         ignore_index=True,
     )
     table.to_parquet(folder / PARQUET, index=False)
+    evaluation.queries.to_parquet(folder / QUERIES, index=False)
     for name, picture in evaluation.pictures.items():
         picture.save(folder / name, "PNG")
     values: dict[str, Any] = {
         "format": FORMAT,
         "source": evaluation.source,
         "note": DRAWN if evaluation.drawn else None,
-        "files": sorted([JSON, PARQUET, *evaluation.pictures]),
+        "files": sorted([JSON, PARQUET, QUERIES, *evaluation.pictures]),
         **{
             name: json.loads(getattr(evaluation, name).to_json(orient="records", double_precision=10))
-            for name in ("retrieval", "sweep", "swaps", "extraction")
+            for name in ("retrieval", "sweep", "differences", "swaps", "extraction")
         },
     }
     (folder / JSON).write_text(json.dumps(values, indent=2) + "\n")
@@ -89,13 +95,15 @@ def write(evaluation: Evaluation, folder: Path) -> None:
 
 
 def read(folder: Path) -> Evaluation:
-    """The evaluation that `write` was given, without its pictures."""
+    """The evaluation that `write` was given, without its pictures; an earlier version's has no differences."""
     values = json.loads((folder / JSON).read_text())
     return Evaluation(
         source=values["source"],
         drawn=values["note"] is not None,
         retrieval=pd.DataFrame(values["retrieval"]),
         sweep=pd.DataFrame(values["sweep"]),
+        differences=pd.DataFrame(values.get("differences", [])),
+        queries=pd.read_parquet(folder / QUERIES) if (folder / QUERIES).exists() else pd.DataFrame(),
         swaps=pd.DataFrame(values["swaps"]),
         extraction=pd.DataFrame(values["extraction"]),
     )

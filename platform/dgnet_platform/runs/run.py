@@ -56,6 +56,8 @@ class Run:
     not."""
     stop_file: str | None = None
     """Path of another file that asks it to stop, as STOP does."""
+    code: str = ""
+    """`training_digest` of the code that began it; none: an earlier version, which did not say."""
 
     @property
     def name(self) -> str:
@@ -79,6 +81,7 @@ class Run:
             "counted_from": self.counted_from,
             "until": self.until,
             "stop_file": self.stop_file,
+            "code": self.code,
         }
         write_whole(self.folder / RECORD, (json.dumps(values, indent=2) + "\n").encode())
 

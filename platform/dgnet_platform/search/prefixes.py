@@ -249,6 +249,7 @@ def _new_stage(
         evaluated_at_end=False,
         keeps_all=True,
         until=fork,
+        code=training_digest(),
     )
 
 

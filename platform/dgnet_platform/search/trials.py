@@ -11,6 +11,7 @@ from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
+from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import Run
 from dgnet_platform.search import prefixes
 from dgnet_platform.search.config import BETA, METRIC
@@ -95,6 +96,7 @@ class Trials:
             evaluated_at_end=False,
             counted_from=experiment.model.loss.teacher_warmup.start,
             stop_file=str(plan.stop_file),
+            code=run.code if run else training_digest(),
         ).save()
         self.study.note(number, folder=str(folder), mlflow_run=tracked.id)
         return folder

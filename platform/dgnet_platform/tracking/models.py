@@ -28,6 +28,10 @@ from dgnet_platform.tracking.client import TrackedRun
 
 MODEL_TAG = "dgnet.model"
 """Tag of a run with the id of its published model."""
+_RETRIEVAL = (
+    "rank1", "rank1_low", "rank1_high", "rank5", "rank10", "mAP", "mAP_low", "mAP_high", "mINP",
+)  # fmt: skip
+"""Figures of retrieval that MLflow gets, where a row has them."""
 _NEEDED = ("torch", "numpy", "pandas", "pillow", "simplejpeg", "mlflow")
 
 
@@ -49,12 +53,7 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
         uri = f"models:/{tags[MODEL_TAG]}"
     else:
         if run.evaluated_at_end:
-            results = run.folder / RESULTS
-            last = run.experiment.model.iterations
-            known = next((entry.metrics for entry in journal.read(run.folder) if entry.iteration == last), {})
-            figures = [figure for figure in _figures(results, last) if figure.key not in known]
-            connected.log_batch(run.mlflow_run, metrics=figures)
-            connected.log_artifacts(run.mlflow_run, str(results), RESULTS)
+            log_results(tracked, run)
         if method_of(run.experiment.model).describe is None:
             return ""
         model_id = _log_model(run, checkpoint)
@@ -63,6 +62,15 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
     if register is not None:
         _register(connected, register, uri, run.mlflow_run)
     return uri
+
+
+def log_results(tracked: TrackedRun, run: Run) -> None:
+    """Log the figures and files of a run's final evaluation; again changes nothing. Raises one of UNREACHABLE."""
+    results, last = run.folder / RESULTS, run.experiment.model.iterations
+    known = next((entry.metrics for entry in journal.read(run.folder) if entry.iteration == last), {})
+    figures = [figure for figure in _figures(results, last) if figure.key not in known]
+    tracked.client.log_batch(run.mlflow_run, metrics=figures)
+    tracked.client.log_artifacts(run.mlflow_run, str(results), RESULTS)
 
 
 def _figures(results: Path, iteration: int) -> list[Metric]:
@@ -75,8 +83,13 @@ def _figures(results: Path, iteration: int) -> list[Metric]:
     for row in evaluation.retrieval.to_dict("records"):
         feature = str(row["feature"]).removeprefix("f_")
         suffix = "" if row["query"] == "single" else "_multi_query"
-        for figure in ("rank1", "rank5", "rank10", "mAP", "mINP"):
-            found[f"test/{feature}{suffix}/{figure}"] = float(row[figure])
+        figures = [name for name in _RETRIEVAL if not math.isnan(row.get(name, math.nan))]
+        found |= {f"test/{feature}{suffix}/{name}": float(row[name]) for name in figures}
+    for row in evaluation.differences.to_dict("records"):
+        names = [str(row[name]).removeprefix("f_") for name in ("feature", "minus")]
+        suffix = "" if row["query"] == "single" else "_multi_query"
+        figures = [name for name in _RETRIEVAL if not math.isnan(row.get(name, math.nan))]
+        found |= {f"test/{names[0]}_minus_{names[1]}{suffix}/{name}": float(row[name]) for name in figures}
     for row in evaluation.swaps.to_dict("records"):
         if row["picture"] == "G(a_i, s_j)":
             who = "unseen" if row["identities"] == "unseen" else "seen"

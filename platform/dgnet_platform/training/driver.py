@@ -16,6 +16,7 @@ from dgnet_platform.errors import TrainingError
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import RESULTS, Ending, Outcome, Run, training_alone
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.storage.serialize import flat, to_dict
@@ -168,7 +169,7 @@ def _record(plan: TrainingPlan, tracked: TrackedRun) -> Run:
     else:
         origin = str(plan.origin) if plan.origin else None
         given = {"folder": plan.folder, "identity": plan.identity.values(), "origin": origin}
-        run = Run(**given, evaluated_at_end=plan.evaluated_at_end, **now)
+        run = Run(**given, code=training_digest(), evaluated_at_end=plan.evaluated_at_end, **now)
     run.save()
     return run
 

@@ -1,0 +1,1 @@
+"""The paper's tables: many runs, over seeds, with a report."""

@@ -1,0 +1,280 @@
+"""The paper's tables as data: a row is an experiment, which a function makes from the run of the paper.
+
+A new row is a label and such a function; a new table is a `Table` in `TABLES`. Rows that come to the same experiment
+share its runs, within a table and between tables.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from dgnet_core.dgnet.config import SoftLabel
+from dgnet_core.learning.config import Warmup
+from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment
+from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.tables.config import TableName
+
+Change = Callable[[DGNetExperiment], AnyExperiment]
+"""Makes what a row trains from the paper's run on the row's data, of the row's seed."""
+Published = Mapping[str, tuple[float | None, float]]
+"""Rank@1 and mAP in percent by data set, as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table."""
+
+    label: str
+    change: Change | None = None
+    """None: nothing is trained, the row is published figures alone."""
+    generator: Change | None = None
+    """Whose pictures the row trains on beside the real ones, drawn once that is trained; None: nobody's."""
+    feature: str = "both"
+    """By which descriptor of the trained networks is ranked: both, f_prim, f_fine, or baseline for a teacher."""
+    beta: float | None = None
+    """Of a table of held-out identities: the weight of f_fine; None: 0.5."""
+    note: str = ""
+    """What has to be known to read it."""
+    published: Published = field(default_factory=dict)
+    source: str = ""
+    """Where the published figures stand: publication, table and row."""
+    trained_on: str = ""
+    """Location of the store; none: the command's --data."""
+    tested_on: str = ""
+    """The same, where query and gallery come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of the paper, or one in its manner."""
+
+    name: TableName
+    title: str
+    rows: tuple[Row, ...]
+    reference: str = ""
+    """Label of the row that others are compared with, seed by seed and query by query; none: nothing is compared."""
+    held_out: bool = False
+    """Runs keep identities out of training, and are compared on them: for settings that are chosen by the figures."""
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# What rows train
+
+
+def full(experiment: DGNetExperiment) -> DGNetExperiment:
+    """The paper's run itself."""
+    return experiment
+
+
+def baseline(experiment: DGNetExperiment) -> AnyExperiment:
+    """The teacher, which is the paper's baseline."""
+    return teacher_of(experiment)
+
+
+def without_feeding(experiment: DGNetExperiment) -> DGNetExperiment:
+    """Generated pictures never reach the re-id heads."""
+    return _recipe(experiment, online_feeding=False)
+
+
+def without_generated_identity(experiment: DGNetExperiment) -> DGNetExperiment:
+    """No identity loss on generated pictures (Eq. 6)."""
+    return _loss(experiment, generated_identity=0.0)
+
+
+def without_identity(experiment: DGNetExperiment) -> DGNetExperiment:
+    """No identity loss at all (Eq. 3 and 6), by the paper's equations.
+
+    The release detaches the appearance code before the decoder. Without identity losses the appearance encoder would
+    then have no gradient before the warm-up, so this row does not detach it.
+    """
+    experiment = _loss(experiment, identity=0.0, positive_identity=0.0, generated_identity=0.0)
+    return _recipe(experiment, detach_appearance=False)
+
+
+def labelled(style: SoftLabel) -> Change:
+    """L_prim (Eq. 8) with other labels for generated pictures."""
+    return lambda experiment: _recipe(experiment, soft_label=style)
+
+
+def fine_weight(alpha: float) -> Change:
+    """lambda_fine = alpha lambda_prim."""
+    return lambda experiment: _loss(experiment, alpha=alpha)
+
+
+def warm_until(share: float) -> Change:
+    """Ramped weights stay 0 for a share of the run; their slope stays."""
+
+    def change(experiment: DGNetExperiment) -> DGNetExperiment:
+        start, loss = round(share * experiment.model.iterations), experiment.model.loss
+        code, teacher = (Warmup(start=start, slope=w.slope) for w in (loss.code_warmup, loss.teacher_warmup))
+        return _loss(experiment, code_warmup=code, teacher_warmup=teacher)
+
+    return change
+
+
+def _loss(experiment: DGNetExperiment, **changes: object) -> DGNetExperiment:
+    model = experiment.model
+    return replace(experiment, model=replace(model, loss=replace(model.loss, **changes)))
+
+
+def _recipe(experiment: DGNetExperiment, **changes: object) -> DGNetExperiment:
+    model = experiment.model
+    return replace(experiment, model=replace(model, recipe=replace(model.recipe, **changes)))
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The tables
+
+PAPER = "Zheng et al., CVPR 2019"
+ABLATION = f"{PAPER}, table of baseline, f_prim, f_fine and both"
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
+BETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+STARTS = (0.1, 0.2, 0.3, 0.5, 0.7)
+
+
+def ablation() -> Table:
+    """What each part of the method brings."""
+    return Table(
+        name="ablation",
+        title="Ablation: what each part brings",
+        reference="both",
+        rows=(
+            Row(
+                label="baseline", change=baseline, feature="baseline", source=f"{ABLATION}, row baseline",
+                published={"market1501": (89.6, 74.5), "dukemtmc-reid": (82.0, 65.3), "msmt17": (68.8, 36.2)},
+            ),
+            Row(
+                label="f_prim", change=full, feature="f_prim", source=f"{ABLATION}, row f_prim",
+                published={"market1501": (94.0, 84.4), "dukemtmc-reid": (85.6, 72.7), "msmt17": (76.0, 49.7)},
+            ),
+            Row(
+                label="f_fine", change=full, feature="f_fine", source=f"{ABLATION}, row f_fine",
+                published={"market1501": (91.6, 75.3), "dukemtmc-reid": (78.7, 61.2), "msmt17": (71.5, 43.5)},
+            ),
+            Row(label="both", change=full, source=f"{ABLATION}, row f_prim, f_fine", published=OURS),
+            Row(
+                label="without online feeding", change=without_feeding, feature="f_prim",
+                note="f_prim: nothing trains f_fine without fed pictures",
+            ),
+            Row(label="without identity loss on generated", change=without_generated_identity),
+            Row(
+                label="without any identity loss", change=without_identity,
+                note="by the paper's equations: the release's detached appearance code would leave the appearance"
+                " encoder without any gradient until the warm-up",
+            ),
+            Row(
+                label="offline feeding", change=baseline, feature="baseline", generator=without_feeding,
+                published={"market1501": (None, 84.4)}, source=f"{PAPER}, offline against online generation",
+                note="the baseline on real pictures and as many that the run without online feeding has drawn, one of"
+                " each appearance, with its owner's label; as many iterations as the baseline",
+            ),
+            Row(
+                label="without teacher", change=labelled("appearance"),
+                note="L_prim with the label of the appearance's owner",
+            ),
+        ),
+    )  # fmt: skip
+
+
+def labels() -> Table:
+    """What labels generated pictures get in L_prim."""
+    styles: dict[SoftLabel, tuple[str, str]] = {
+        "dynamic": ("dynamic soft labels", "the teacher's softmax (paper)"),
+        "pseudo": ("hard pseudo labels", "the teacher's first guess"),
+        "appearance": ("appearance's owner", "its identity as a hard label"),
+        "uniform": ("uniform (LSRO)", "the same probability for all identities"),
+        "two_label": ("two labels", "half appearance's owner, half structure's"),
+        "none": ("no L_prim", "L_fine alone feeds generated pictures"),
+    }
+    rows = [Row(label=label, change=labelled(style), note=note) for style, (label, note) in styles.items()]
+    return Table(name="labels", title="Labels of generated pictures", reference="dynamic soft labels", rows=tuple(rows))
+
+
+def transfer(stores: Mapping[str, str]) -> Table:
+    """Trained on one data set, tested on another.
+
+    Args:
+        stores: names of data sets by the location of their stores.
+    """
+    rows = [
+        Row(
+            label=f"{name} -> {other}",
+            change=full,
+            trained_on=location,
+            tested_on=elsewhere,
+            published={other: TRANSFER[name, other]} if (name, other) in TRANSFER else {},
+            source="the release's README, direct transfer" if (name, other) in TRANSFER else "",
+        )
+        for location, name in stores.items()
+        for elsewhere, other in stores.items()
+        if location != elsewhere
+    ]
+    return Table(name="transfer", title="Direct transfer", rows=tuple(rows))
+
+
+def sensitivity() -> Table:
+    """alpha = lambda_fine / lambda_prim, and beta of the descriptor, on held-out identities (paper, Figure 8)."""
+    alphas = [Row(label=f"alpha {alpha:g}, beta 0.5", change=fine_weight(alpha), beta=0.5) for alpha in ALPHAS]
+    betas = [Row(label=f"alpha 0.2, beta {beta:g}", change=full, beta=beta) for beta in BETAS if beta != 0.5]
+    return Table(
+        name="sensitivity", title="Sensitivity to alpha and beta, on held-out identities (Figure 8)",
+        reference="alpha 0.2, beta 0.5", rows=(*alphas, *betas), held_out=True,
+    )  # fmt: skip
+
+
+def warmup() -> Table:
+    """When generated pictures begin to feed the heads."""
+    rows = [Row(label=f"from {share:.0%} of the run", change=warm_until(share)) for share in STARTS]
+    return Table(
+        name="warmup", title="When to start feeding generated pictures", reference="from 30% of the run",
+        rows=tuple(rows),
+    )  # fmt: skip
+
+
+def state_of_the_art() -> Table:
+    """Published figures, and ours."""
+    return Table(
+        name="state_of_the_art",
+        title="State of the art",
+        rows=(
+            Row(
+                label="PN-GAN", source="Qian et al., ECCV 2018",
+                published={"market1501": (89.4, 72.6), "dukemtmc-reid": (73.6, 53.2)},
+            ),
+            Row(
+                label="FD-GAN", source="Ge et al., NeurIPS 2018",
+                published={"market1501": (90.5, 77.7), "dukemtmc-reid": (80.0, 64.5)},
+            ),
+            Row(label="DG-Net", source=f"{PAPER}, tables of comparison, row DG-Net", published=OURS),
+            Row(label="ours", change=full),
+        ),
+    )  # fmt: skip
+
+
+OURS: Published = {
+    "market1501": (94.8, 86.0), "dukemtmc-reid": (86.6, 74.8), "msmt17": (77.2, 52.3),
+}  # fmt: skip
+"""The paper's own figures of DG-Net."""
+TRANSFER: Mapping[tuple[str, str], tuple[float, float]] = {
+    ("market1501", "dukemtmc-reid"): (42.62, 24.25), ("dukemtmc-reid", "market1501"): (56.12, 26.83),
+    ("market1501", "msmt17"): (17.11, 5.41), ("msmt17", "market1501"): (61.76, 33.62),
+    ("dukemtmc-reid", "msmt17"): (20.59, 6.35), ("msmt17", "dukemtmc-reid"): (61.89, 40.69),
+}  # fmt: skip
+"""Rank@1 and mAP of the release's direct transfer."""
+
+
+def tables_of(names: tuple[TableName, ...], stores: Mapping[str, str]) -> list[Table]:
+    """Tables by their names.
+
+    Args:
+        names: in this order.
+        stores: names of data sets by the location of their stores, the first being --data's.
+    """
+    makers: Mapping[TableName, Callable[[], Table]] = {
+        "ablation": ablation,
+        "labels": labels,
+        "transfer": lambda: transfer(stores),
+        "sensitivity": sensitivity,
+        "warmup": warmup,
+        "state_of_the_art": state_of_the_art,
+    }
+    return [makers[name]() for name in dict.fromkeys(names)]

@@ -1,0 +1,146 @@
+"""A report put together: tables, pictures, where all of it comes from, and what it cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgnet_core.methods import method_of
+from dgnet_platform.evaluation.results import DRAWN
+from dgnet_platform.runs import journal
+from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
+from dgnet_platform.runs.provenance import code_version, training_digest
+from dgnet_platform.search.trial import TrialProgress
+from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.tables.campaign import Campaign
+from dgnet_platform.tables.pictures import curves, generated
+from dgnet_platform.tables.report import Report
+from dgnet_platform.tables.results import TableResult, result_of
+
+
+def report_of(campaign: Campaign, base: TaughtExperiment[Any], preset: str) -> Report:
+    """The report of a campaign's runs by now.
+
+    Args:
+        campaign: the runs.
+        base: the paper's run, from which rows differ.
+        preset: where its settings come from, in words.
+
+    Raises:
+        CampaignError: runs that cannot stand in one table.
+    """
+    tables = [result_of(table, campaign) for table in campaign.plan.tables]
+    return Report(
+        title="Tables of DG-Net",
+        facts=_facts(campaign, preset),
+        notes=_notes(campaign, base),
+        tables=tables,
+        pictures=curves(tables) | generated(campaign),
+        runs=_runs(campaign),
+        settings=to_dict(base),
+    )
+
+
+def missing_of(campaign: Campaign) -> list[str]:
+    """A line for each run that is not finished: for which row, and why."""
+    lines: dict[AnyExperiment, str] = {}
+    for cell in campaign.plan.cells:
+        state = campaign.state(cell.experiment)
+        if not state.finished:
+            where = f"{cell.table.name}, {cell.row.label}, seed {cell.seed}"
+            lines.setdefault(cell.experiment, f"missing: {where}: {state.reason}")
+    return list(lines.values())
+
+
+def metrics_of(tables: Sequence[TableResult]) -> dict[str, float]:
+    """The tables' figures for MLflow."""
+    found: dict[str, float] = {}
+    for table in tables:
+        for row in table.rows:
+            label = "".join(c if c.isalnum() or c in "._- " else "_" for c in row.label)
+            for measure, figure in row.figures.items():
+                name = f"{table.name}/{label}/{measure}"
+                found[name] = figure.mean
+                if figure.deviation is not None:
+                    found[f"{name}_deviation"] = figure.deviation
+                if figure.interval is not None:
+                    found[f"{name}_low"], found[f"{name}_high"] = figure.interval
+                if figure.difference is not None:
+                    found[f"{name}_difference"] = figure.difference
+                if figure.difference_interval is not None:
+                    found[f"{name}_difference_low"], found[f"{name}_difference_high"] = figure.difference_interval
+    return found
+
+
+def _facts(campaign: Campaign, preset: str) -> dict[str, str]:
+    plan = campaign.plan
+    trained, alone, seconds = _cost(campaign)
+    return {
+        "data": "; ".join(f"{s.info.dataset}, fingerprint {s.info.fingerprint}" for s in plan.stores.values()),
+        "preset": preset,
+        "seeds": ", ".join(map(str, plan.seeds)),
+        "code": f"{code_version()}, training {training_digest()[:12]}",
+        "PyTorch": torch.__version__,
+        "intervals": "95 %, bootstrap over identities and Student's t over seeds; differences paired by query and seed",
+        "iterations": f"{trained:,} trained; {alone:,} if each run were trained by itself",
+        "training time": f"{seconds / 3600:.2f} hours of a device, without evaluation",
+    }
+
+
+def _notes(campaign: Campaign, base: TaughtExperiment[Any]) -> list[str]:
+    plan, missing = campaign.plan, missing_of(campaign)
+    notes = [DRAWN] if any(store.info.origin for store in plan.stores.values()) else []
+    if len(plan.seeds) < 2:
+        notes.append("One seed: there is no deviation, and intervals are over identities alone.")
+    if base.teacher != "auto":
+        notes.append(f"All seeds have the same teacher, {base.teacher}: deviations lack its part.")
+    if campaign.any_code:
+        notes.append("Runs that other code trained were taken (--any-code).")
+    if missing:
+        notes.append(f"Not whole: {len(missing)} runs are missing.")
+    return notes
+
+
+def _cost(campaign: Campaign) -> tuple[int, int, float]:
+    """Iterations that were trained, those of all runs by themselves, and seconds; what runs share is counted once."""
+    parts: dict[Path, tuple[int, AnyExperiment]] = {}  # by folder: from which iteration, of what
+    alone = 0
+    for experiment in campaign.plan.all_experiments:
+        state = campaign.state(experiment)
+        if state.run is None:
+            continue
+        progress = TrialProgress.read(state.run.folder)
+        alone += state.iterations
+        parts[state.run.folder] = progress.fork, experiment
+        if progress.prefix:
+            parts[Path(progress.prefix)] = 0, experiment
+    trained, seconds = 0, 0.0
+    for folder, (start, experiment) in parts.items():
+        images = len(method_of(experiment.model).sets) * experiment.model.batch_size
+        entries = [entry for entry in journal.read(folder) if entry.iteration > start]
+        trained += len(entries)
+        speeds = [entry.metrics.get("speed/images_per_second", 0.0) for entry in entries]
+        seconds += sum(images / speed for speed in speeds if speed)
+    return trained, alone, seconds
+
+
+def _runs(campaign: Campaign) -> list[dict[str, str]]:
+    """A row for each run."""
+    rows: dict[AnyExperiment, dict[str, str]] = {}
+    for cell in campaign.plan.cells:
+        state = campaign.state(cell.experiment)
+        row = rows.setdefault(
+            cell.experiment,
+            {
+                "run": state.name,
+                "rows": "",
+                "seed": str(cell.seed),
+                "state": "finished" if state.finished else state.reason,
+                "folder": str(state.run.folder) if state.run else "-",
+                "MLflow": state.run.mlflow_run if state.run else "-",
+                "code": state.run.code[:12] if state.run else "-",
+            },
+        )
+        row["rows"] += f"{', ' * bool(row['rows'])}{cell.table.name}: {cell.row.label}"
+    return list(rows.values())

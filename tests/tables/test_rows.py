@@ -1,0 +1,133 @@
+"""Which experiments the paper's tables consist of."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dgnet_core.dgnet.config import LossConfig, RecipeConfig
+from dgnet_platform.data.store import Store
+from dgnet_platform.errors import ExperimentError
+from dgnet_platform.runs.experiment import DGNetExperiment, TaughtExperiment
+from dgnet_platform.runs.presets import dgnet_experiment
+from dgnet_platform.search.sharing import Costs, fork_of, prefix_of
+from dgnet_platform.storage.serialize import differences, to_dict
+from dgnet_platform.tables import rows
+from dgnet_platform.tables.plan import TablesPlan, plan_tables, seeded
+from dgnet_platform.tables.rows import Row, Table, tables_of
+from tests.helpers.runs import CLASSES, tiny_experiment
+
+PAPER = dgnet_experiment("paper", 751, 12_936)
+COSTS = Costs(1.0, 1.5)
+
+
+def changed(change: rows.Change, experiment: DGNetExperiment = PAPER) -> dict[str, object]:
+    """What a row's model has that the paper's has not."""
+    found = differences(to_dict(experiment.model), to_dict(change(experiment).model))
+    return {name: after for name, (_, after) in found.items()}
+
+
+def planned(store: Path, *tables: Table, seeds: int = 2) -> TablesPlan:
+    def base(location: str, held_out: bool) -> DGNetExperiment:
+        return replace(tiny_experiment(store, store.parent), data=location, hold_out=held_out or True)
+
+    return plan_tables(tables, base, range(seeds), {str(store): Store.open(store)})
+
+
+def test_rows_of_the_ablation_differ_from_the_paper_in_what_they_say():
+    assert changed(rows.full) == {}
+    assert changed(rows.without_feeding) == {"recipe.online_feeding": False}
+    assert changed(rows.without_generated_identity) == {"loss.generated_identity": 0.0}
+    assert changed(rows.without_identity) == {
+        "loss.identity": 0.0, "loss.positive_identity": 0.0, "loss.generated_identity": 0.0,
+        "recipe.detach_appearance": False,
+    }  # fmt: skip
+    assert changed(rows.labelled("appearance")) == {"recipe.soft_label": "appearance"}
+    assert not isinstance(rows.baseline(PAPER), TaughtExperiment)
+    assert rows.baseline(PAPER).model == PAPER.baseline
+
+
+def test_the_row_without_identity_loss_says_why_its_code_is_not_detached():
+    row = next(row for row in rows.ablation().rows if row.label == "without any identity loss")
+    assert "gradient" in row.note
+    assert "paper's equations" in row.note
+
+
+def test_the_papers_own_settings_are_rows_of_each_table():
+    default = LossConfig(), RecipeConfig()
+    assert rows.labels().rows[0].change is not None
+    assert changed(rows.labelled("dynamic")) == {}
+    assert default[0].alpha in rows.ALPHAS
+    assert changed(rows.fine_weight(default[0].alpha)) == {}
+    start = PAPER.model.loss.teacher_warmup.start / PAPER.model.iterations
+    assert start in rows.STARTS
+    assert changed(rows.warm_until(start)) == {}
+    for table in tables_of(("ablation", "labels", "sensitivity", "warmup", "state_of_the_art"), {"a": "market1501"}):
+        labels = [row.label for row in table.rows]
+        assert table.reference in ["", *labels]
+        assert max(Counter(labels).values()) == 1
+
+
+def test_nothing_is_trained_twice(people_store: Path):
+    """f_prim, f_fine and both are one run, which is also the labels' dynamic row and the last table's."""
+    plan = planned(people_store, *tables_of(("ablation", "labels", "state_of_the_art"), {}))
+    # both, without feeding, without generated identity, without identity, appearance; pseudo, uniform, two, none
+    assert len(plan.experiments) == 9 * 2
+    assert len(plan.teachers) == 2
+    assert [experiment.model.seed for experiment in plan.experiments[:2]] == [0, 1]
+    assert {experiment.model.seed for experiment in plan.teachers} == {0, 1}
+
+
+def test_offline_feeding_draws_with_a_run_that_another_row_trains(people_store: Path):
+    plan = planned(people_store, rows.ablation())
+    feeding = next(c for c in plan.cells if c.row.label == "without online feeding" and c.seed == 1)
+    offline = next(c for c in plan.cells if c.row.label == "offline feeding" and c.seed == 1)
+    assert offline.generator == feeding.experiment
+    assert offline.experiment.data not in plan.stores
+    assert offline.experiment.model in [teacher.model for teacher in plan.teachers]
+    assert len(plan.offline) == len(set(plan.generators)) == 2
+    assert offline.experiment not in plan.teachers
+
+
+def test_what_rows_share_is_shared_for_each_seed(people_store: Path):
+    plan = planned(people_store, *tables_of(("ablation", "labels"), {}))
+    sharing = plan.sharing(COSTS)
+    assert len(sharing.prefixes) == 3 * 2  # two rows change what comes before the warm-up
+    fork = fork_of(plan.experiments[0].model)  # pyright: ignore[reportArgumentType]
+    assert sharing.steps_without == 18 * 12
+    assert sharing.steps_with == 18 * (12 - fork) + 6 * fork
+    assert plan.sharing(COSTS, plan.experiments).steps_with == 0
+
+
+def test_a_seed_is_all_of_a_runs_randomness():
+    run = seeded(PAPER, 7)
+    assert (run.model.seed, run.baseline.seed) == (7, 7)
+    assert replace(run.model, seed=0) == PAPER.model
+    assert prefix_of(run.model) != prefix_of(PAPER.model)
+
+
+def test_transfer_goes_both_ways():
+    table = rows.transfer({"/a": "market1501", "/b": "dukemtmc-reid"})
+    assert [(row.label, row.trained_on, row.tested_on) for row in table.rows] == [
+        ("market1501 -> dukemtmc-reid", "/a", "/b"), ("dukemtmc-reid -> market1501", "/b", "/a"),
+    ]  # fmt: skip
+    assert table.rows[0].published == {"dukemtmc-reid": (42.62, 24.25)}
+
+
+def test_a_table_without_anything_to_compare_is_refused(people_store: Path):
+    with pytest.raises(ExperimentError, match="add --stores"):
+        planned(people_store, rows.transfer({"/a": "market1501"}))
+
+
+def test_a_store_without_query_is_refused(people_store: Path, monkeypatch: pytest.MonkeyPatch):
+    store = Store.open(people_store)
+    splits = {name: split for name, split in store.info.splits.items() if name != "query"}
+    monkeypatch.setattr(Store, "open", lambda _: replace(store, info=replace(store.info, splits=splits)))
+    table = Table(name="ablation", title="", rows=(Row(label="x", change=rows.full),))
+    with pytest.raises(ExperimentError, match="has no query, which table ablation needs"):
+        planned(people_store, table)
+
+
+def test_tiny_classes_are_those_of_the_store(people_store: Path):
+    assert planned(people_store, rows.labels()).experiments[0].model.num_classes == CLASSES
