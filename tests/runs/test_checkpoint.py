@@ -14,6 +14,7 @@ from dgnet_core.dgnet.config import DGNetConfig, laptop
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.learning.state import State
 from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.checkpoint import (
@@ -313,7 +314,8 @@ def test_a_release_teacher_tells_its_sizes(tmp_path: Path):
     teacher = Teacher(RELEASED, 11)
     torch.save(release.release_state_dicts({"teacher": teacher})["teacher"], tmp_path / "net_last.pth")
     opened = open_teacher(tmp_path / "net_last.pth")
-    assert opened.network.appearance_layers == (1, 2, 1, 1)
+    assert isinstance(opened.config, TeacherConfig)
+    assert opened.config.network.appearance_layers == (1, 2, 1, 1)
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, opened.state.networks["teacher"].state_dict()[name])
     with pytest.raises(CheckpointError, match=r"net_first\.pth"):

@@ -17,9 +17,11 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
+from dgnet_core.generation.grids import placed
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
 from dgnet_core.methods import METHODS, method_of
+from dgnet_core.networks.modes import evaluating
 from dgnet_core.ranking.extraction import BATCH_SIZE, extract
 from dgnet_core.ranking.features import descriptor
 from dgnet_platform.data.decode import PictureError, decode
@@ -93,8 +95,11 @@ def export(state: State, config: MethodConfig, folder: Path) -> ModelSignature:
     assert method.describe is not None
     config = replace(config, step=replace(config.step, compile=False))
     (folder / NETWORK).write_text(json.dumps({"method": method.name, "config": to_dict(config)}, indent=2) + "\n")
-    torch.save(method.describe(state).state_dict(), folder / WEIGHTS)
-    width = config.network.bottleneck * min(2, len(method.features))  # one half, or both
+    network = method.describe(state)
+    torch.save(network.state_dict(), folder / WEIGHTS)
+    with evaluating(network):
+        grey = placed(torch.zeros(1, 3, config.network.height, config.network.width), network)
+        width = sum(half.shape[1] for half in network.describe(grey))
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, COLUMN)]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
