@@ -17,7 +17,7 @@ from dgnet_platform.data.store import Store
 from dgnet_platform.runs.experiment import DGNetExperiment
 from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import absolute, folder_of, training_alone
-from dgnet_platform.runs.tracking_uri import ui_command
+from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.search.sharing import Costs
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign, CampaignError
@@ -158,7 +158,7 @@ def _report(
     except UNREACHABLE as error:
         console.print(f"MLflow has no report yet ({error}): run the same command again", style="yellow")
     console.print(f"Report: {files[0]}", style="green")
-    console.print(f"Runs in MLflow: {ui_command(tracked.uri)}")
+    console.print(f"Runs in MLflow: {where_to_look(tracked.uri, tracked.experiment, tracked.id)}")
     return DONE
 
 
