@@ -361,6 +361,31 @@ def test_confusable_people_differ_in_the_picture(people):
     assert np.median(difference) > 2
 
 
+def test_plain_scenery_changes_what_is_around_people_alone(people):
+    plain = People(people.seed, scenery="plain")
+    shots = [Shot(identity, camera, frame) for identity in (1, 7) for camera in range(1, 7) for frame in range(20)]
+    assert {people.camera(shot).occluder for shot in shots} > {"none"}
+    assert any(people.camera(shot).passer for shot in shots)
+    edges = {"busy": [], "plain": []}
+    for shot in shots:
+        camera = plain.camera(shot)
+        assert (camera.occluder, camera.passer) == ("none", None)
+        assert camera == replace(people.camera(shot), scenery="plain", occluder="none", passer=None)
+        assert (plain.appearance(shot), plain.structure(shot)) == (people.appearance(shot), people.structure(shot))
+    for shot in shots[::20]:
+        mask = people.silhouette(appearance_of=shot, structure_of=shot) + plain.silhouette(
+            appearance_of=shot, structure_of=shot
+        )
+        around = (mask[1:, 1:] + mask[:-1, 1:] + mask[1:, :-1]) == 0
+        for drawn in (people, plain):
+            gray = drawn.picture(*shot).mean(axis=2)
+            steps = np.hypot(gray[1:, 1:] - gray[:-1, 1:], gray[1:, 1:] - gray[1:, :-1])
+            edges[drawn.scenery].append(steps[around].mean())
+    assert np.mean(edges["plain"]) < 0.7 * np.mean(edges["busy"])
+    with pytest.raises(ValueError, match="scenery is 'empty'"):
+        People(0, scenery="empty")
+
+
 DRAWS = """
 import sys, threading
 from dgnet_platform.data.people.people import People
