@@ -18,9 +18,9 @@ def encode(color: tuple[int, int, int], size: tuple[int, int] = (4, 8), kind: st
     return file.getvalue()
 
 
-def noise(height: int, width: int) -> bytes:
+def noise(height: int, width: int, seed: int = 0) -> bytes:
     file = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, "JPEG")
     return file.getvalue()
 

@@ -38,7 +38,7 @@ from dgnet_platform.training import plan as training_plan
 from dgnet_platform.training.display import Display
 from dgnet_platform.training.driver import train
 from dgnet_platform.training.plan import make_plan, name_run
-from tests.helpers.market import encode
+from tests.helpers.market import noise
 from tests.helpers.runs import CLASSES, QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
 from tests.helpers.servers import TrackingServer, wait_for
 
@@ -245,7 +245,7 @@ def test_a_set_without_query_and_gallery_is_trained_on(tmp_path):
         for number in range(3):
             file = tmp_path / "own" / "train" / str(person) / f"x_c1_{number}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(encode((30 * person, 80 * number, 90), (12, 24)))
+            file.write_bytes(noise(24, 12, seed=10 * person + number))
     store = tmp_path / "store"
     prepare(PrepareConfig(dataset="folder", source=tmp_path / "own", out=store))
     experiment = tiny_experiment(store, tmp_path, hold_out=False)
