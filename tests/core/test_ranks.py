@@ -161,7 +161,6 @@ class Ranks:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", list(SMALL))
 def test_generators_make_the_same_run_on_any_number_of_ranks(name: str):
-    """Up to what Adam makes of rounding, where a gradient is nothing else; another gradient differs by percents."""
     config = tiny_method(METHODS[name], batch_size=BATCH)
     alone, *states = (build(config) for _ in range(4))  # not in threads, which share the generator of the weights
     expected = Ranks(1).train(0, alone, config)
@@ -171,7 +170,7 @@ def test_generators_make_the_same_run_on_any_number_of_ranks(name: str):
     for metrics in runs:
         for t, (found, wanted) in enumerate(zip(metrics, expected, strict=True)):
             for key, value in wanted.items():
-                torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-7, msg=f"{name} {t} {key}")
+                torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9, msg=f"{name} {t} {key}")
 
 
 def test_without_it_ranks_normalise_their_own_images():

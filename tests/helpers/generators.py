@@ -25,22 +25,22 @@ def cost(network: nn.Module, *shapes: Sequence[int]) -> tuple[float, float]:
     return sum(p.numel() for p in network.parameters()) / 1e6, counter.get_total_flops() / 2e9
 
 
-def upright(height: int, width: int, count: int) -> torch.Tensor:
+def upright(height: int, width: int, count: int, seed: int = 0) -> torch.Tensor:
     """Joints (count, 18, 3) of people who stand in the image."""
     down = torch.tensor([10, 20, 22, 35, 47, 22, 35, 47, 52, 72, 92, 52, 72, 92, 8, 8, 9, 9]) / 100 * height
     across = torch.tensor([50, 50, 38, 32, 30, 62, 68, 70, 42, 41, 40, 58, 59, 60, 47, 53, 43, 57]) / 100 * width
     joints = torch.stack([across, down, torch.full((18,), 2.0)], dim=1).repeat(count, 1, 1)
-    joints[..., :2] += torch.rand(count, 18, 2) * height / 50
+    generator = torch.Generator().manual_seed(seed)  # ranks may be threads, which share PyTorch's own
+    joints[..., :2] += torch.rand(count, 18, 2, generator=generator) * height / 50
     return joints
 
 
 def posed_batch(config: MethodConfig, sets: int, iteration: int, *, posed: bool = True) -> Batch:
     """A batch of random pictures of an iteration, with joints."""
     height, width, images = config.network.height, config.network.width, config.batch_size
-    with torch.random.fork_rng():
-        torch.manual_seed(iteration)
-        pixels = torch.randint(0, 256, (sets, images, 3, height, width), dtype=torch.uint8)
-        joints = upright(height, width, sets * images).unflatten(0, (sets, images))
+    generator = torch.Generator().manual_seed(iteration)
+    pixels = torch.randint(0, 256, (sets, images, 3, height, width), dtype=torch.uint8, generator=generator)
+    joints = upright(height, width, sets * images, iteration).unflatten(0, (sets, images))
     labels = torch.arange(images).remainder(config.num_classes).repeat(2 if sets > 2 else 1, 1)
     position = Position(seed=config.seed, iteration=iteration)
     return training_batch(pixels, labels, position, config, joints if posed else None)
@@ -76,9 +76,7 @@ def tiny_method(method: Method, **overrides: Any) -> MethodConfig:
 def method_batch(config: MethodConfig, iteration: int, rank: int = 0, world_size: int = 1) -> Batch:
     """What a rank of a run of any method trains on."""
     pixels, labels = tiny_pictures(tiny_config())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        poses = upright(*pixels.shape[2:], count=len(pixels))
+    poses = upright(*pixels.shape[2:], count=len(pixels))
     method, places = method_of(config), share(config.batch_size, rank, world_size)
     sets = list(method.sets)
     rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places, positives=method.positives)
