@@ -70,13 +70,13 @@ class Method(Generic[Config, TheState]):
     taught: bool = False
     """Whether it may need a trained teacher; `needs_teacher` of the configuration says whether a run does."""
     describe: Callable[[TheState], DescriptorNetwork] | None = None
-    """The network whose descriptors are ranked; None: the method describes nobody."""
+    """The network whose descriptors are ranked; None: the method describes no people."""
     features: Mapping[str, float] = field(default_factory=dict)
     """Descriptors that are ranked by, the best last, and the weight of the fine half in each."""
     posed: bool = False
     """Whether it trains on pairs of images of a person, with their joints, and draws from joints."""
     draw: Callable[[TheState, Config], Draw] | None = None
-    """What draws new images of a person; None: the method draws nobody who exists."""
+    """What draws new images of a person; None: the method draws no given person."""
     invent: Callable[[TheState, Config], Invent] | None = None
     """What draws people from noise; None: the method does not."""
     interpolations: Mapping[str, Callable[[TheState, Tensor, Tensor, Tensor], Tensor]] = field(default_factory=dict)

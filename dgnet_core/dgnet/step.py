@@ -18,7 +18,7 @@ from dgnet_core.learning import losses
 from dgnet_core.learning.batches import Batch, Position, check_batch
 from dgnet_core.learning.draws import uniform
 from dgnet_core.learning.health import record_fault
-from dgnet_core.learning.precision import exact, layout_of
+from dgnet_core.learning.precision import autocast, exact, layout_of
 from dgnet_core.learning.schedule import decay
 from dgnet_core.learning.steps import ReduceGrads, clip, descend, dropped_logits, keep_local, set_rate
 from dgnet_core.networks.modes import frozen
@@ -82,7 +82,7 @@ def train_step(
     recipe, weight, position = config.recipe, config.loss, batch.position
     ramped = schedule.weights(weight, recipe, state.iteration)
     rate = decay(config.optim.milestones, config.optim.decay, state.iteration)
-    autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
+    mixed = autocast(config.step, state.device)
     layout = layout_of(config.step)
     appearance_encoder, structure_encoder = state.appearance_encoder, state.structure_encoder
     decoder, discriminator = state.decoder, state.discriminator
@@ -98,12 +98,12 @@ def train_step(
 
     # Encode the real images. The clean pass has a graph only where something descends through it.
     one_pass = batch.erased is None
-    with autocast, torch.set_grad_enabled(one_pass or not recipe.detach_appearance):
+    with mixed, torch.set_grad_enabled(one_pass or not recipe.detach_appearance):
         code = exact(appearance_encoder(images, groups=4, track=one_pass))  # (4B, C, 4)
     appearance = code.detach().requires_grad_(not recipe.detach_appearance)  # cut: its gradient is carried on below
     own, positive = appearance.chunk(2)
     other = own.roll(B, dims=0)
-    with autocast:
+    with mixed:
         structure = structure_encoder(to_gray(real))  # (2B, C_s, H / 4, W / 4)
 
         # Generate: own appearance, a positive's, and the other batch's (x_ab: structure of a, appearance of b).
@@ -115,7 +115,7 @@ def train_step(
     fake = crossed.detach()
     images_with_grad = real.detach().requires_grad_()
     real_scores = discriminator.forward(images_with_grad)  # float32, and eager: compiled graphs have no second gradient
-    with autocast:
+    with mixed:
         fake_scores = [exact(scores) for scores in discriminator(fake)]
     terms["D_adv"] = 2 * losses.discriminator_adversarial(fake_scores, real_scores, recipe.gan)
     terms["D_penalty"] = 2 * losses.gradient_penalty(real_scores, images_with_grad)
@@ -133,12 +133,12 @@ def train_step(
     state.appearance_optimizer.zero_grad()
     feeds = ramped.prim > 0 or ramped.fine > 0
     reread = fake.requires_grad_()
-    with frozen(discriminator), autocast:
+    with frozen(discriminator), mixed:
         scores = [exact(scores) for scores in discriminator(reread)]
     terms["L_adv"] = 2 * losses.generator_adversarial(scores, recipe.gan)
     output_terms = [(weight.adversarial, terms["L_adv"])]
     with frozen(*() if feeds else (appearance_encoder,)):
-        with autocast:
+        with mixed:
             code_back = exact(appearance_encoder(reread, groups=2))
         pooled = pool_code(code_back)
         prim_feature = appearance_encoder.prim(pooled, 2)
@@ -151,12 +151,12 @@ def train_step(
         output_terms.append((ramped.appearance_code, terms["L_code1"]))
     if ramped.structure_code > 0 or ramped.cycle > 0:
         learns = _coin(config.seed, state.iteration) < recipe.reencode_probability
-        with frozen(*() if learns else (structure_encoder,)), autocast:
+        with frozen(*() if learns else (structure_encoder,)), mixed:
             structure_back = structure_encoder(to_gray(reread.detach() if learns else reread))
         terms["L_code2"] = 2 * losses.code_l1(exact(structure).detach(), exact(structure_back))
         output_terms.append((ramped.structure_code, terms["L_code2"]))
         if ramped.cycle > 0:
-            with autocast:
+            with mixed:
                 cycled = decoder(structure_back, code_back.roll(B, dims=0))
             terms["L_cyc"] = 2 * losses.image_l1(real, exact(cycled))
             output_terms.append((ramped.cycle, terms["L_cyc"]))
@@ -176,7 +176,7 @@ def train_step(
             teacher_labels = None
             if recipe.needs_teacher:
                 assert state.teacher is not None
-                with autocast:
+                with mixed:
                     teacher_labels = state.teacher.labels(reread.detach(), groups=2)
             target = soft_label(recipe.soft_label, teacher_labels, swapped, labels, config.num_classes)
             prim_logits = dropped_logits(appearance_encoder.prim, prim_feature, 2, position, "dropout prim generated")
@@ -190,7 +190,7 @@ def train_step(
 
     # The re-id losses on real images; BatchNorm's running statistics follow this pass, as in any re-id baseline.
     if batch.erased is not None:
-        with autocast:
+        with mixed:
             erased = batch.erased.flatten(0, 1).contiguous(memory_format=layout)
             pooled = pool_code(exact(appearance_encoder(erased, groups=4, track=True)))
     else:

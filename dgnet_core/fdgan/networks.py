@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from dgnet_core.fdgan.config import FDGANConfig
 from dgnet_core.learning.augment import from_symmetric
+from dgnet_core.learning.joints import JOINTS
 from dgnet_core.networks.batch_norm import BatchNorm
 from dgnet_core.networks.gan import conv, normal_, patch_discriminator
 from dgnet_core.networks.resnet import DescriptorNetwork, ResNetTrunk
 
-POSE_CHANNELS = 18
+POSE_CHANNELS = len(JOINTS)
 
 
 class Verifier(DescriptorNetwork):

@@ -8,6 +8,7 @@ share one target.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -22,7 +23,7 @@ from dgnet_core.learning.batches import Batch, Position, check_batch, check_join
 from dgnet_core.learning.draws import uniform
 from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.poses import heat_maps
-from dgnet_core.learning.precision import exact
+from dgnet_core.learning.precision import autocast, exact
 from dgnet_core.learning.state import State, no_fault
 from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate, to_device
 from dgnet_core.networks.modes import evaluating, frozen
@@ -146,7 +147,7 @@ def fdgan_step(
         set_rate(state.optimizers[name], rate)
     pairs = _paired(batch, joints, config)
     if stage == 1:
-        with _autocast(state, config):
+        with autocast(config.step, state.device):
             first, second = exact(encoder(pairs.sources)).chunk(2)
         loss = F.cross_entropy(encoder.compare(first, second), pairs.same)
         encoder.zero_grad()
@@ -171,12 +172,19 @@ class _Pairs:
     """(2B, 3, H, W)"""
     targets: Tensor
     """(2B, 3, H, W)"""
-    poses: Tensor
-    """Heat maps of the targets, (2B, 18, H, W)."""
+    joints: Tensor
+    """Of the targets, (2B, 18, 3)."""
+    sigmas: Tensor
+    """Deviations of the targets' heat maps, (2B), pixels at a height of 128."""
     same: Tensor
     """(B) int64: 1 where both sides show one identity."""
     shared: Tensor
     """(B): whether both sides share one target, divided by the share of such pairs in the global batch."""
+
+    @cached_property
+    def poses(self) -> Tensor:
+        """Heat maps of the targets, (2B, 18, H, W); stage 1 needs none."""
+        return heat_maps(self.joints, *self.targets.shape[-2:], sigma=self.sigmas[:, None, None, None])
 
 
 def _paired(batch: Batch, joints: Tensor, config: FDGANConfig) -> _Pairs:
@@ -192,14 +200,14 @@ def _paired(batch: Batch, joints: Tensor, config: FDGANConfig) -> _Pairs:
     def second(one: Tensor, other: Tensor) -> Tensor:
         return torch.where(chosen.view(-1, *[1] * (one.ndim - 1)), one, other)
 
-    poses = torch.cat([joints[2], second(joints[2], joints[3])])
     draws = position.uniform("sigma", (images.shape[1], 2), images.device)
     draws = torch.where(chosen[:, None], draws[:, :1], draws).T.flatten()  # one pose, one map
     sigmas = torch.tensor(config.sigmas).to(images)[(draws * len(config.sigmas)).long()]
     return _Pairs(
         sources=torch.cat([sources[0], second(sources[4], sources[1])]),
         targets=torch.cat([images[2], second(images[2], images[3])]),
-        poses=heat_maps(poses, *images.shape[-2:], sigma=sigmas[:, None, None, None]),
+        joints=torch.cat([joints[2], second(joints[2], joints[3])]),
+        sigmas=sigmas,
         same=same,
         shared=shared,
     )
@@ -214,7 +222,7 @@ def _drawn(
     B = len(pairs.same)
     noise = position.normal("noise", (B, config.noise), state.device).to(pairs.sources.dtype).repeat(2, 1)
     dropped = [_dropout(position, level, B, shape, state.device) for level, shape in enumerate(generator.shapes)]
-    with _autocast(state, config):
+    with autocast(config.step, state.device):
         with torch.set_grad_enabled(joint):
             features = exact(encoder(pairs.sources))
         fake = exact(generator(features, pairs.poses, noise, dropped if config.dropout else None))
@@ -226,7 +234,7 @@ def _drawn(
     ):
         real_label, fake_label = _labels(config.seed, name, state.iteration)
         network.zero_grad()
-        with _autocast(state, config):
+        with autocast(config.step, state.device):
             real_score, fake_score = exact(judge(pairs.targets)), exact(judge(fake.detach()))
         terms = losses.against(real_score, real_label, "nsgan"), losses.against(fake_score, fake_label, "nsgan")
         loss = (terms[0] + terms[1]) / 2
@@ -235,7 +243,7 @@ def _drawn(
         metrics[f"grad_{name}_discriminator"] = state.take_step(f"{name}_discriminator", reduce_grads)
 
     with frozen(identity, pose):
-        with _autocast(state, config):
+        with autocast(config.step, state.device):
             scores = exact(identity.compare(identity(pairs.sources), identity(fake)))
             patches = exact(pose(torch.cat([pairs.poses, fake], dim=1)))
         first, second = fake.chunk(2)
@@ -269,10 +277,6 @@ def _labels(seed: int, name: str, iteration: int) -> tuple[float, float]:
     real, fake, swap = uniform(seed, f"labels {name}", iteration, range(1), 3, "cpu")[0].tolist()
     real, fake = 0.7 + 0.3 * real, 0.3 * fake
     return (fake, real) if swap < SWAPPED else (real, fake)
-
-
-def _autocast(state: State, config: FDGANConfig) -> torch.autocast:
-    return torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
 
 
 def drawing(state: State, config: FDGANConfig) -> Callable[[Tensor, Tensor], Tensor]:

@@ -107,9 +107,8 @@ def training_batch(
     """Augment one iteration's pictures.
 
     Args:
-        pixels: (S, B, 3, h, w), uint8: batch a, batch b and their positives (S = 4), or batch a alone for the teacher
-            (S = 1); any size, any device.
-        labels: (2, B) identities of a and b, or (1, B).
+        pixels: (S, B, 3, h, w), uint8: the sets that the method's row in METHODS reads; any size, any device.
+        labels: (2, B) identities of a and b, or (1, B) of a where b is not read.
         position: where in the run this is; the only source of randomness.
         config: image size and augmentation.
         joints: (S, B, 18, 3), x and y in pixels of `pixels`, and visibility; for methods that are posed. They are
@@ -120,7 +119,8 @@ def training_batch(
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 5 or pixels.shape[2] != 3:
         found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
-        raise ValueError(f"pixels are {found}: uint8 of shape (S, B, 3, h, w) is needed, S = 4 or the teacher's 1")
+        wanted = "uint8 of shape (S, B, 3, h, w), of the sets that the method's row in METHODS reads, is needed"
+        raise ValueError(f"pixels are {found}: {wanted}")
     S, B = pixels.shape[:2]
     augment = config.augment
     size = config.network.height, config.network.width

@@ -64,27 +64,27 @@ class Position:
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
         """Normal draws, of `uniform`'s by the inverse of their distribution; errors as there."""
-        draws = self.uniform(purpose, shape, device).clamp(min=2.0**-26)
+        draws = self.uniform(purpose, shape, device).clamp(min=2.0**-25)  # less, and 2 * draws - 1 rounds to -1
         return 2**0.5 * torch.erfinv(2 * draws - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one rank trains on in one iteration. B images each in batch a, batch b and their positives.
+    """What one rank trains on in one iteration: B images in each of the S sets that the method's row in METHODS reads.
 
-    The teacher trains on batch a alone: 1 instead of 4 and of 2 below.
+    L of the sets are batch a or b. DG-Net reads a, b, and the positives of both: S = 4, L = 2.
     """
 
     images: Tensor
-    """(4, B, 3, H, W), normalised: batch a, batch b, positives of a, positives of b."""
+    """(S, B, 3, H, W), normalised."""
     erased: Tensor | None
     """The same with random erasing, for the identity losses; None: no erasing, `images` serve."""
     labels: Tensor
-    """(2, B) int64 in [0, K): identities of a and b, and so of their positives."""
+    """(L, B) int64 in [0, K): identities of a, or of a and b, and so of their positives."""
     position: Position
     """Where in the run this is."""
     joints: Tensor | None = None
-    """(4, B, 18, 3) x and y in pixels of `images`, and visibility (see poses), for methods that need poses."""
+    """(S, B, 18, 3) x and y in pixels of `images`, and visibility (see poses), for methods that need poses."""
 
 
 class PairSampler:

@@ -16,6 +16,11 @@ def layout_of(step: StepConfig) -> torch.memory_format:
     return torch.channels_last if step.channels_last else torch.contiguous_format
 
 
+def autocast(step: StepConfig, device: torch.device) -> torch.autocast:
+    """The context in which networks run: bfloat16 where the precision is, else as they are. It can be entered again."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=step.precision == "bfloat16")
+
+
 def exact(x: Tensor) -> Tensor:
     """x in float32 if autocast made it bfloat16: losses, codes and logits are computed in full precision."""
     return x.float() if x.dtype == torch.bfloat16 else x

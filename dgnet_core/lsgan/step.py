@@ -14,7 +14,7 @@ from dgnet_core.learning import losses
 from dgnet_core.learning.augment import from_symmetric, to_symmetric
 from dgnet_core.learning.batches import Batch, check_batch
 from dgnet_core.learning.health import record_fault
-from dgnet_core.learning.precision import exact
+from dgnet_core.learning.precision import autocast, exact
 from dgnet_core.learning.schedule import decay
 from dgnet_core.learning.state import State, with_adams
 from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate
@@ -71,17 +71,17 @@ def lsgan_step(
     check_batch(batch, config, config.num_classes, state.iteration, state.device, sets=1, labelled=1)
     real = to_symmetric(batch.images[0]).requires_grad_()
     generator, discriminator = state.networks["generator"], state.networks["discriminator"]
-    autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
+    mixed = autocast(config.step, state.device)
     for optimizer in state.optimizers.values():
         optimizer.zero_grad()
         set_rate(optimizer, config.lr * decay(config.milestones, config.decay, state.iteration))
     noise = batch.position.normal("noise", (len(real), config.noise), state.device).to(real.dtype)
-    with autocast:
+    with mixed:
         generated = exact(generator(noise))
 
     # float32, and eager: compiled graphs have no second gradient
     real_score = discriminator.forward(real)
-    with autocast:
+    with mixed:
         fake_score = exact(discriminator(generated.detach()))
     adversarial = losses.against(real_score, 1.0, "lsgan") + losses.against(fake_score, 0.0, "lsgan")
     penalty = losses.gradient_penalty([real_score], real)
@@ -91,7 +91,7 @@ def lsgan_step(
     metrics["grad_discriminator"] = state.take_step("discriminator", reduce_grads)
 
     with frozen(discriminator):
-        with autocast:
+        with mixed:
             score = exact(discriminator(generated))
         adversarial = losses.against(score, 1.0, "lsgan")
         adversarial.backward()

@@ -6,9 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-# ----------------------------------------------------------------------------------------------------------------
-# What the step is made of
-
 
 @contextmanager
 def frozen(*networks: nn.Module) -> Iterator[None]:

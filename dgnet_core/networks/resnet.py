@@ -137,7 +137,7 @@ def load_imagenet(trunk: nn.Module, config: TrunkConfig) -> None:
                 f"network.pretrained = 'imagenet': published for appearance_layers {sizes} of width 64 only;"
                 " set network.pretrained to 'none' or to a file"
             )
-        from torchvision.models import get_weight  # takes seconds, and runs that go on do not need it
+        from torchvision.models import get_weight  # takes seconds, and resumed runs do not need it
 
         weights = get_weight(published)
         try:

@@ -23,7 +23,8 @@ class PG2GANConfig(MethodConfig):
     network: ImageSize = field(default_factory=lambda: ImageSize(height=128, width=64))
     """Height and width of the images."""
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(pad=0, erase=0.0))
-    """Augmentation: mirror images, of which the joints are mirrored too."""
+    """Augmentation: mirror images with their joints, source and target independently; the release mirrors whole
+    pairs."""
     width: int = 128
     """Channels of the first level of G1 and G2; level i has i times as many."""
     code: int = 64

@@ -5,9 +5,11 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from dgnet_core.learning.joints import JOINTS
 from dgnet_core.networks.gan import UNet, conv
 from dgnet_core.pg2gan.config import PG2GANConfig
 
+POSE_CHANNELS = len(JOINTS)
 REFINER_LEVELS = 3
 
 
@@ -15,7 +17,7 @@ def coarse_generator(config: PG2GANConfig) -> UNet:
     """G1: an image (B, 3, H, W) of the source image and 18 pose channels, (B, 21, H, W)."""
     shrunk = 2 ** (config.levels - 1)
     bottom = config.network.height // shrunk, config.network.width // shrunk
-    return UNet(21, config.width, config.levels, code=config.code, bottom=bottom)
+    return UNet(3 + POSE_CHANNELS, config.width, config.levels, code=config.code, bottom=bottom)
 
 
 def refiner(config: PG2GANConfig) -> UNet:

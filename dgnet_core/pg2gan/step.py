@@ -15,7 +15,7 @@ from dgnet_core.learning.batches import Batch, check_batch, check_joints
 from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.losses import against
 from dgnet_core.learning.poses import discs, pose_mask
-from dgnet_core.learning.precision import exact
+from dgnet_core.learning.precision import autocast, exact
 from dgnet_core.learning.state import State, with_adams
 from dgnet_core.learning.steps import ReduceGrads, keep_local
 from dgnet_core.networks.modes import evaluating, frozen
@@ -139,18 +139,14 @@ def _update(state: State, name: str, loss: Tensor, reduce_grads: ReduceGrads) ->
     return state.take_step(name, reduce_grads)
 
 
-def _autocast(x: Tensor, config: PG2GANConfig) -> torch.autocast:
-    return torch.autocast(x.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
-
-
 def _draw_coarse(network: nn.Module, source: Tensor, joints: Tensor, config: PG2GANConfig) -> Tensor:
     pose = 2 * discs(joints, *source.shape[-2:], radius=config.radius) - 1
-    with _autocast(source, config):
+    with autocast(config.step, source.device):
         return exact(network(torch.cat([source, pose], dim=1)))
 
 
 def _draw_difference(network: nn.Module, coarse: Tensor, source: Tensor, config: PG2GANConfig) -> Tensor:
-    with _autocast(source, config):
+    with autocast(config.step, source.device):
         return exact(network(torch.cat([coarse, source], dim=1)))
 
 
@@ -162,7 +158,7 @@ def _scores(
         joined = torch.cat([torch.cat([source, target], 1), torch.cat([source, generated], 1)])
     else:
         joined = torch.cat([target, source, coarse, generated])  # G1's image only takes part in the statistics
-    with _autocast(source, config):
+    with autocast(config.step, source.device):
         parts = list(exact(network(joined)).split(len(source)))
     return parts[0], parts[1] if len(parts) > 2 else None, parts[-1]
 

@@ -15,8 +15,8 @@ RealImage = Literal["source", "target"]
 class PNGANConfig(MethodConfig):
     """One run of PN-GAN; the defaults are those of its release on Market-1501."""
 
-    iterations: int = 185_000
-    """Length of the run: 20 epochs of all 296,938 ordered pairs of Market-1501."""
+    iterations: int = 185_600
+    """Length of the run: as many pairs as 20 epochs of the 296,938 ordered ones of Market-1501."""
     batch_size: int = 32
     """Pairs of one identity in a batch, over all ranks."""
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(flip=0.0, pad=0, erase=0.0))
@@ -49,10 +49,13 @@ class PNGANConfig(MethodConfig):
         size = min(self.network.height, self.network.width)
         field_name = "height" if size == self.network.height else "width"
         check(size >= smallest, self.network, field_name, f"the discriminator needs at least {smallest} pixels")
+        for name in ("height", "width"):
+            remedy = "the generator halves and doubles it twice: a multiple of 4"
+            check(getattr(self.network, name) % 4 == 0, self.network, name, remedy)
 
 
 def paper(num_classes: int, **overrides: object) -> PNGANConfig:
-    """PN-GAN as released: 256 x 128, batch 32, 20 epochs of all pairs."""
+    """PN-GAN as released: 256 x 128, batch 32, as many pairs as 20 epochs of all."""
     return replace(PNGANConfig(num_classes=num_classes), **overrides)
 
 

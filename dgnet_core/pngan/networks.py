@@ -2,10 +2,11 @@
 
 from torch import nn
 
+from dgnet_core.learning.joints import JOINTS
 from dgnet_core.networks.gan import Residual, conv, patch_discriminator
 from dgnet_core.pngan.config import PNGANConfig
 
-POSE_CHANNELS = {"sticks": 3, "heatmaps": 18}
+POSE_CHANNELS = {"sticks": 3, "heatmaps": len(JOINTS)}
 
 
 def generator(config: PNGANConfig) -> nn.Sequential:

@@ -14,7 +14,7 @@ from dgnet_core.learning.augment import from_symmetric, to_symmetric
 from dgnet_core.learning.batches import Batch, check_batch, check_joints
 from dgnet_core.learning.health import record_fault
 from dgnet_core.learning.poses import heat_maps, stick_figures
-from dgnet_core.learning.precision import exact
+from dgnet_core.learning.precision import autocast, exact
 from dgnet_core.learning.state import State, with_adams
 from dgnet_core.learning.steps import ReduceGrads, keep_local, set_rate
 from dgnet_core.networks.modes import evaluating, frozen
@@ -68,15 +68,15 @@ def pngan_step(
     joints = check_joints(batch)[1]
     source, target = to_symmetric(batch.images)
     generator, discriminator = state.networks["generator"], state.networks["discriminator"]
-    autocast = torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16")
+    mixed = autocast(config.step, state.device)
     for optimizer in state.optimizers.values():
         optimizer.zero_grad()
         set_rate(optimizer, rate(config, state.iteration))
 
-    with autocast:
+    with mixed:
         generated = exact(generator(torch.cat([source, pose_image(joints, config)], dim=1)))
     with frozen(discriminator):
-        with autocast:
+        with mixed:
             score = exact(discriminator(generated))
         adversarial, image = losses.against(score, 1.0, "lsgan"), losses.image_l1(target, generated)
         (adversarial + config.image * image).backward()
@@ -84,7 +84,7 @@ def pngan_step(
     metrics["grad_generator"] = state.take_step("generator", reduce_grads)
 
     real = source if config.real == "source" else target
-    with autocast:
+    with mixed:
         real_score, fake_score = exact(discriminator(real)), exact(discriminator(generated.detach()))
     loss = losses.against(real_score, 1.0, "lsgan") + losses.against(fake_score, 0.0, "lsgan")
     loss.backward()

@@ -1,12 +1,11 @@
 """One iteration of the teacher, the usual re-id baseline: one cross-entropy on the original images."""
 
-import torch
 from torch import Tensor
 
 from dgnet_core.learning import losses
 from dgnet_core.learning.batches import Batch, check_batch
 from dgnet_core.learning.health import record_fault
-from dgnet_core.learning.precision import exact, layout_of
+from dgnet_core.learning.precision import autocast, exact, layout_of
 from dgnet_core.learning.schedule import decay
 from dgnet_core.learning.steps import ReduceGrads, clip, dropped_logits, keep_local, set_rate
 from dgnet_core.teacher.config import TeacherConfig
@@ -39,7 +38,7 @@ def teacher_step(
     )
     labels = batch.labels[0].to(state.device, non_blocking=True)
 
-    with torch.autocast(state.device.type, torch.bfloat16, enabled=config.step.precision == "bfloat16"):
+    with autocast(config.step, state.device):
         feature = exact(teacher(images, track=True))
     logits = dropped_logits(head, feature, 1, batch.position, "dropout teacher")
     loss = losses.identity(logits, labels, config.label_smoothing)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dgnet_core.fdgan import step
 from dgnet_core.fdgan.config import FDGANConfig, laptop, paper
 from dgnet_core.fdgan.networks import Generator, Verifier, pose_discriminator
 from dgnet_core.fdgan.step import _labels, _paired, build, drawing, fdgan_step, rates, settings
@@ -70,6 +71,12 @@ def test_presets_and_rates():
         paper(5, stage2=31_000)
     with pytest.raises(ValueError, match="height = 100: five levels halve it: a multiple of 32"):
         paper(5, network=TrunkConfig(height=100, width=64, pretrained="none"))
+
+
+def test_stage_1_draws_no_heat_maps(monkeypatch):
+    config = tiny()
+    monkeypatch.setattr(step, "heat_maps", lambda *_, **__: pytest.fail("stage 1 learns from sources alone"))
+    assert run(build(config), config, config.stage1)
 
 
 def test_every_fourth_pair_is_of_one_identity_and_shares_its_target():

@@ -45,12 +45,14 @@ def test_scores_are_26_by_10_patches():
 def test_presets_and_rate():
     config = paper(751)
     assert (config.batch_size, config.lr, config.image, config.real, config.pose) == (32, 2e-4, 10, "source", "sticks")
-    assert rate(config, 0) == rate(config, 92_500) == 2e-4
-    assert rate(config, 138_750) == pytest.approx(1e-4)
+    assert rate(config, 0) == rate(config, 92_800) == 2e-4
+    assert rate(config, 139_200) == pytest.approx(1e-4)
     assert rate(config, config.iterations) == 0
     assert laptop(5, iterations=7).iterations == 7
     with pytest.raises(ValueError, match=r"width = 40: the discriminator needs at least 56 pixels"):
         paper(5, network=ImageSize(height=128, width=40))
+    with pytest.raises(ValueError, match=r"height = 126: the generator halves and doubles it twice: a multiple of 4"):
+        paper(5, network=ImageSize(height=126, width=64))
 
 
 @pytest.mark.parametrize("real", ["source", "target"])

@@ -15,8 +15,9 @@ from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
-from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN
+from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, _names
 from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.loading import open_trained
 from jobs import compare_generators, generate
 from tests.helpers.generators import tiny_method
 from tests.helpers.runs import PEOPLE
@@ -68,6 +69,14 @@ def test_figure_and_table_of_all_methods(untrained, people_store, tmp_path, caps
         assert figure.height > 9 * 130  # who, in whose pose, five generators, two truths
     assert json.loads((out / "results.json").read_text())["left_out"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compared"]  # nothing is left behind
+
+
+def test_checkpoints_of_one_run_are_told_apart(untrained):
+    path = untrained["lsgan"]
+    later = path.with_name("checkpoint_00000009")
+    trained = [open_trained(path)] * 2
+    assert _names(trained, [path, later]) == [f"LSGAN ({path.parent.name}/{name})" for name in (path.name, later.name)]
+    assert _names(trained[:1], [path]) == ["LSGAN"]
 
 
 def test_generators_of_other_data_are_refused(untrained, tmp_path, capsys):

@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,7 +12,14 @@ from dgnet_core.methods import method_of
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import provenance as version
 from dgnet_platform.runs.experiment import identity_of, read_experiment
-from dgnet_platform.runs.presets import dgnet_experiment, teacher_experiment, teacher_of
+from dgnet_platform.runs.presets import (
+    GeneratorName,
+    dgnet_experiment,
+    generator_experiment,
+    nearest_preset,
+    teacher_experiment,
+    teacher_of,
+)
 from dgnet_platform.runs.run import RECORD, STARTS, Run
 from dgnet_platform.storage.serialize import differences, flat, to_dict
 from tests.helpers.runs import tiny_experiment, tiny_teacher
@@ -29,6 +37,15 @@ def test_presets_survive_the_way_through_plain_values(preset):
     for experiment in (dgnet_experiment(preset, 651, 11_000), teacher_experiment(preset, 651, 11_000)):
         kind = method_of(experiment.model).name
         assert read_experiment(kind, to_dict(experiment)) == experiment
+
+
+@pytest.mark.parametrize("preset", ["laptop", "paper"])
+@pytest.mark.parametrize("method", get_args(GeneratorName))
+def test_the_nearest_preset_of_a_generators_run(method, preset):
+    experiment = generator_experiment(method, preset, 651, 11_000, 600)
+    assert nearest_preset(experiment, 11_000) == (preset, {})
+    changed = replace(experiment, model=replace(experiment.model, seed=3))
+    assert nearest_preset(changed, 11_000) == (preset, {"model.seed": (0, 3)})
 
 
 def test_paper_is_the_papers_run():

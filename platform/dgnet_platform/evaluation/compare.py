@@ -103,7 +103,7 @@ def compare(config: CompareConfig, checkpoints: Sequence[Path], progress: Progre
 
 
 def _check_data(trained: Sequence[TrainedNetworks], checkpoints: Sequence[Path], store: Store) -> None:
-    """Refuse generators that were trained on other data; of the authors' releases nobody knows."""
+    """Refuse generators that were trained on other data; the authors' releases do not name theirs."""
     for networks, path in zip(trained, checkpoints, strict=True):
         if networks.fingerprint not in (None, store.info.fingerprint):
             raise EvaluationError(
@@ -113,11 +113,11 @@ def _check_data(trained: Sequence[TrainedNetworks], checkpoints: Sequence[Path],
 
 
 def _names(trained: Sequence[TrainedNetworks], checkpoints: Sequence[Path]) -> list[str]:
-    """The methods' names, with that of the run where there are two of one method."""
+    """The methods' names, with those of run and checkpoint where there are two of one method."""
     titles = [networks.method.title for networks in trained]
     count = Counter(titles)
     return [
-        title if count[title] == 1 else f"{title} ({path.resolve().parent.name})"
+        title if count[title] == 1 else f"{title} ({'/'.join(path.resolve().parts[-2:])})"
         for title, path in zip(titles, checkpoints, strict=True)
     ]
 
@@ -192,7 +192,7 @@ def _figure(trained: Mapping[str, TrainedNetworks], store: Store, shown: int) ->
     rows = different_people(index["person_id"].tolist())
     half = min(shown, len(rows) // 2)
     if not half:
-        raise EvaluationError(f"query of {store.location} shows fewer than two people: there is nobody to compare")
+        raise EvaluationError(f"query of {store.location} shows fewer than two people: name a store that shows more")
     i, j = rows[:half], rows[half : 2 * half]
     pictures = stored_pictures(store, "query", [*i, *j])
     lines: list[tuple[str, Sequence[np.ndarray]]] = [("who", pictures[:half]), ("in the pose of", pictures[half:])]

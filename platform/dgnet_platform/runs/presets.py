@@ -1,6 +1,7 @@
 """Whole experiments to start from: `paper` on any data set, `laptop` in minutes on two CPU cores."""
 
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 from dgnet_core.dgnet import config as presets
@@ -127,7 +128,14 @@ def nearest_preset(experiment: AnyExperiment, images: int) -> tuple[Preset, dict
         images: pictures of the training split.
     """
     model = experiment.model
-    make = {presets.DGNetConfig: dgnet_experiment, TeacherConfig: teacher_experiment}.get(type(model))
+    make = {
+        presets.DGNetConfig: dgnet_experiment,
+        TeacherConfig: teacher_experiment,
+        lsgan.LSGANConfig: partial(generator_experiment, "lsgan"),
+        pg2gan.PG2GANConfig: partial(generator_experiment, "pg2gan"),
+        pngan.PNGANConfig: partial(generator_experiment, "pngan"),
+        fdgan.FDGANConfig: partial(generator_experiment, "fdgan"),
+    }.get(type(model))
     if make is None:
         return None
     found: dict[Preset, dict[str, tuple[Any, Any]]] = {}
