@@ -383,7 +383,7 @@ def test_plain_scenery_changes_what_is_around_people_alone(people):
             edges[drawn.scenery].append(steps[around].mean())
     assert np.mean(edges["plain"]) < 0.7 * np.mean(edges["busy"])
     with pytest.raises(ValueError, match="scenery is 'empty'"):
-        People(0, scenery="empty")
+        People(0, scenery="empty")  # pyright: ignore[reportArgumentType]
 
 
 DRAWS = """
