@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dgnet_core.dgnet.config import LossConfig, RecipeConfig
+from dgnet_platform.cli.tables import names_of
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import DGNetExperiment, TaughtExperiment
@@ -61,6 +62,9 @@ def test_the_papers_own_settings_are_rows_of_each_table():
     assert changed(rows.labelled("dynamic")) == {}
     assert default[0].alpha in rows.ALPHAS
     assert changed(rows.fine_weight(default[0].alpha)) == {}
+    other = rows.fine_weight(0.7)(PAPER)  # a base whose alpha is another one
+    betas = [row for row in rows.sensitivity().rows if row.label.startswith("alpha 0.2, beta ")]
+    assert [row.change and row.change(other).model.loss.alpha for row in betas] == [0.2] * len(rows.BETAS)  # pyright: ignore[reportAttributeAccessIssue]
     start = PAPER.model.loss.teacher_warmup.start / PAPER.model.iterations
     assert start in rows.STARTS
     assert changed(rows.warm_until(start)) == {}
@@ -114,6 +118,14 @@ def test_transfer_goes_both_ways():
         ("market1501 -> dukemtmc-reid", "/a", "/b"), ("dukemtmc-reid -> market1501", "/b", "/a"),
     ]  # fmt: skip
     assert table.rows[0].published == {"dukemtmc-reid": (42.62, 24.25)}
+
+
+def test_two_stores_of_one_data_set_and_of_one_folder_name_are_told_apart(people_store: Path):
+    store = Store.open(people_store)
+    names = names_of({"/a/store": store, "/b/store": store})
+    assert names == {"/a/store": "people (/a/store)", "/b/store": "people (/b/store)"}
+    assert len({row.label for row in rows.transfer(names).rows}) == 2
+    assert names_of({"/a/store": store}) == {"/a/store": "people"}
 
 
 def test_a_table_without_anything_to_compare_is_refused(people_store: Path):

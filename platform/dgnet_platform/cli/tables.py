@@ -46,7 +46,7 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
     data = options.data or with_data(options.preset, table_base(options, "", False), console).data
     locations = [absolute(location) for location in dict.fromkeys([data, *options.stores])]
     stores = {location: Store.open(location) for location in locations}
-    tables = tables_of(options.tables, _names(stores))
+    tables = tables_of(options.tables, names_of(stores))
     plan = plan_tables(tables, lambda location, held: table_base(options, location, held), range(options.seeds), stores)
     folder = folder_of(options.storage, options.name or NAME)
     _check_data(folder, plan)
@@ -67,7 +67,7 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
             return _report(options, campaign, base, tracked, console)
 
 
-def _names(stores: Mapping[str, Store]) -> dict[str, str]:
+def names_of(stores: Mapping[str, Store]) -> dict[str, str]:
     """Data sets by the location of their stores; those of the same one also have their location."""
     names = {location: store.info.dataset for location, store in stores.items()}
     return {

@@ -335,8 +335,8 @@ class Campaign:
     def catch_up(self) -> None:
         """Tell MLflow what it missed of runs and prefixes that are over: it was away, or the command was killed.
 
-        Those that MLflow does not show as running it has heard of. A run that only `jobs/train_market.py` has trained is
-        left to that command, and one whose server is still away to the next command.
+        These are the ones that it shows as running. A run that `jobs/train_market.py` alone has trained is left to that
+        command, and one whose server is still away to the next command.
         """
         unaware: dict[tuple[str, str], set[str]] = {}  # by server and MLflow's experiment
 
@@ -372,6 +372,7 @@ class Campaign:
         except (*UNREACHABLE, TrackingError) as error:
             _log.warning("MLflow was not told how %s ended: %s", run.name, error)
         return progress
+
 
 def results_of(run: Run, store: Store) -> Path:
     """Folder of a run's evaluation on query and gallery of a store."""

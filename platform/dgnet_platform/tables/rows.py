@@ -172,8 +172,8 @@ def ablation() -> Table:
             ),
             Row(
                 label="without teacher", change=labelled("appearance"),
-                note="L_prim with the label of the appearance's owner; a preset that starts the trunk from the teacher still"
-                " does",
+                note="L_prim with the label of the appearance's owner; a preset that starts the trunk from the"
+                " teacher still does",
             ),
         ),
     )  # fmt: skip
