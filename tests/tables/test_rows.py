@@ -62,7 +62,8 @@ def test_the_papers_own_settings_are_rows_of_each_table():
     assert changed(rows.labelled("dynamic")) == {}
     assert default[0].alpha in rows.ALPHAS
     assert changed(rows.fine_weight(default[0].alpha)) == {}
-    other = rows.fine_weight(0.7)(PAPER)  # a base whose alpha is another one
+    loss = replace(PAPER.model.loss, alpha=0.7)
+    other = replace(PAPER, model=replace(PAPER.model, loss=loss))
     betas = [row for row in rows.sensitivity().rows if row.label.startswith("alpha 0.2, beta ")]
     assert [row.change and row.change(other).model.loss.alpha for row in betas] == [0.2] * len(rows.BETAS)  # pyright: ignore[reportAttributeAccessIssue]
     start = PAPER.model.loss.teacher_warmup.start / PAPER.model.iterations
