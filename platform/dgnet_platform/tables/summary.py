@@ -91,7 +91,7 @@ def _notes(campaign: Campaign, base: TaughtExperiment[Any]) -> list[str]:
     plan, missing = campaign.plan, missing_of(campaign)
     notes = [DRAWN] if any(store.info.origin for store in plan.stores.values()) else []
     if len(plan.seeds) < 2:
-        notes.append("One seed: there is no deviation, and intervals are over identities alone.")
+        notes.append("One seed: there is no deviation and no verdict, and intervals are over identities alone.")
     if base.teacher != "auto":
         notes.append(f"All seeds have the same teacher, {base.teacher}: deviations lack its part.")
     if campaign.any_code:
