@@ -65,7 +65,7 @@ class Job:
     outcome: Callable[[Path], Outcome]
     """What it left there, by name."""
     run: str = ""
-    """Name of the run whose journal tells how many iterations a fault costs."""
+    """Name of the run whose journal tells how many iterations a fault costs; empty: that is not measured."""
     faults: tuple[str, ...] = ("kill", "stop", "disk")
 
 
@@ -77,8 +77,8 @@ class Fault:
     kind: str
     share: float
     """Moment, as a share of an undisturbed command's time."""
-    lost: int = 0
-    """Iterations that were trained again."""
+    lost: int | None = None
+    """Iterations that were trained again; None: that is not measured."""
     seconds: float = 0.0
     """Of the commands after the fault, until one succeeded."""
     differences: tuple[str, ...] = ()
@@ -93,7 +93,6 @@ class Campaign:
     jobs: dict[str, Job]
     expected: dict[str, Outcome] = field(default_factory=dict)
     durations: dict[str, float] = field(default_factory=dict)
-    servers: int = 0
 
     def undisturbed(self, name: str) -> None:
         """Run a job to its end, and remember what it left."""
@@ -108,8 +107,18 @@ class Campaign:
 
     def disturb(self, fault: Fault, number: int) -> Fault:
         """Have a fault happen to a job, run the same command again, and compare."""
-        planned, folder = self.jobs[fault.job], self._folder(f"{number:04d}-{fault.job}-{fault.kind}")
-        server = self._server(folder) if fault.kind == "server" else None
+        folder = self._folder(f"{number:04d}-{fault.job}-{fault.kind}")
+        if fault.kind != "server":
+            return self._disturb(fault, folder, None)
+        server = TrackingServer(folder, free_ports(1)[0])
+        try:
+            server.start()
+            return self._disturb(fault, folder, server)
+        finally:
+            server.stop()
+
+    def _disturb(self, fault: Fault, folder: Path, server: TrackingServer | None) -> Fault:
+        planned = self.jobs[fault.job]
         uri = () if server is None else ("--tracking-uri", server.uri)
         process = self._start(fault.job, folder, *uri)
         try:
@@ -117,9 +126,8 @@ class Campaign:
         except subprocess.TimeoutExpired:
             self._happen(fault.kind, process, server)
         status, output = self._finish(process)
-        before = (
-            len(lines(folder / planned.run)) if planned.run and (folder / planned.run / "metrics.jsonl").exists() else 0
-        )
+        journal = folder / planned.run / "metrics.jsonl"
+        before = len(lines(journal.parent)) if planned.run and journal.exists() else 0
         begun, tries = time.monotonic(), 0
         if "Traceback" in output:
             return replace(fault, differences=(f"traceback: {output.strip().splitlines()[-1]}",))
@@ -128,16 +136,17 @@ class Campaign:
                 return replace(fault, differences=(f"exit status {status}: {output.strip().splitlines()[-1]}",))
             status, output = self._finish(self._start(fault.job, folder, *uri))
             tries += 1
-        seconds, lost = time.monotonic() - begun, 0
-        if planned.run and before:
-            starts = Run.read(folder / planned.run).starts
-            lost = max(0, before - starts[-1]["iteration"]) if len(starts) > 1 else 0
+        seconds = time.monotonic() - begun
+        lost = self._lost(folder / planned.run, before) if planned.run else None
         found, expected = planned.outcome(folder), self.expected[fault.job]
-        if server is not None:
-            server.stop()
         names = sorted(found.keys() | expected.keys())
         differences = tuple(name for name in names if found.get(name) != expected.get(name))
         return replace(fault, lost=lost, seconds=seconds, differences=differences)
+
+    def _lost(self, folder: Path, before: int) -> int:
+        """Iterations that a run trained again which had done so many."""
+        starts = Run.read(folder).starts
+        return max(0, before - starts[-1]["iteration"]) if before and len(starts) > 1 else 0
 
     def _happen(self, kind: str, process: subprocess.Popen[str], server: TrackingServer | None) -> None:
         if kind == "kill":
@@ -168,11 +177,6 @@ class Campaign:
         folder = self.root / name
         folder.mkdir(parents=True)
         return folder
-
-    def _server(self, folder: Path) -> TrackingServer:
-        server = TrackingServer(folder, free_ports(1)[0])
-        server.start()
-        return server
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -320,15 +324,15 @@ def draw(count: int, seed: int, jobs: Mapping[str, Job], faults: Sequence[str]) 
 
 def table_of(faults: Sequence[Fault]) -> Table:
     """A line for each job and kind of fault."""
-    table = Table("job", "fault", "times", "lost iterations", "seconds to be back", "differences", title="Faults")
+    table = Table("job", "fault", "times", "lost iterations", "seconds to the end", "differences", title="Faults")
     groups: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
     for fault in faults:
         groups[fault.job, fault.kind].append(fault)
     for (name, kind), group in sorted(groups.items()):
-        lost = [fault.lost for fault in group]
+        lost = [fault.lost for fault in group if fault.lost is not None]
         seconds = statistics.median(fault.seconds for fault in group)
         differences = "; ".join(name for fault in group for name in fault.differences[:3]) or "none"
-        mean = f"{statistics.fmean(lost):.1f}, at most {max(lost)}"
+        mean = f"{statistics.fmean(lost):.1f}, at most {max(lost)}" if lost else "-"
         table.add_row(name, kind, str(len(group)), mean, f"{seconds:.0f}", differences)
     return table
 

@@ -7,7 +7,9 @@ the same for both and drops out.
 
 Runs that differ in their seeds add the spread of training, by Student's t over the seeds' means. Both margins are
 combined as the root of their squares (Zou and Donner, "Construction of confidence limits about effect measures",
-Statistics in Medicine 2008). What queries and seeds do together is then counted in both: intervals are rather too wide.
+Statistics in Medicine 2008). What queries and seeds do together is then counted in both, which makes intervals too
+wide. Percentiles over few identities are too narrow: of five identities with normally distributed figures they hold the
+truth in about 84 % of cases instead of 95 %.
 """
 
 import math

@@ -151,7 +151,7 @@ def test_as_many_trials_run_as_fit(nodes, workers, gpus, concurrent, expected):
 
 @pytest.mark.parametrize(("nodes", "workers", "gpus"), [([TWO], 3, 0), ([TWO], 0, 1), ([GPUS], 0, 9), ([], 0, 0)])
 def test_a_trial_that_never_fits_is_refused(nodes, workers, gpus):
-    with pytest.raises(ExperimentError, match=r"never fits this cluster.*--workers-per-trial"):
+    with pytest.raises(ExperimentError, match=r"never fits this cluster.*ask for fewer workers or GPUs"):
         place_trials(nodes, workers=workers, gpus=gpus, concurrent=0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from dgnet_platform.compute.placement import Placement
 from dgnet_platform.data.store import Store
@@ -16,12 +17,14 @@ from dgnet_platform.search.trial import TrialProgress, run_trial
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables import rows
 from dgnet_platform.tables.campaign import Campaign, CampaignError
+from dgnet_platform.tables.offline import pack_offline
 from dgnet_platform.tables.plan import TablesPlan, plan_tables
 from dgnet_platform.tables.report import JSON, write_report
 from dgnet_platform.tables.results import TableResult, result_of
 from dgnet_platform.tables.rows import Row, Table
 from dgnet_platform.tables.summary import missing_of, report_of
-from tests.helpers.runs import tiny_experiment
+from dgnet_platform.training.driver import train
+from tests.helpers.runs import QUIET, tiny_experiment
 
 pytestmark = [
     pytest.mark.slow,
@@ -136,13 +139,87 @@ def test_stopped_and_resumed_it_is_the_same_table(whole: tuple[Path, TableResult
     assert len(again.trained) == 2
 
 
-def test_what_a_search_has_trained_is_only_evaluated(
-    whole: tuple[Path, TableResult], people_store: Path, tmp_path: Path
-):
-    storage = tmp_path / "searched"
+def copied(whole: tuple[Path, TableResult], storage: Path) -> Path:
+    """A second storage folder with the same runs."""
     shutil.copytree(whole[0], storage)
     for record in storage.glob(f"*/{RECORD}"):  # a copied folder is another one
         record.write_text(record.read_text().replace(str(whole[0]), str(storage)))
+    return storage
+
+
+def test_a_run_that_tables_stopped_is_resumed_by_itself(people_store: Path, tmp_path: Path):
+    campaign = campaign_in(tmp_path, people_store)
+    trained(campaign, Here(lambda _: campaign.ask_to_stop()))
+    assert campaign.stop_asked
+    assert train(campaign.plan.teachers[0], console=QUIET).outcome.ending == "finished"
+
+
+def test_a_run_whose_results_were_moved_away_is_evaluated_again(
+    whole: tuple[Path, TableResult], people_store: Path, tmp_path: Path
+):
+    storage, name = copied(whole, tmp_path / "moved"), whole[1].rows[1].runs[0]
+    shutil.rmtree(storage / name / RESULTS)
+    machines = Here()
+    assert trained(campaign_in(storage, people_store), machines) == whole[1]
+    assert machines.trained == [name]
+
+
+def test_nothing_is_drawn_by_a_run_that_is_not_finished(
+    whole: tuple[Path, TableResult], people_store: Path, tmp_path: Path
+):
+    class Idle(Here):
+        def train(self, folders: Sequence[Path], sharing: bool, over: Callable[[Path], None]) -> None:
+            self.trained += [folder.name for folder in folders]
+
+    storage, name = copied(whole, tmp_path / "undrawn"), whole[1].rows[2].runs[0]
+    shutil.rmtree(storage / name / RESULTS)
+    for checkpoint in (storage / name).glob("checkpoint_*"):
+        shutil.rmtree(checkpoint)
+    campaign, machines = campaign_in(storage, people_store, OFFLINE), Idle()
+    assert not trained(campaign, machines).complete
+    assert machines.trained == [name]
+    assert len(missing_of(campaign)) == 2
+
+
+def test_what_is_packed_leaves_no_pictures_beside_it(people_store: Path, tmp_path: Path):
+    """Killed after the store was made, and called again."""
+    out = tmp_path / "offline"
+    scratch = [tmp_path / ".offline.drawn", tmp_path / ".offline.all"]
+    for folder in (out, *scratch):
+        folder.mkdir()
+    pack_offline(tmp_path / "checkpoint", str(people_store), 1, out)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_mlflow_is_told_later_what_it_missed(whole: tuple[Path, TableResult], people_store: Path):
+    [prefix] = (whole[0] / "prefixes").glob("*/*/")
+    missed = [Run.read(folder) for folder in (prefix, whole[0] / whole[1].rows[1].runs[0])]
+    client = MlflowClient(missed[0].tracking_uri)
+    for run in missed:
+        client.update_run(run.mlflow_run, status="RUNNING")
+    campaign_in(whole[0], people_store).catch_up()
+    assert [client.get_run(run.mlflow_run).info.status for run in missed] == ["FINISHED"] * 2
+
+
+def test_a_finished_run_that_was_not_tested_is_missing(whole: tuple[Path, TableResult], people_store: Path):
+    here = Store.open(people_store)
+    there = replace(here, info=replace(here.info, fingerprint="0" * 64))
+    base = tiny_experiment(people_store, whole[0])
+    table = Table(
+        name="transfer",
+        title="",
+        rows=(Row(label="here", change=rows.full), Row(label="there", change=rows.full, tested_on="/there")),
+    )
+    plan = plan_tables([table], lambda *_: base, [0], {str(people_store): here, "/there": there})
+    campaign = Campaign(plan, whole[0] / "tables")
+    assert missing_of(campaign) == ["missing: transfer, there, seed 0: not tested on /there"]
+    assert [dict(row.missing) for row in result_of(table, campaign).rows] == [{}, {0: "not tested on /there"}]
+
+
+def test_what_a_search_has_trained_is_only_evaluated(
+    whole: tuple[Path, TableResult], people_store: Path, tmp_path: Path
+):
+    storage = copied(whole, tmp_path / "searched")
     first = storage / whole[1].rows[1].runs[0]
     shutil.rmtree(first / RESULTS)
     first.rename(storage / "search-000")
@@ -162,6 +239,15 @@ def test_runs_of_other_code_are_refused_unless_they_are_asked_for(
         result_of(TABLE, campaign_in(storage, people_store))
     campaign = campaign_in(storage, people_store, any_code=True)
     assert result_of(campaign.plan.tables[0], campaign) == whole[1]
+
+
+def test_iterations_of_a_key_are_counted_once(whole: tuple[Path, TableResult], people_store: Path):
+    """A later warm-up's prefix continues that of the others, and has its journal."""
+    campaign = campaign_in(whole[0], people_store, Row(label="later", change=rows.warm_until(0.5)))
+    assert trained(campaign, Here()).complete
+    assert len(list((whole[0] / "prefixes").glob("*/*/"))) == 2
+    report = report_of(campaign, campaign.plan.experiments[0], "tiny")  # pyright: ignore[reportArgumentType]
+    assert report.facts["iterations"].startswith("34 trained; 42 ")  # 26, 2 of the prefix from 4 on, 6; 30 + 12
 
 
 def test_offline_feeding_trains_on_generated_pictures(whole: tuple[Path, TableResult], people_store: Path):

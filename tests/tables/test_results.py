@@ -57,6 +57,15 @@ def test_differences_are_paired_by_seed():
     assert figure.verdict == "better"
 
 
+def test_one_common_seed_is_no_verdict():
+    """The same difference in each query, but of one seed: others may differ in the other direction."""
+    figures = figures_of({0: score(0, [0.6] * 4), 1: score(1, [0.6] * 4)}, {1: score(1, [0.5] * 4)})
+    assert figures["mAP"].difference_interval == pytest.approx((0.1, 0.1))
+    assert figures["mAP"].verdict == "one seed"
+    shown = grid_of(report(row("a", figures), row("b"), reference="b").tables[0], 2)
+    assert shown.rows[0][4] == "+10.00 [+10.00, +10.00] one seed"
+
+
 def test_differences_are_over_the_seeds_that_both_rows_have():
     reference = {1: score(1, [0.5] * 4)}
     figure = figures_of({0: score(0, [0.0] * 4), 1: score(1, [0.6] * 4)}, reference)["mAP"]
@@ -96,12 +105,12 @@ def test_runs_on_other_queries_are_refused():
 
 
 def test_a_difference_whose_interval_holds_zero_is_undecided():
-    reference = {0: score(0, [0.5, 0.5, 0.5, 0.5])}
-    figure = figures_of({0: score(0, [0.9, 0.9, 0.2, 0.6])}, reference)["mAP"]
+    reference = {seed: score(seed, [0.5, 0.5, 0.5, 0.5]) for seed in (0, 1)}
+    figure = figures_of({seed: score(seed, [0.9, 0.9, 0.2, 0.6]) for seed in (0, 1)}, reference)["mAP"]
     assert figure.difference is not None
     assert figure.difference > 0
     assert figure.verdict == "undecided"
-    shown = grid_of(report(row("a", {"mAP": figure}), row("b"), reference="b").tables[0], 1)
+    shown = grid_of(report(row("a", {"mAP": figure}), row("b"), reference="b").tables[0], 2)
     assert shown.rows[0][4].endswith("undecided")
     assert shown.rows[1][4] == "reference"
 

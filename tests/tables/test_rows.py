@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dgnet_core.dgnet.config import LossConfig, RecipeConfig
+from dgnet_platform.cli.tables import names_of
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import DGNetExperiment, TaughtExperiment
@@ -30,7 +31,7 @@ def changed(change: rows.Change, experiment: DGNetExperiment = PAPER) -> dict[st
 
 def planned(store: Path, *tables: Table, seeds: int = 2) -> TablesPlan:
     def base(location: str, held_out: bool) -> DGNetExperiment:
-        return replace(tiny_experiment(store, store.parent), data=location, hold_out=held_out or True)
+        return replace(tiny_experiment(store, store.parent), data=location, hold_out=True)
 
     return plan_tables(tables, base, range(seeds), {str(store): Store.open(store)})
 
@@ -49,7 +50,8 @@ def test_rows_of_the_ablation_differ_from_the_paper_in_what_they_say():
 
 
 def test_the_row_without_identity_loss_says_why_its_code_is_not_detached():
-    row = next(row for row in rows.ablation().rows if row.label == "without any identity loss")
+    row = next(row for row in rows.ablation().rows if row.label == "without Eq. 3 and 6")
+    assert "L_prim and L_fine stay" in row.note
     assert "gradient" in row.note
     assert "paper's equations" in row.note
 
@@ -60,6 +62,10 @@ def test_the_papers_own_settings_are_rows_of_each_table():
     assert changed(rows.labelled("dynamic")) == {}
     assert default[0].alpha in rows.ALPHAS
     assert changed(rows.fine_weight(default[0].alpha)) == {}
+    loss = replace(PAPER.model.loss, alpha=0.7)
+    other = replace(PAPER, model=replace(PAPER.model, loss=loss))
+    betas = [row for row in rows.sensitivity().rows if row.label.startswith("alpha 0.2, beta ")]
+    assert [row.change and row.change(other).model.loss.alpha for row in betas] == [0.2] * len(rows.BETAS)  # pyright: ignore[reportAttributeAccessIssue]
     start = PAPER.model.loss.teacher_warmup.start / PAPER.model.iterations
     assert start in rows.STARTS
     assert changed(rows.warm_until(start)) == {}
@@ -113,6 +119,14 @@ def test_transfer_goes_both_ways():
         ("market1501 -> dukemtmc-reid", "/a", "/b"), ("dukemtmc-reid -> market1501", "/b", "/a"),
     ]  # fmt: skip
     assert table.rows[0].published == {"dukemtmc-reid": (42.62, 24.25)}
+
+
+def test_two_stores_of_one_data_set_and_of_one_folder_name_are_told_apart(people_store: Path):
+    store = Store.open(people_store)
+    names = names_of({"/a/store": store, "/b/store": store})
+    assert names == {"/a/store": "people (/a/store)", "/b/store": "people (/b/store)"}
+    assert len({row.label for row in rows.transfer(names).rows}) == 2
+    assert names_of({"/a/store": store}) == {"/a/store": "people"}
 
 
 def test_a_table_without_anything_to_compare_is_refused(people_store: Path):

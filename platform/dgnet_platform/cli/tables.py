@@ -46,7 +46,7 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
     data = options.data or with_data(options.preset, table_base(options, "", False), console).data
     locations = [absolute(location) for location in dict.fromkeys([data, *options.stores])]
     stores = {location: Store.open(location) for location in locations}
-    tables = tables_of(options.tables, _names(stores))
+    tables = tables_of(options.tables, names_of(stores))
     plan = plan_tables(tables, lambda location, held: table_base(options, location, held), range(options.seeds), stores)
     folder = folder_of(options.storage, options.name or NAME)
     _check_data(folder, plan)
@@ -67,11 +67,11 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
             return _report(options, campaign, base, tracked, console)
 
 
-def _names(stores: Mapping[str, Store]) -> dict[str, str]:
-    """Data sets by the location of their stores; of two of the same one each also has its folder's name."""
+def names_of(stores: Mapping[str, Store]) -> dict[str, str]:
+    """Data sets by the location of their stores; those of the same one also have their location."""
     names = {location: store.info.dataset for location, store in stores.items()}
     return {
-        location: name if list(names.values()).count(name) == 1 else f"{name} ({location.rpartition('/')[2]})"
+        location: name if list(names.values()).count(name) == 1 else f"{name} ({location})"
         for location, name in names.items()
     }
 
@@ -84,7 +84,7 @@ def _check_data(folder: Path, plan: TablesPlan) -> None:
         return
     except (ValueError, KeyError, TypeError) as error:
         raise CampaignError(f"{folder / JSON} is damaged ({error!r}): move it, or pass another --name") from None
-    store = next(iter(plan.stores.values()))
+    store = plan.own_store
     if before != store.info.fingerprint:
         raise CampaignError(
             f"{folder} holds tables of other data (fingerprint {before[:12]}, {store.location} has"
@@ -110,6 +110,7 @@ def _train(options: PaperTables, campaign: Campaign, console: Console) -> None:
     assert campaign.tracked is not None
     needed = plan.all_experiments
     left = [experiment for experiment in needed if not campaign.state(experiment).finished]
+    campaign.catch_up()
     if not left and not campaign.untested:
         return
     for experiment in plan.experiments[:1]:
@@ -145,7 +146,7 @@ def _report(
         return STOPPED if stopped else FAILED
     preset = options.preset + (f", {options.iterations:,} iterations" if options.iterations else "")
     report = report_of(campaign, base, preset)
-    files = write_report(report, campaign.folder, _store(campaign).info.fingerprint, training_digest())
+    files = write_report(report, campaign.folder, campaign.plan.own_store.info.fingerprint, training_digest())
     for table in report.tables:
         console.print(_shown(table, options.seeds))
     for line in [*report.notes, *missing]:
@@ -207,7 +208,3 @@ def _show_plan(options: PaperTables, campaign: Campaign, console: Console) -> No
     count = sum(experiment.model.iterations for experiment in left)
     console.print(f"{len(left)} teachers and baselines would be trained too: {count:,} iterations")
     console.print(f"{len(finished)} of {len(states)} runs are finished; the report would go to {campaign.folder}")
-
-
-def _store(campaign: Campaign) -> Store:
-    return next(iter(campaign.plan.stores.values()))

@@ -197,7 +197,7 @@ def check_locks(machines: Sequence[Mapping[str, Any]], lock: Path = LOCK) -> Non
 
     Args:
         machines: `alive`; those that do not say what they have are not judged.
-        lock: the job's uv.lock; without one nobody is.
+        lock: the job's uv.lock; without one no machine is.
 
     Raises:
         ExperimentError: names the machines.

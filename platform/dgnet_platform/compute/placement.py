@@ -76,8 +76,8 @@ def place_trials(nodes: Sequence[Node], *, workers: int, gpus: float, concurrent
         placed = Placement(concurrent=_fewest(fit, concurrent), cpus=cpus, gpus=0, workers=0)
     if not fit:
         raise ExperimentError(
-            f"{needs} never fits this cluster, whose machines have {there}: lower --workers-per-trial or"
-            " --gpus-per-trial, or run on a larger cluster"
+            f"{needs} never fits this cluster, whose machines have {there}: ask for fewer workers or"
+            " GPUs, or run on a larger cluster"
         )
     return placed
 

@@ -40,7 +40,7 @@ class EvaluateConfig:
     threads: int = os.cpu_count() or 1
     """Threads that decode, of each worker if there are some; results do not depend on it."""
     distributed: bool = False
-    """Extract on workers of a Ray cluster, for galleries beyond one machine; a run that was killed goes on."""
+    """Extract on workers of a Ray cluster, for galleries beyond one machine; a run that was killed resumes."""
     workers: int = 1
     """With --distributed: how many, with a CPU each, and a GPU by --device (auto: if the cluster has some)."""
 

@@ -27,12 +27,14 @@ from dgnet_platform.runs.journal import Tail
 from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import RECORD, RESULTS, STOP, Ending, Run
 from dgnet_platform.runs.tracking_uri import default_uri
+from dgnet_platform.search import prefixes
 from dgnet_platform.search.prefixes import link_prefix
 from dgnet_platform.search.trial import TrialProgress, tag_prefix
+from dgnet_platform.storage.files import write_whole
 from dgnet_platform.storage.serialize import flat, to_dict
 from dgnet_platform.tables.offline import pack_offline
-from dgnet_platform.tables.plan import TablesPlan, teacher_needed
-from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run
+from dgnet_platform.tables.plan import Cell, TablesPlan, teacher_needed
+from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run, uri_of
 from dgnet_platform.tracking.models import log_results
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training.plan import NamedRun, make_plan, name_run, named_teacher, outcome_of_finished
@@ -189,14 +191,14 @@ class Campaign:
         known = self.folder / "mlflow_run"
         self.tracked = open_run(
             base.tracking_uri or default_uri(base.storage),
-            self._store,
+            self.plan.own_store,
             name=f"tables-{self.folder.name}",
             folder=self.folder,
             params=flat(settings),
             tags={"dgnet.kind": "tables"},
             known=known.read_text() if known.exists() else None,
         )
-        known.write_text(self.tracked.id)
+        write_whole(known, self.tracked.id.encode())
         return self.tracked
 
     def train(self, machines: Machines, say: Callable[[str], None]) -> None:
@@ -234,7 +236,7 @@ class Campaign:
         tasks: list[tuple[Path, str, int, Path]] = []
         for location, generator in self.plan.generators.items():
             state = self.state(generator)
-            if state.run is not None and not Path(location).exists():
+            if state.finished and state.run is not None and not Path(location).exists():
                 last = state.run.folder / f"checkpoint_{generator.model.iterations:08d}"
                 tasks.append((last, generator.data, generator.model.num_classes, Path(location)))
         return tasks
@@ -256,7 +258,7 @@ class Campaign:
         archive = archive_of(named.experiment)
         if archive is not None:
             archive.fetch(named.folder)
-        plan = make_plan(named)
+        plan = make_plan(replace(named, experiment=placed))
         try:
             named.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -264,8 +266,11 @@ class Campaign:
         existing = plan.existing
         if existing is None and (found := self._searched(named)) is not None:
             link_prefix(found, named.folder)
+        uri = placed.tracking_uri or default_uri(placed.storage)
+        if existing is not None and not placed.tracking_uri:
+            uri = uri_of(existing, uri)
         tracked = open_run(
-            placed.tracking_uri or default_uri(placed.storage),
+            uri,
             named.store,
             name=named.folder.name,
             folder=named.folder,
@@ -277,6 +282,7 @@ class Campaign:
                 **({"mlflow.parentRunId": self.tracked.id} if self.tracked is not None else {}),
             },
             known=existing.mlflow_run if existing is not None else None,
+            stop_asked=self.stop_file.exists,
         )
         Run(
             folder=named.folder,
@@ -290,6 +296,9 @@ class Campaign:
             stop_file=str(self.stop_file),
             code=existing.code if existing else training_digest(),
         ).save()
+        progress = TrialProgress.read(named.folder)
+        if plan.outcome is None and progress.ending == "finished":  # its results or last checkpoint were moved away
+            progress.update(ending=None)
         return named.folder
 
     def _searched(self, named: NamedRun) -> Path | None:
@@ -315,8 +324,43 @@ class Campaign:
                     wanted.append((state.run.folder, cell.tested_on, out))
         return list(dict.fromkeys(wanted))
 
+    def missing(self, cell: Cell) -> str:
+        """Why a cell has no figures yet; empty: it has."""
+        state = self.state(cell.experiment)
+        if not state.finished or state.run is None:
+            return state.reason
+        tested = (results_of(state.run, self.plan.stores[cell.tested_on]) / JSON).exists()
+        return "" if tested else f"not tested on {cell.tested_on}"
+
+    def catch_up(self) -> None:
+        """Tell MLflow what it missed of runs and prefixes that are over: it was away, or the command was killed.
+
+        These are the ones that it shows as running. A run that `jobs/train_market.py` alone has trained is left to that
+        command, and one whose server is still away to the next command.
+        """
+        unaware: dict[tuple[str, str], set[str]] = {}  # by server and MLflow's experiment
+
+        def missed(run: Run) -> bool:
+            key = run.tracking_uri, run.mlflow_experiment
+            if key not in unaware:
+                try:
+                    unaware[key] = TrackedRun.of(run).running()
+                except UNREACHABLE as error:
+                    _log.warning("MLflow at %s was not told of all runs: %s", run.tracking_uri, error)
+                    unaware[key] = set()
+            return run.mlflow_run in unaware[key]
+
+        runs = [run for experiment in self.plan.all_experiments if (run := self.state(experiment).run) is not None]
+        progress = [TrialProgress.read(run.folder) for run in runs]
+        for folder in sorted({Path(found.prefix) for found in progress if found.prefix}):
+            if (prefix := Run.find(folder)) is not None and missed(prefix):
+                prefixes.catch_up(prefix)
+        for run, found in zip(runs, progress, strict=True):
+            if found.over and missed(run):
+                self.close(run.folder)
+
     def close(self, folder: Path) -> TrialProgress:
-        """Tell MLflow how a run ended, with its results; should it be away, the next command does it."""
+        """Tell MLflow how a run ended, with its results; should it be away, `catch_up` does it."""
         run, progress = Run.read(folder), TrialProgress.read(folder)
         try:
             if ship(run, lambda: True, patience=5):
@@ -328,10 +372,6 @@ class Campaign:
         except (*UNREACHABLE, TrackingError) as error:
             _log.warning("MLflow was not told how %s ended: %s", run.name, error)
         return progress
-
-    @property
-    def _store(self) -> Store:
-        return next(iter(self.plan.stores.values()))
 
 
 def results_of(run: Run, store: Store) -> Path:

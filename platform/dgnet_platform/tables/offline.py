@@ -45,16 +45,15 @@ def pack_offline(checkpoint: Path, location: str, classes: int, out: Path) -> No
     """
     store, drawn, merged = Store.open(location), out.with_name(f".{out.name}.drawn"), out.with_name(f".{out.name}.all")
     with locked(out.with_name(f".{out.name}.lock.offline")):
-        if out.exists():
-            return
-        generate(GenerateConfig(checkpoint=checkpoint, store=location, out=drawn, per_image=1), lambda *_: None)
+        if not out.exists():
+            generate(GenerateConfig(checkpoint=checkpoint, store=location, out=drawn, per_image=1), lambda *_: None)
+            shutil.rmtree(merged, ignore_errors=True)
+            rows = _real(store, merged) + _generated(drawn, merged, set(store.info.classes[:classes]))
+            with (merged / MANIFEST).open("w", newline="") as file:
+                csv.writer(file).writerows([COLUMNS, *rows])
+            prepare(PrepareConfig(dataset="folder", source=merged, out=out))
         shutil.rmtree(merged, ignore_errors=True)
-        rows = _real(store, merged) + _generated(drawn, merged, set(store.info.classes[:classes]))
-        with (merged / MANIFEST).open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        prepare(PrepareConfig(dataset="folder", source=merged, out=out))
-        shutil.rmtree(merged)
-        shutil.rmtree(drawn)
+        shutil.rmtree(drawn, ignore_errors=True)
 
 
 def _real(store: Store, folder: Path) -> list[tuple[str, int, int, str]]:

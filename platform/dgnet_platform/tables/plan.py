@@ -42,6 +42,11 @@ class TablesPlan:
     """By their locations, the first being --data's."""
 
     @property
+    def own_store(self) -> Store:
+        """--data's."""
+        return next(iter(self.stores.values()))
+
+    @property
     def all_experiments(self) -> list[AnyExperiment]:
         """All that is trained, in the order in which it can be."""
         return [*self.teachers, *self.experiments, *self.offline]

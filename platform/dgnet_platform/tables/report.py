@@ -13,6 +13,7 @@ from PIL import Image
 
 from dgnet_platform.storage.files import write_whole
 from dgnet_platform.tables.results import FIGURES, Figure, RowResult, TableResult
+from dgnet_platform.tracking.notes import markdown_table
 
 HTML, MARKDOWN, JSON = "report.html", "report.md", "tables.json"
 FORMAT = 1
@@ -158,19 +159,14 @@ def as_markdown(report: Report) -> str:
     parts += [f"> {note}" for note in report.notes]
     for table in report.tables:
         grid = grid_of(table, _seeds(report))
-        parts += [f"## {grid.title}", _pipes(grid.header, grid.rows)]
+        parts += [f"## {grid.title}", markdown_table(grid.header, grid.rows)]
         if grid.notes:
             parts.append("\n".join(f"- {note}" for note in grid.notes))
     if report.runs:
         header = list(report.runs[0])
-        parts += ["## Runs", _pipes(header, [[run[name] for name in header] for run in report.runs])]
+        parts += ["## Runs", markdown_table(header, [[run[name] for name in header] for run in report.runs])]
     parts += ["## Settings", "    " + json.dumps(report.settings, indent=2).replace("\n", "\n    ")]
     return "\n\n".join(parts) + "\n"
-
-
-def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _seeds(report: Report) -> int:

@@ -48,7 +48,7 @@ class Figure:
     """Against the table's reference, over the seeds that both have; None: nothing is compared."""
     difference_interval: tuple[float, float] | None = None
     verdict: str = ""
-    """better, worse or undecided."""
+    """better, worse or undecided; one seed: that says nothing of others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +99,15 @@ def result_of(table: Table, campaign: Campaign) -> TableResult:
     found: dict[str, tuple[dict[int, Score], dict[int, str]]] = {}
     for row in table.rows:
         cells = [cell for cell in campaign.plan.cells if cell.table.name == table.name and cell.row == row]
-        states = {cell.seed: campaign.state(cell.experiment) for cell in cells}
-        missing = {seed: state.reason for seed, state in states.items() if not state.finished}
+        missing = {cell.seed: reason for cell in cells if (reason := campaign.missing(cell))}
         scores: dict[int, Score] = {}
         for cell in cells:
-            run = states[cell.seed].run
-            if run is None or cell.seed in missing:
-                continue
-            if not cell.table.held_out and not results_of(run, campaign.plan.stores[cell.tested_on]).exists():
-                missing[cell.seed] = f"not tested on {cell.tested_on}"
-            else:
+            run = campaign.state(cell.experiment).run
+            if run is not None and cell.seed not in missing:
                 scores[cell.seed] = score_of(run, cell, campaign)
         found[row.label] = scores, missing
     reference = found[table.reference][0] if table.reference else {}
-    own = next(iter(campaign.plan.stores.values())).info.dataset
+    own = campaign.plan.own_store.info.dataset
     rows: list[RowResult] = []
     for row in table.rows:
         scores, missing = found[row.label]
@@ -192,7 +187,7 @@ def figures_of(scores: Mapping[int, Score], reference: Mapping[int, Score]) -> d
             interval=found.interval,
             difference=compared.value if both else None,
             difference_interval=compared.interval,
-            verdict=compared.verdict if both else "",
+            verdict="" if not both else "one seed" if len(both) == 1 else compared.verdict,
         )
     return figures
 

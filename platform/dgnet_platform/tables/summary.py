@@ -43,13 +43,12 @@ def report_of(campaign: Campaign, base: TaughtExperiment[Any], preset: str) -> R
 
 
 def missing_of(campaign: Campaign) -> list[str]:
-    """A line for each run that is not finished: for which row, and why."""
-    lines: dict[AnyExperiment, str] = {}
+    """A line for each run that is not finished, or not tested on a row's store: for which row, and why."""
+    lines: dict[tuple[AnyExperiment, str], str] = {}
     for cell in campaign.plan.cells:
-        state = campaign.state(cell.experiment)
-        if not state.finished:
+        if reason := campaign.missing(cell):
             where = f"{cell.table.name}, {cell.row.label}, seed {cell.seed}"
-            lines.setdefault(cell.experiment, f"missing: {where}: {state.reason}")
+            lines.setdefault((cell.experiment, reason), f"missing: {where}: {reason}")
     return list(lines.values())
 
 
@@ -92,19 +91,19 @@ def _notes(campaign: Campaign, base: TaughtExperiment[Any]) -> list[str]:
     plan, missing = campaign.plan, missing_of(campaign)
     notes = [DRAWN] if any(store.info.origin for store in plan.stores.values()) else []
     if len(plan.seeds) < 2:
-        notes.append("One seed: there is no deviation, and intervals are over identities alone.")
+        notes.append("One seed: there is no deviation and no verdict, and intervals are over identities alone.")
     if base.teacher != "auto":
         notes.append(f"All seeds have the same teacher, {base.teacher}: deviations lack its part.")
     if campaign.any_code:
         notes.append("Runs that other code trained were taken (--any-code).")
     if missing:
-        notes.append(f"Not whole: {len(missing)} runs are missing.")
+        notes.append(f"Not whole: {len(missing)} runs or tests are missing.")
     return notes
 
 
 def _cost(campaign: Campaign) -> tuple[int, int, float]:
     """Iterations that were trained, those of all runs by themselves, and seconds; what runs share is counted once."""
-    parts: dict[Path, tuple[int, AnyExperiment]] = {}  # by folder: from which iteration, of what
+    parts: dict[Path, tuple[Path, int, AnyExperiment]] = {}  # by folder: of which key, from which iteration, of what
     alone = 0
     for experiment in campaign.plan.all_experiments:
         state = campaign.state(experiment)
@@ -112,17 +111,18 @@ def _cost(campaign: Campaign) -> tuple[int, int, float]:
             continue
         progress = TrialProgress.read(state.run.folder)
         alone += state.iterations
-        parts[state.run.folder] = progress.fork, experiment
+        parts[state.run.folder] = state.run.folder, progress.fork, experiment
         if progress.prefix:
-            parts[Path(progress.prefix)] = 0, experiment
-    trained, seconds = 0, 0.0
-    for folder, (start, experiment) in parts.items():
+            parts[Path(progress.prefix)] = Path(progress.prefix).parent, 0, experiment
+    counted: set[tuple[Path, int]] = set()  # a key's later prefix has the journal of the one that it starts from
+    seconds = 0.0
+    for folder, (key, start, experiment) in parts.items():
         images = len(method_of(experiment.model).sets) * experiment.model.batch_size
-        entries = [entry for entry in journal.read(folder) if entry.iteration > start]
-        trained += len(entries)
+        entries = [e for e in journal.read(folder) if e.iteration > start and (key, e.iteration) not in counted]
+        counted |= {(key, entry.iteration) for entry in entries}
         speeds = [entry.metrics.get("speed/images_per_second", 0.0) for entry in entries]
         seconds += sum(images / speed for speed in speeds if speed)
-    return trained, alone, seconds
+    return len(counted), alone, seconds
 
 
 def _runs(campaign: Campaign) -> list[dict[str, str]]:

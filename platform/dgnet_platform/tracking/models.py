@@ -45,7 +45,7 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
         register: name in the model registry; None: not registered.
 
     Returns:
-        The model's URI; none for a method that describes nobody.
+        The model's URI; empty for a method without descriptors.
     """
     connected = tracked.client
     tags = connected.get_run(run.mlflow_run).data.tags

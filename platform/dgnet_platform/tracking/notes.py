@@ -77,7 +77,7 @@ def resumes(folder: Path) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table whose first column is text and whose others are figures."""
+    """A table in Markdown, whose first column is aligned to the left and whose others are to the right."""
     marks = ["---", *["--:"] * (len(headings) - 1)]
     cells = [headings, marks, *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in cells)

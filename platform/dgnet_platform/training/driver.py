@@ -163,6 +163,7 @@ def _record(plan: TrainingPlan, tracked: TrackedRun) -> Run:
         "tracking_uri": tracked.uri,
         "mlflow_experiment": tracked.experiment,
         "mlflow_run": tracked.id,
+        "stop_file": None,  # that of a search or of tables is theirs
     }
     if plan.existing is not None:
         run = replace(plan.existing, **now)
