@@ -34,6 +34,7 @@ def test_an_address_of_no_cluster_is_refused(address: str):
             "RAY_TMPDIR .*sh",
         ),
         (PermissionError(13, "Permission denied", str(Path.home() / ".ray")), "HOME .*RAY_AUTH_TOKEN_PATH"),
+        (FileNotFoundError(2, "No such file or directory", str(Path.home())), "HOME .*RAY_AUTH_TOKEN_PATH"),
         (PermissionError(13, "Permission denied", "/tmp/ray/session_1"), "RAY_TMPDIR .*is yours"),
         (RuntimeError("something of Ray's"), "session_latest/logs"),
     ],

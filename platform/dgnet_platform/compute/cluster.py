@@ -111,7 +111,7 @@ def cannot_start(error: Exception) -> str:
     what = "start on this machine" if is_local() else f"join the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
     if "AF_UNIX" in first:
         remedy = "RAY_TMPDIR has to name a folder with a shorter path, such as /tmp"
-    elif isinstance(error, OSError) and str(error.filename or "").startswith(str(Path.home() / ".ray")):
+    elif isinstance(error, OSError) and error.filename and _keeps_token(Path(error.filename)):
         remedy = "HOME has to name a folder that can be written, or RAY_AUTH_TOKEN_PATH a file in one"
     elif isinstance(error, OSError) and error.filename:
         remedy = "RAY_TMPDIR has to name a folder that can be written, and is yours"
@@ -120,6 +120,12 @@ def cannot_start(error: Exception) -> str:
     else:
         remedy = "unset it to start Ray on this machine, or name a cluster that runs"
     return f"Ray cannot {what} ({first}): {remedy}"
+
+
+def _keeps_token(path: Path) -> bool:
+    """Whether Ray uses a path for its token: its folder in HOME, or HOME itself where that cannot be made."""
+    home = Path.home()
+    return path == home or path.is_relative_to(home / ".ray")
 
 
 @ray.remote(num_cpus=0)
