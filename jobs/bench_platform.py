@@ -86,7 +86,7 @@ def now() -> np.ndarray:
 
 
 def bare(learner: Learner, images: ImageSet, steps: int) -> np.ndarray:
-    """What so many steps take as anybody would write them."""
+    """What so many steps take as one would write them by hand."""
     state, config = learner.state, learner.config
     sampler = PairSampler(images.labels, config.batch_size, config.seed)
     start = now()

@@ -109,7 +109,7 @@ def main(
         before: Seconds of an iteration before the warm-up start; with --after, nothing is measured.
         after: Seconds of an iteration after it.
         rungs: How often a trial is judged.
-        eta: One trial of so many goes on at a rung.
+        eta: One trial of so many continues at a rung.
         first: Where the first rung stands, a share of what is left after the latest ramp end.
     """
     if (before is None) != (after is None):

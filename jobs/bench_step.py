@@ -7,7 +7,7 @@
 
 Needs torch and torchvision only (`PYTHONPATH=. python3 jobs/bench_step.py` where the project is not installed). The
 variant `separate` is the same iteration computed the plain way: one pass per batch and network, copies of the encoders
-for reading generated images back, parameter gradients that nobody uses, upsampling before convolving. All variants take
+for reading generated images back, parameter gradients without a use, upsampling before convolving. All variants take
 turns in one process, so their ratios hold on a noisy machine; each is given a warm-up iteration of its own.
 """
 

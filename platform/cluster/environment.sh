@@ -13,7 +13,7 @@ export DGNET_STORAGE=/shared/runs     # where jobs keep their runs: a folder tha
 export DGNET_LOCK=$(sha256sum "$HOME/dgnet/uv.lock" | cut -c1-12)
 [ ! -e "$HOME/dgnet/bucket.sh" ] || . "$HOME/dgnet/bucket.sh"
 
-export RAY_AUTH_MODE=token            # that of ~/.ray/auth_token: nobody else runs anything here
+export RAY_AUTH_MODE=token            # that of ~/.ray/auth_token: others run nothing here
 export RAY_AUTOSCALER_UTILIZATION_SCORER=spot_first.score
 export RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
 export RAY_JOB_STOP_WAIT_TIME_S=300   # `ray job stop` lets a run save; Ray would kill it after three seconds

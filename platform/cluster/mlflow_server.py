@@ -98,7 +98,7 @@ def serve(server: Options) -> None:
     """Serve until told to stop; start the server again when it dies.
 
     Raises:
-        ServerError: it cannot start: a port in use, a bucket that is not there, another server in the same folder.
+        ServerError: it cannot start: a port in use, a missing bucket, another server in the same folder.
     """
     home = server.home
     with _alone(home):
@@ -183,7 +183,7 @@ def stop(server: Options) -> None:
 
 
 def backup(server: Options, *, to: str) -> None:
-    """Write databases and artifacts into a .tar.gz; the server may go on meanwhile.
+    """Write databases and artifacts into a .tar.gz; the server may run meanwhile.
 
     Args:
         server: whose.
@@ -393,7 +393,7 @@ def _tail(log: Path, begin: int) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a new file that nobody else may read."""
+    """Write a new file that its owner alone reads."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(text)
 

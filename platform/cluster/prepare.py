@@ -78,7 +78,7 @@ def prepare_aws(region: str, bucket: str) -> bool:
     """Make the bucket and the machines' roles, as far as they are missing; returns whether a role was.
 
     Raises:
-        PrepareError: there are no credentials, or they may not, or the bucket is somebody else's.
+        PrepareError: credentials are missing or refused, or the bucket has another owner.
     """
     try:
         import boto3
@@ -113,7 +113,7 @@ def prepare_aws(region: str, bucket: str) -> bool:
 
 
 def make_bucket(s3: Any, bucket: str, region: str) -> None:
-    """Make a bucket that nobody outside may read; raises PrepareError if it is somebody else's."""
+    """Make a bucket without public access; raises PrepareError if it has another owner."""
     try:
         s3.head_bucket(Bucket=bucket)
     except s3.exceptions.ClientError as error:
@@ -157,7 +157,7 @@ def _policy(statements: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Prepare the cluster that the command line names; returns the exit status."""
-    os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # this is no instance: nobody answers there
+    os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")  # this is no instance: no service answers there
     try:
         tyro.cli(prepare, description=__doc__)
     except (PrepareError, ServerError) as error:

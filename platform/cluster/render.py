@@ -2,7 +2,7 @@
 """Write what all clusters have in common from cluster.yaml into its siblings: `uv run platform/cluster/render.py`.
 
 The upper part of each file is its own, and yours to change. Lines that end in `# cloud` are not for machines that one
-already has: they share a folder by themselves, and nobody takes them back. The Dockerfile makes an image of the same
+already has: they share a folder by themselves, and no cloud takes them back. The Dockerfile makes an image of the same
 setup, for kuberay.yaml.
 """
 

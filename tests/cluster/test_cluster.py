@@ -204,7 +204,7 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_secrets_are_made_once_for_nobody_else(home, capsys):
+def test_secrets_are_made_once_for_their_owner_alone(home, capsys):
     prepare.prepare(FOLDER / "local.yaml")
     token, credentials = home / ".ray" / "auth_token", home / ".mlflow" / "credentials"
     before = token.read_text(), credentials.read_text()

@@ -101,7 +101,7 @@ def test_only_those_with_the_password_get_in(server):
     assert server.folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_nobody_else_reaches_it_or_reads_its_secrets(server):
+def test_its_owner_alone_reaches_it_and_reads_its_secrets(server):
     listening = [
         connection.laddr.ip
         for process in server.processes

@@ -85,7 +85,7 @@ def test_what_stands_in_front_hides():
     assert (free[ankles] == SEEN).all()
 
 
-def test_nobody_and_half_a_person_have_joints_missing():
+def test_empty_scenes_and_half_a_person_have_joints_missing():
     empty = [PEOPLE.keypoints(Shot(DISTRACTOR, 1, frame)) for frame in range(12)]
     assert any((visibility == MISSING).all() for _, visibility in empty)
     for places, visibility in [*empty, *(PEOPLE.keypoints(Shot(JUNK, 2, frame)) for frame in range(12))]:

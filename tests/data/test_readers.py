@@ -360,7 +360,7 @@ def test_missing_folder(tmp_path: Path, missing: str):
         (
             "9/0009_000_01_x_0_0.jpg 9",
             "{folder}/9/0009_000_01_x_0_0.jpg",
-            "line 2 names it but it is not there",
+            "line 2 names it but it is missing",
         ),
         ("0000/none.jpg", "{list}", "line 2 '0000/none.jpg' does not parse"),
         ("../../0009_000_01_x_0_0.jpg 9", "{folder}/../../0009_000_01_x_0_0.jpg", "is not there"),

@@ -127,7 +127,7 @@ def test_prepare_data_reads_a_set(whole: Path, tmp_path: Path):
     assert index.loc[table["path"], "camera_id"].tolist() == table["camera_id"].tolist()
 
 
-def test_nobody_gets_no_identity(config: GenerateConfig, tmp_path: Path):
+def test_empty_scenes_get_no_identity(config: GenerateConfig, tmp_path: Path):
     generate(replace(config, split="gallery", out=tmp_path, per_image=1), lambda *_: None)
     persons = Store.open(config.store).index("gallery")["person_id"].tolist()
     assert {-1, 0} < set(persons)

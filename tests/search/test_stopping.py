@@ -64,7 +64,7 @@ def test_the_later_group_ends_the_ramp():
     assert ramp_end(replace(config, loss=replace(loss, cycle=0.0))) == 36_000
 
 
-def test_nobody_is_judged_before_the_warm_up_is_over_or_after_the_end():
+def test_no_trial_is_judged_before_the_warm_up_is_over_or_after_the_end():
     config = with_start(30_000)
     for distance in (0, -1):
         with pytest.raises(ValueError, match=r"it must stand after the ramp's end, iteration 34,000"):

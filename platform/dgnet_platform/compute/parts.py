@@ -1,4 +1,4 @@
-"""Work done in parts, by this process or by Ray Data's actors: a command that was killed goes on with the missing ones.
+"""Work done in parts, by this process or by Ray Data's actors: a command that was killed resumes with the missing ones.
 
 Workers make the files of a part, wherever they run. This process alone writes them, so only it needs to see the folder;
 a part appears there at once and whole.
@@ -205,7 +205,7 @@ def _check_record(folder: Path, settings: Mapping[str, Any]) -> None:
         listed = "\n".join(f"  {name}: {was!r} -> {now!r}" for name, (was, now) in changed.items())
         raise PartsError(
             f"{folder} was begun with other settings:\n{listed}\n"
-            "Go on with the former ones, name another --out, or remove the folder"
+            "Pass the former ones, name another --out, or remove the folder"
         )
 
 

@@ -135,7 +135,7 @@ def _read_numbered(source: Source, names: Sequence[str], index: Mapping[str, pd.
 
 
 def _renumbered(index: Mapping[str, pd.DataFrame]) -> dict[str, Picture]:
-    """open-reid's names: person, camera from 0, and a count that goes on from training to gallery to queries."""
+    """open-reid's names: person, camera from 0, and a count that continues from training to gallery to queries."""
     counts: dict[tuple[int, int], int] = defaultdict(int)
     names: dict[str, Picture] = {}
     for split in ("train", "gallery", "query"):

@@ -51,7 +51,7 @@ class PoseReport:
     missing: float
     """Share of joints that were not found, in the pictures that the source has."""
     empty: int
-    """Pictures in which not one joint was found: all are -1, or nobody is there."""
+    """Pictures in which not one joint was found: all are -1, or no person is in the picture."""
     empty_names: Sequence[str] = ()
     implausible: Mapping[str, int] = field(default_factory=dict)
     """Pictures by what looks wrong with them."""

@@ -11,7 +11,7 @@ SPLITS = ("train", "gallery", "multi_query", "query")
 JUNK = -1
 """person_id of a picture that ranking leaves out."""
 DISTRACTOR = 0
-"""person_id of a gallery picture that is nobody's match; in `train` it is a person like any other."""
+"""person_id of a gallery picture that matches no query; in `train` it is a person like any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ class Reader:
 
 def count_people(person_ids: Iterable[int], split: str) -> int:
     """Number of persons in a split, without junk and, outside `train`, distractors."""
-    nobody = {JUNK} if split == "train" else {JUNK, DISTRACTOR}
-    return len(set(person_ids) - nobody)
+    unmatched = {JUNK} if split == "train" else {JUNK, DISTRACTOR}
+    return len(set(person_ids) - unmatched)
 
 
 def unmatched(queries: Iterable[Record], gallery: Iterable[Record]) -> list[Record]:

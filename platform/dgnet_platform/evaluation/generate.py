@@ -49,7 +49,7 @@ class Plan:
     """Which pictures a set consists of."""
 
     people: pd.DataFrame
-    """A row for each picture of the split that shows somebody: person_id, camera_id, file_name."""
+    """A row for each picture of the split that shows a person: person_id, camera_id, file_name."""
     per_image: int
     seed: int
     method: Method[Any, Any]
@@ -82,7 +82,7 @@ class Plan:
         The first columns are those of an own data set's manifest.csv, with a path relative to it, the person of the
         appearance and the camera of the structure, whose background and viewpoint it is. The others say what it was
         made of: `body` is the picture whose body is shown, the appearance's where nothing but joints is seen of the
-        structure. People who do not exist are nobody's: JUNK.
+        structure. People who do not exist are JUNK.
         """
         pairs = [
             (part.name, row, structure)
@@ -122,7 +122,7 @@ class Generated:
     made: int
     """Of these by this run."""
     people: int
-    """Whom they show; 0: nobody who exists."""
+    """Whom they show; 0: no person who exists."""
     source: str
     """The networks, in words."""
 
@@ -205,10 +205,12 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
 
 
 def shown_people(store: Store, split: str) -> pa.Table:
-    """The rows of a split, encoded pictures and all, but junk and, outside `train`, distractors: they are nobody's."""
-    nobody = [JUNK] if split == "train" else [JUNK, DISTRACTOR]
+    """The rows of a split, encoded pictures and all, but junk and, outside `train`, distractors, who match no query."""
+    without = [JUNK] if split == "train" else [JUNK, DISTRACTOR]
     groups = store.row_groups(split)
-    return pa.concat_tables(group.filter(pa.array(~np.isin(group["person_id"].to_numpy(), nobody))) for group in groups)
+    return pa.concat_tables(
+        group.filter(pa.array(~np.isin(group["person_id"].to_numpy(), without))) for group in groups
+    )
 
 
 class Renderer:

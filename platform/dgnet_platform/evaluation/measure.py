@@ -380,7 +380,7 @@ def _picture(generated: PictureSet, real: PictureSet, ranks: Tensor | None, titl
         cells = [
             real.decode([place.get(n, first_of.get(p, 0)) for n, p in zip(shown[c], shown[i], strict=True)], size)
             for c, i in zip(SOURCES, ("person_id", "structure_id"), strict=True)
-            if shown[i].isin(list(first_of)).any()  # else nobody who exists is shown
+            if shown[i].isin(list(first_of)).any()  # else no person who exists is shown
         ]
         grids.append((caption, tile(torch.stack([*cells, generated.decode(rows)]), wide_rows=(len(cells),)).numpy()))
     return captioned_grids(f"{title}: appearance, structure, generated", grids, cell_height=size[0])

@@ -104,11 +104,11 @@ class PictureSet:
 
 
 def stored_set(store: Store, split: str) -> PictureSet:
-    """The pictures of a split that show somebody, in the store's order."""
+    """The pictures of a split that show a person, in the store's order."""
     table = shown_people(store, split)
     index = table.select(["file_name", "person_id"]).to_pandas()
     if not len(index):
-        raise PictureSetError(f"{split} of {store.location} shows nobody: name another split or store")
+        raise PictureSetError(f"{split} of {store.location} shows no person: name another split or store")
     return PictureSet(name=f"{split} of {store.location}", pictures=table["image"], index=index)
 
 

@@ -83,7 +83,7 @@ class Archive:
     def fetch(self, folder: Path, *, until: int | None = None, with_checkpoints: bool = True) -> bool:
         """Bring back what is in the archive and not here: files, and checkpoints newer than all that are here.
 
-        The journal comes with a checkpoint: it is that of one run, and goes on at least as far.
+        The journal comes with a checkpoint: it is that of one run, and reaches at least as far.
 
         Args:
             folder: of a run or a search; made if need be.
@@ -158,7 +158,7 @@ class Archive:
         return files
 
     def _push_checkpoint(self, path: Path, there: dict[str, fs.FileInfo]) -> None:
-        """Copy a checkpoint unless it is there: until its meta.json is, nobody takes it."""
+        """Copy a checkpoint unless it is there: until its meta.json is, no reader takes it."""
         meta = (path / META).read_bytes()
         if f"{path.name}/{META}" in there:
             with self._filesystem.open_input_stream(self._path(path / META)) as stream:

@@ -1,7 +1,7 @@
 """An experiment: one tree of settings that is printed, stored with its run, and rebuilt from there.
 
 What decides the result (the model, the data, the teacher) gives the run its name; where and how fast it is computed
-does not. So the same command finds its run again, and goes on with it.
+does not. So the same command finds its run again, and resumes it.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class Experiment(Places, Generic[Model]):
     train on all of them, and follow the run on query and gallery."""
     workers: str = "0"
     """Ray Train workers, each with its share of the batch; 0: train in this process, without a cluster; A:B lets Ray
-    go on with as few as A when nodes are lost, and with up to B when there are more."""
+    continue with as few as A when nodes are lost, and with up to B when there are more."""
     gpus: bool = False
     """Give each worker a GPU."""
     threads: int = 0
@@ -118,7 +118,7 @@ class Experiment(Places, Generic[Model]):
 
     @property
     def elastic(self) -> bool:
-        """Whether the number of workers may change while the run goes on."""
+        """Whether the number of workers may change while the run trains."""
         return self.fewest_workers != self.most_workers
 
 
@@ -177,7 +177,7 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """The name of the run that nobody named."""
+        """The name of a run without a given one."""
         digest = hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()
         return f"{self.dataset}-{self.kind}-{digest[:8]}"
 

@@ -1,7 +1,7 @@
 """The journal: a run's own record of its metrics and pictures, one line of JSON an iteration.
 
 It is the truth that MLflow is filled from. A line costs some microseconds, never waits for a server, and is written
-once it is complete. A run that goes on from a checkpoint drops the lines after it, and writes them anew.
+once it is complete. A run that resumes from a checkpoint drops the lines after it, and writes them anew.
 """
 
 import json
@@ -34,7 +34,7 @@ class Journal:
     """Writes a run's journal."""
 
     def __init__(self, folder: Path, iteration: int):
-        """Open the journal of a run that goes on after `iteration`; later lines, and half a line, are dropped.
+        """Open the journal of a run that resumes after `iteration`; later lines, and half a line, are dropped.
 
         Raises:
             OSError: it cannot be written.

@@ -67,7 +67,7 @@ def usable(uri: str, source: str = "--tracking-uri ") -> str:
 
 
 def is_gone(uri: str) -> bool:
-    """Whether a URI names a database file that is not there."""
+    """Whether a URI names a database file that is missing."""
     return uri.startswith(SQLITE) and not database_of(uri).exists()
 
 

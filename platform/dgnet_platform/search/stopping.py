@@ -25,8 +25,8 @@ class StoppingRule:
     rungs: int = 4
     """How often a trial is judged."""
     eta: int = 3
-    """One trial of so many goes on at a rung; and a rung stands so many times further from the ramp's end than the one
-    before."""
+    """One trial of so many continues at a rung; and a rung stands so many times further from the ramp's end than the
+    one before."""
     first: float = 0.02
     """Where the first rung stands: a share of what is left of the run after the latest ramp end of all trials."""
 
@@ -36,7 +36,7 @@ class StoppingRule:
         if self.rungs < 1:
             raise ValueError(f"stopping.rungs = {self.rungs}: at least 1; kind = 'none' never stops a trial early")
         if self.eta < 2:
-            raise ValueError(f"stopping.eta = {self.eta}: at least 2, for 1 / eta of the trials go on at a rung")
+            raise ValueError(f"stopping.eta = {self.eta}: at least 2, for 1 / eta of the trials continue at a rung")
         if not self.first > 0:
             raise ValueError(f"stopping.first = {self.first}: a share > 0, no rung stands before the ramp's end")
         last = self.first * self.eta ** (self.rungs - 1)
@@ -94,13 +94,13 @@ def rungs_of(config: DGNetConfig, distances: Sequence[int]) -> tuple[int, ...]:
 
 
 def keeps(value: float, others: Sequence[float], stopping: StoppingRule, most: int | None = None) -> bool:
-    """Whether a trial goes on from a rung, by what is known when it gets there.
+    """Whether a trial continues from a rung, by what is known when it gets there.
 
-    Halving is asynchronous: nobody waits at a rung, a trial goes on if it is among the best of those that have reached
-    it so far, itself included. So the first always goes on, and equal ones do together.
+    Halving is asynchronous: no trial waits at a rung, each continues if it is among the best of those that have reached
+    it so far, itself included. So the first always continues, and equal ones do together.
 
     Args:
-        value: the trial's, larger is better; NaN never goes on.
+        value: the trial's, larger is better; NaN never continues.
         others: those of the trials that came to the rung before.
         stopping: which rule.
         most: how many are the best, for halving; None: ceil(n / eta) of the n at this rung.
@@ -129,11 +129,11 @@ class Verdict:
 
 
 def goes_on(trial: int, rung: int, value: float, known: Sequence[Verdict], stopping: StoppingRule) -> bool:
-    """Whether a trial goes on from a rung, by all verdicts of the search before.
+    """Whether a trial continues from a rung, by all verdicts of the search before.
 
     Of n trials so far, halving wants ceil(n / eta^k) to get past the k-th rung (Li et al., ASHA). Early arrivals get
-    past it too easily; at the next rung they would make up the n of which a share goes on. So the number is taken from
-    n itself: a trial that is among the best n / eta^k of all always goes on, and others seldom do.
+    past it too easily; at the next rung they would make up the n of which a share continues. So the number is taken
+    from n itself: a trial that is among the best n / eta^k of all always continues, and others seldom do.
 
     Args:
         trial: its number.
@@ -160,7 +160,7 @@ class Verdicts:
         self.path = path
 
     def judge(self, trial: int, rung: int, value: float, stopping: StoppingRule) -> bool:
-        """Whether a trial goes on. Asked again for the same trial and rung, the first verdict stands.
+        """Whether a trial continues. Asked again for the same trial and rung, the first verdict stands.
 
         Args:
             trial: its number.

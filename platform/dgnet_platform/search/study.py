@@ -111,7 +111,7 @@ class Study:
 
     @property
     def target(self) -> int:
-        """Trials that shall be done; 0: nobody said so yet."""
+        """Trials that shall be done; 0: not said yet."""
         return int(self.study.user_attrs.get(_TARGET, 0))
 
     def set_target(self, trials: int, more: int = 0) -> None:
@@ -166,7 +166,7 @@ class Study:
             self.study.enqueue_trial(self._space.defaults(self._base) or {}, user_attrs={_BASE: True})
 
     def resample(self, number: int) -> None:
-        """Complete a trial that was asked for by somebody who was killed: the same values come out."""
+        """Complete a trial that was asked for by a command that was killed: the same values come out."""
         self._sample_for(number)
         self._complete(self._trial(number))
 
@@ -220,7 +220,7 @@ class Study:
         """Have the next values drawn by a sampler that knows nothing but the study.
 
         A parameter that is drawn by itself has a seed of its own: what comes out does not depend on what was drawn
-        before by somebody who was killed.
+        before by a command that was killed.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

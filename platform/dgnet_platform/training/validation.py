@@ -150,7 +150,7 @@ class Validator:
     @property
     def objective(self) -> str | None:
         """The metric to choose a checkpoint by: mAP of the best descriptor, SSIM where nothing is described, or none
-        where nobody who exists is drawn."""
+        where no person who exists is drawn."""
         features = method_of(self.config).features
         if not features and method_of(self.config).draw is None:
             return None

@@ -9,7 +9,7 @@ scored against it.
 
 Identities come in fours. The first two of each four wear the same appearance, to the last shade, and differ
 in hair, bag or body alone: colour does not tell them apart. Identity 0 stands for distractors (each frame
-another stranger, or nobody) and -1 for junk (badly cropped boxes), as in Market-1501. `people_set.py` writes
+another stranger, or an empty scene) and -1 for junk (badly cropped boxes), as in Market-1501. `people_set.py` writes
 sets of them.
 """
 
@@ -301,7 +301,7 @@ class People:
                 y=float(rng.uniform(-1.1, 0.35)),
                 scale=float(rng.uniform(0.75, 2.2)),
             )
-        elif identity == DISTRACTOR and rng.random() < 0.35:  # nobody
+        elif identity == DISTRACTOR and rng.random() < 0.35:  # an empty scene
             pose = replace(pose, x=9.0)
         return Structure(body=body, pose=pose)
 

@@ -68,7 +68,7 @@ def _read(source: Source) -> Listing:
             path = f"{folder}/{entry['name']}"
             found = path if path in files and is_picture(path) else by_stem.get(_stem(path))  # .jpeg for .jpg, say
             if found is None:
-                reason = f"{list_name} line {number} names it but it is not there: unpack MSMT17 again, whole"
+                reason = f"{list_name} line {number} names it but it is missing: unpack MSMT17 again, whole"
                 problems.append(Problem(file=path, reason=reason))
             else:
                 record = Record(
