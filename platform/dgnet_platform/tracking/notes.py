@@ -1,6 +1,7 @@
 """A run's description in MLflow: a short report in Markdown, above its figures."""
 
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -43,13 +44,16 @@ def run_note(run: Run, pictures: int) -> str:
 
 
 def results_table(evaluation: Evaluation) -> str:
-    """Retrieval figures in percent."""
+    """Retrieval figures in percent, and the 95 % interval of mAP."""
     lines = []
     for row in evaluation.retrieval.to_dict("records"):
         feature = f"both, beta {row['beta']:g}" if row["feature"] == "both" else str(row["feature"])
         how = [", multi-query" if row["query"] == "multi" else "", ", re-ranked" if row["reranked"] else ""]
-        lines.append([feature + "".join(how), *(f"{100 * row[name]:.2f}" for name in _FIGURES.values())])
-    table = markdown_table(["Query and gallery, %", *_FIGURES], lines)
+        low, high = (row.get(f"mAP_{end}", math.nan) for end in ("low", "high"))
+        interval = "-" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"
+        figures = [f"{100 * row[name]:.2f}" for name in _FIGURES.values()]
+        lines.append([feature + "".join(how), *figures, interval])
+    table = markdown_table(["Query and gallery, %", *_FIGURES, "95 % of mAP"], lines)
     return f"{table}\n\n{DRAWN}" if evaluation.drawn else table
 
 
