@@ -363,7 +363,7 @@ def test_missing_folder(tmp_path: Path, missing: str):
             "line 2 names it but it is missing",
         ),
         ("0000/none.jpg", "{list}", "line 2 '0000/none.jpg' does not parse"),
-        ("../../0009_000_01_x_0_0.jpg 9", "{folder}/../../0009_000_01_x_0_0.jpg", "is not there"),
+        ("../../0009_000_01_x_0_0.jpg 9", "{folder}/../../0009_000_01_x_0_0.jpg", "is missing"),
     ],
 )
 def test_bad_msmt17_line(tmp_path: Path, name: str, line: str, file: str, message: str):
