@@ -5,7 +5,7 @@
     python jobs/bench_threads.py --busy 3 --seconds 20 --out results/bench_threads
 
 Threads that wait actively spin at each barrier, also while the one they wait for is not scheduled; passive ones sleep.
-Each case is a process of its own, for OpenMP reads OMP_WAIT_POLICY when PyTorch is loaded; cases take turns, twice.
+Each case is a process of its own, for OpenMP reads its settings when PyTorch is loaded; cases take turns, twice.
 """
 
 import argparse
@@ -16,7 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-POLICIES = ("ACTIVE", "PASSIVE")
+POLICIES: dict[str, dict[str, str]] = {
+    "ACTIVE": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "ours": {"GOMP_SPINCOUNT": "3000"},
+    "PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
 BUSY = "while True: pass"
 
 
@@ -57,7 +61,7 @@ def measured(policy: str, threads: int, busy: int, seconds: float) -> dict[str, 
     """One case, in a process of its own beside `busy` ones that never rest."""
     root = Path(__file__).parents[1]
     environment = os.environ | {
-        "OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": f"{root}:{root}/platform",
+        **POLICIES[policy], "OMP_NUM_THREADS": str(threads), "PYTHONPATH": f"{root}:{root}/platform",
     }  # fmt: skip
     others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
     try:
@@ -90,7 +94,7 @@ def main() -> None:
     lines = [
         f"Laptop step after the warm-up, {arguments.threads} threads, both turns.",
         "",
-        "| other processes | OMP_WAIT_POLICY | images/s | processor seconds a step |",
+        "| other processes | waiting | images/s | processor seconds a step |",
         "| --: | --- | --: | --: |",
     ]
     for (busy, policy), turns in found.items():
