@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgnet_core.generation.grids import to_pixels
-from dgnet_core.learning.augment import normalise
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
-from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.config import CompareConfig, MeasureConfig
 from dgnet_platform.evaluation.extraction import Progress
@@ -168,8 +165,8 @@ def _cost(trained: TrainedNetworks, store: Store) -> dict[str, object]:
     ]
     split = "train" if "train" in store.info.splits else min(store.info.splits)
     rows = list(range(min(_TIMED, store.count(split))))
-    images = _images(trained, stored_pictures(store, split, rows))
-    joints = _joints(trained, store, split, rows)
+    images = trained.images(stored_pictures(store, split, rows))
+    joints = trained.joints(store, split, store.index(split).iloc[rows])
     with FlopCounterMode(display=False) as counter:
         _draw(trained, images[:1], images[:1], None if joints is None else joints[:1])
     for hook in hooks:
@@ -197,8 +194,8 @@ def _figure(trained: Mapping[str, TrainedNetworks], store: Store, shown: int) ->
     pictures = stored_pictures(store, "query", [*i, *j])
     lines: list[tuple[str, Sequence[np.ndarray]]] = [("who", pictures[:half]), ("in the pose of", pictures[half:])]
     for name, networks in trained.items():
-        sources, targets = (_images(networks, part) for part in (pictures[:half], pictures[half:]))
-        drawn = to_pixels(_draw(networks, sources, targets, _joints(networks, store, "query", j)))
+        sources, targets = (networks.images(part) for part in (pictures[:half], pictures[half:]))
+        drawn = to_pixels(_draw(networks, sources, targets, networks.joints(store, "query", index.iloc[j])))
         lines.append((f"{name}{' (from noise)' if networks.method.draw is None else ''}", list(drawn.numpy())))
     if people is not None:
         files = index["file_name"].tolist()
@@ -219,18 +216,6 @@ def _draw(trained: TrainedNetworks, sources: Tensor, targets: Tensor, joints: Te
     if trained.method.draw is None:
         return trained.invent(len(sources), 0)
     return trained.draw(sources, targets if joints is None else joints)
-
-
-def _images(trained: TrainedNetworks, pictures: Sequence[np.ndarray]) -> Tensor:
-    size = trained.network.height, trained.network.width
-    return torch.cat([normalise(torch.from_numpy(picture.copy())[None], *size) for picture in pictures])
-
-
-def _joints(trained: TrainedNetworks, store: Store, split: str, rows: Sequence[int]) -> Tensor | None:
-    if not trained.method.posed:
-        return None
-    size = {"height": trained.network.height, "width": trained.network.width}
-    return torch.from_numpy(KeyPoints.open(store).joints(split, store.index(split).iloc[list(rows)], **size))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ from dgnet_core.methods import Method
 from dgnet_platform.compute.parts import Files, Part, PartsError, make_parts, missing, owned, parts_of
 from dgnet_platform.data.decode import decode
 from dgnet_platform.data.images import decode_table
-from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.readers.folder import COLUMNS, MANIFEST
 from dgnet_platform.data.records import DISTRACTOR, JUNK
 from dgnet_platform.data.store import Store
@@ -153,11 +152,7 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
         )
     people = pictures.select(["person_id", "camera_id", "file_name"]).to_pandas()
     plan = Plan(people=people, per_image=config.per_image, seed=config.seed, method=trained.method)
-    joints = None
-    if trained.method.posed:
-        size = {"height": trained.network.height, "width": trained.network.width}
-        index = pictures.select(["file_name", "height", "width"]).to_pandas()
-        joints = torch.from_numpy(KeyPoints.open(store).joints(config.split, index, **size))
+    joints = trained.joints(store, config.split, pictures.select(["file_name", "height", "width"]).to_pandas())
     parts = parts_of(config.split, len(pictures), config.batch_size)
     settings = {
         "checkpoint": checkpoint,

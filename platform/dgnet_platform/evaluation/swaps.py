@@ -20,7 +20,6 @@ from dgnet_core.generation.people import PersonFidelity, joined_fidelity, person
 from dgnet_core.learning.augment import denormalise, normalise
 from dgnet_platform.data.people.people import People, Shot
 from dgnet_platform.data.people.people_set import people_from, shot_of
-from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.evaluation.pictures import captioned_grids, stored_pictures
 from dgnet_platform.runs.loading import TrainedNetworks
@@ -170,7 +169,7 @@ def reconstruction(
     scores: list[Tensor] = []
     for first in range(0, len(pairs), batch_size):
         sides = list(zip(*pairs[first : first + batch_size], strict=True))
-        appearance, structure = (torch.cat([_normalised(pictures[place], trained) for place in side]) for side in sides)
+        appearance, structure = (trained.images([pictures[place] for place in side]) for side in sides)
         targets = structure if joints is None else joints[list(sides[1])]
         generated = denormalise(trained.draw(appearance, targets)).cpu()
         parts = swap_fidelity(generated, denormalise(structure))
@@ -183,10 +182,7 @@ def stored_grid(trained: TrainedNetworks, store: Store, people: People | None, t
     index = store.index("query")
     rows = different_people(index["person_id"].tolist())
     pictures = stored_pictures(store, "query", rows)
-    joints = None
-    if trained.method.posed:
-        size = {"height": trained.network.height, "width": trained.network.width}
-        joints = torch.from_numpy(KeyPoints.open(store).joints("query", index.iloc[rows], **size))
+    joints = trained.joints(store, "query", index.iloc[rows])
     names = index["file_name"].tolist()
     return grid_picture(trained, pictures, [names[row] for row in rows], people, title, joints)
 
@@ -204,7 +200,7 @@ def interpolation_pictures(trained: TrainedNetworks, store: Store, title: str) -
     In each row one person's code turns into another's in equal steps, while a third one gives all else.
     """
     rows = different_people(store.index("query")["person_id"].tolist())
-    images = torch.cat([_normalised(picture, trained) for picture in stored_pictures(store, "query", rows)])
+    images = trained.images(stored_pictures(store, "query", rows))
     count = len(images)
     first = torch.arange(min(INTERPOLATIONS, count))
     second, third = (first + count // 3) % count, (first + 2 * count // 3) % count
@@ -247,8 +243,7 @@ def grid_picture(
     appearance_places = [*places[::2]][:APPEARANCES]
     structure_places = [place for place in places if place not in appearance_places] or [*places]
     appearance, structure = (
-        torch.cat([_normalised(pictures[place], trained) for place in part])
-        for part in (appearance_places, structure_places)
+        trained.images([pictures[place] for place in part]) for part in (appearance_places, structure_places)
     )
     grids = [
         (
@@ -321,9 +316,3 @@ def _poses(people: People, shots: Sequence[Shot], trained: TrainedNetworks) -> T
 def _resized(pictures: Sequence[np.ndarray], trained: TrainedNetworks) -> Tensor:
     stacked = np.stack([picture.transpose(2, 0, 1) for picture in pictures])
     return normalise(torch.from_numpy(stacked), trained.network.height, trained.network.width)
-
-
-def _normalised(picture: np.ndarray, trained: TrainedNetworks) -> Tensor:
-    """A stored picture (3, h, w) as a normalised image (1, 3, H, W)."""
-    pixels = torch.from_numpy(picture.copy())[None]
-    return normalise(pixels, trained.network.height, trained.network.width)

@@ -1,13 +1,18 @@
 """Trained networks from wherever they are: our checkpoints, the authors' release, a release teacher."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import pandas as pd
 import torch
+from torch import Tensor
 
 from dgnet_core.dgnet import release
+from dgnet_core.learning.augment import normalise
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
 from dgnet_core.methods import Draw, Invent, Method, method_of
@@ -15,6 +20,8 @@ from dgnet_core.networks.config import ImageSize
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_core.teacher.state import TeacherState
+from dgnet_platform.data.poses import KeyPoints
+from dgnet_platform.data.store import Store
 from dgnet_platform.runs.checkpoint import META, CheckpointError, load_networks, read_meta, size_and_digest, verify
 
 _NO_TEACHER = "{} is a checkpoint of a generator: name a teacher's, made by jobs/train_teacher.py"
@@ -54,6 +61,22 @@ class TrainedNetworks:
         """What draws people from noise; only of methods that do."""
         assert self.method.invent is not None
         return self.method.invent(self.state, self.config)
+
+    def images(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Pictures (3, h, w), uint8, of any sizes as normalised images (N, 3, H, W) of the networks' size."""
+        size = self.network.height, self.network.width
+        return torch.cat([normalise(torch.from_numpy(picture.copy())[None], *size) for picture in pictures])
+
+    def joints(self, store: Store, split: str, index: pd.DataFrame) -> Tensor | None:
+        """Joints (N, 18, 3) of rows of a split in pixels of the networks' images; None: the method is not posed.
+
+        Raises:
+            PoseError: the store has no key points.
+        """
+        if not self.method.posed:
+            return None
+        size = {"height": self.network.height, "width": self.network.width}
+        return torch.from_numpy(KeyPoints.open(store).joints(split, index, **size))
 
 
 def open_trained(path: Path, device: torch.device | str = "cpu") -> TrainedNetworks:
