@@ -25,7 +25,7 @@ from dgnet_core.pg2gan import step as pg2gan
 from dgnet_core.pg2gan.config import PG2GANConfig
 from dgnet_core.pngan import step as pngan
 from dgnet_core.pngan.config import PNGANConfig
-from dgnet_core.ranking.features import BETA
+from dgnet_core.ranking.described import Described
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
 from dgnet_core.teacher.state import TeacherState
@@ -34,8 +34,8 @@ from dgnet_core.teacher.step import teacher_settings, teacher_step
 Config = TypeVar("Config", bound=MethodConfig)
 TheState = TypeVar("TheState", bound=State)
 Draw = Callable[[Tensor, Tensor], Tensor]
-"""Images (N, 3, H, W) of source images and of targets: how the persons of the sources look in the poses of the targets.
-Targets are images (N, 3, H, W), or, for methods that are posed, their joints (N, 18, 3) in pixels of these images."""
+"""Draws images (N, 3, H, W): the sources' appearance in the targets' structure (posed methods: pose). Sources are
+images (N, 3, H, W). So are targets, or, for posed methods, their joints (N, 18, 3) in pixels of these images."""
 Invent = Callable[[int, int], Tensor]
 """So many images (N, 3, H, W) of people who do not exist, of a seed."""
 
@@ -63,16 +63,21 @@ class Method(Generic[Config, TheState]):
     settings: Callable[[Config, int], dict[str, float]]
     """Loss weights as weight/... and learning rates as lr/... at a 0-based iteration."""
     sets: tuple[int, ...]
-    """What an iteration reads of the sampler's index sets: 0 batch a, 1 batch b, 2 and 3 the positives of both, 4 and 5
-    second positives of both."""
+    """Index sets of PairSampler that an iteration reads: 0 batch a, 1 batch b, 2 and 3 their positives, 4 and 5 second
+    positives."""
     shown: Mapping[str, str] = field(default_factory=dict)
     """Losses that a terminal shows, and what it calls them."""
     taught: bool = False
     """Whether it may need a trained teacher; `needs_teacher` of the configuration says whether a run does."""
     describe: Callable[[TheState], DescriptorNetwork] | None = None
     """The network whose descriptors are ranked; None: the method describes no people."""
-    features: Mapping[str, float] = field(default_factory=dict)
-    """Descriptors that are ranked by, the best last, and the weight of the fine half in each."""
+    verify: Callable[[TheState], Callable[[Tensor, Tensor], Tensor]] | None = None
+    """What compares two descriptors of any length, to put a query's nearest in another order; None: nothing."""
+    features: Callable[[Config, int], Mapping[str, float]] = lambda *_: {}
+    """Descriptors that a run ranks by after so many iterations, the best last, and the weight of the fine half in each
+    (0: f_prim alone, inf: f_fine alone); none with a half that has not learned anything yet."""
+    unlabelled: bool = False
+    """Whether it learns images without identity, whose label is -1."""
     posed: bool = False
     """Whether it trains on pairs of images of a person, with their joints, and draws from joints."""
     draw: Callable[[TheState, Config], Draw] | None = None
@@ -85,8 +90,14 @@ class Method(Generic[Config, TheState]):
     """What writes the networks into a folder as the method's authors do; None: no such files are known."""
     clock: Callable[[Config], Clock] | None = None
     """When a run's ramped weights grow; None: it has none, and can be judged from its first iteration."""
+    captured: bool = False
+    """Whether CUDA graphs can hold its step (`StepConfig.graph`)."""
     warning: Callable[[Config, Mapping[str, float]], str] | None = None
-    """What whoever follows the run has to know of an iteration's metrics, or nothing."""
+    """A warning about an iteration's metrics, for terminal and log; "" if there is none."""
+
+    def best_feature(self, config: Config, iteration: int) -> tuple[str, float]:
+        """Name, and weight of the fine half, of the best descriptor by now; only of methods that describe."""
+        return list(self.features(config, iteration).items())[-1]
 
     @property
     def positives(self) -> int:
@@ -118,8 +129,8 @@ METHODS: dict[str, Method[Any, Any]] = {
                 "L_fine": "fine",
             },
             taught=True,
-            describe=lambda state: state.appearance_encoder,
-            features={"prim": 0.0, "fine": float("inf"), "both": BETA},
+            describe=lambda state: state.describing_encoder,
+            features=dgnet_schedule.features,
             draw=lambda state, _: generator.drawing(state),
             interpolations={
                 "appearance": generator.interpolate_appearance,
@@ -127,6 +138,7 @@ METHODS: dict[str, Method[Any, Any]] = {
             },
             export=release.save_release,
             clock=dgnet_schedule.clock,
+            captured=True,
             warning=warning,
         ),
         Method(
@@ -138,8 +150,9 @@ METHODS: dict[str, Method[Any, Any]] = {
             settings=teacher_settings,
             sets=(0,),
             shown={"L_id": "identity"},
-            describe=lambda state: state.teacher,
-            features={"baseline": 0.0},
+            describe=lambda state: state.describing_teacher,
+            features=lambda *_: {"baseline": 0.0},
+            unlabelled=True,
         ),
         Method(
             name="lsgan",
@@ -186,7 +199,8 @@ METHODS: dict[str, Method[Any, Any]] = {
             sets=(0, 1, 2, 3, 4),
             shown={"L_verification": "verification", "L_image": "image", "L_pose": "pose"},
             describe=fdgan.encoder_of,
-            features={"encoder": 0.0},
+            verify=fdgan.verifying,
+            features=lambda *_: {"encoder": 0.0},
             posed=True,
             draw=fdgan.drawing,
         ),
@@ -197,6 +211,19 @@ METHODS: dict[str, Method[Any, Any]] = {
 def method_of(config: MethodConfig) -> Method[Any, Any]:
     """The method that a configuration configures."""
     return next(method for method in METHODS.values() if type(config) is method.config)
+
+
+def described(state: State, config: MethodConfig) -> Described:
+    """What describes people, with the weight of f_fine in the best of the descriptors that have learned by now."""
+    method, size = method_of(config), config.network
+    assert method.describe is not None
+    _, beta = method.best_feature(config, state.iteration)
+    return Described(method.describe(state), height=size.height, width=size.width, beta=beta)
+
+
+def needs_joints(config: MethodConfig) -> bool:
+    """Whether a run needs key points of its training images: to train on, or to draw its batches by."""
+    return method_of(config).posed or config.partners == "rare_pose"
 
 
 def build(
@@ -215,8 +242,11 @@ def build(
         pretrained: load the weights that the run starts from; False when a checkpoint will be loaded anyway.
 
     Raises:
-        ValueError, FileNotFoundError, RuntimeError: the teacher does not fit, or the weights are not to be had.
+        ValueError, FileNotFoundError, RuntimeError: the teacher does not fit, the weights are not to be had, or
+            `step.graph` where no graph can hold the step.
     """
     method = method_of(config)
+    if config.step.graph and not method.captured:
+        raise ValueError(f"step.graph = True: {method.title}'s step is not written for CUDA graphs; set it to False")
     taught = {"teacher": teacher} if method.taught else {}
     return method.build(config, device, pretrained=pretrained, **taught)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Times the ranking of Market-1501: a NumPy loop, a compiled ranker, and `dgnet_core.retrieval`.
+"""Times the ranking of Market-1501: a NumPy loop, a compiled ranker, and `dgnet_core.ranking`.
 
 All three get the same drawn descriptors and compute Rank@1 and mAP by Market-1501's protocol; their answers
 must agree. They take turns, so that a busy machine slows all of them: in each round the loop ranks its share
 of the queries, and the others all of them. `product` is the matrix product, `ranking` everything else.
 
-    python jobs/bench_retrieval.py
-    python jobs/bench_retrieval.py --gallery 500000 --rounds 0      # ours alone: time and memory
+    uv run jobs/bench_retrieval.py
+    uv run jobs/bench_retrieval.py --gallery 500000 --rounds 0      # ours alone: time and memory
 """
 
 import ctypes

@@ -78,10 +78,11 @@ def measured(steps: int) -> Costs:
 def plans(space: Space, stopping: StoppingRule, costs: Costs, trials: int, draws: int) -> list[SharingPlan]:
     """Plans of some random searches."""
     base, found = paper(CLASSES), []
-    distances = space.distances(base, stopping)
+    every = base.iterations // 20  # as in a search
+    distances = space.distances(base, stopping, every)
     for seed in range(draws):
         configs = [base, *(space.apply(base, values) for values in space.draw(trials - 1, seed))]
-        found.append(plan_sharing(configs, simulated_ends(configs, stopping, seed, distances), costs))
+        found.append(plan_sharing(configs, simulated_ends(configs, stopping, seed, distances, every), costs))
     return found
 
 
@@ -128,7 +129,7 @@ def main(
     halving, none = StoppingRule(rungs=rungs, eta=eta, first=first), StoppingRule(kind="none")
     searches = [
         (default, halving),
-        (default, StoppingRule(rungs=3, first=0.03)),
+        (default, StoppingRule(first=0.12)),
         (identities, halving),
         (default, none),
     ]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How fast is the training step? Images/s, ms, memory and the share of the device's matmul peak, side by side.
+"""How fast is the training step? Images/s, ms, operators, memory and the share of the matmul peak, side by side.
 
-    python jobs/bench_step.py                                  # paper size, every variant that runs here
-    python jobs/bench_step.py --preset laptop --steps 10
-    python jobs/bench_step.py --variants separate channels_last --out results/bench_step
+    uv run jobs/bench_step.py                                  # paper size, every variant that runs here
+    uv run jobs/bench_step.py --preset laptop --steps 10
+    uv run jobs/bench_step.py --variants separate channels_last --out results/bench_step
 
 Needs torch and torchvision only (`PYTHONPATH=. python3 jobs/bench_step.py` where the project is not installed). The
 variant `separate` is the same iteration computed the plain way: one pass per batch and network, copies of the encoders
@@ -44,7 +44,16 @@ VARIANTS = {
     "compiled": StepConfig(compile=True),
     "bf16": StepConfig(precision="bfloat16"),
     "bf16_compiled": StepConfig(precision="bfloat16", compile=True),
+    "graph": StepConfig(graph=True),
+    "bf16_graph": StepConfig(precision="bfloat16", graph=True),
+    "compiled_graph": StepConfig(compile=True, graph=True),
+    "bf16_compiled_graph": StepConfig(precision="bfloat16", compile=True, graph=True),
 }
+LAUNCH_NOTHING = {
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "split", "unbind", "detach", "alias",
+    "lift_fresh", "_unsafe_view", "_record_function_enter_new", "_record_function_exit",
+}  # fmt: skip
+"""Operators that are views and allocations, though PyTorch does not mark them as views."""
 PHASES = ("before warm-up", "after warm-up")
 
 
@@ -64,21 +73,25 @@ class Row:
     """Floating-point operations a second / 10^12: twice the multiply-adds of convolutions and matmuls."""
     of_peak: float
     """Share of the device's matmul rate in the variant's precision, measured beside it."""
+    operators: float
+    """PyTorch operators that an iteration dispatches, views and allocations left out: about as many launches."""
     memory_gb: float
     """Peak device memory of the iteration; on the CPU of the whole process so far."""
 
 
-class FlopCount(TorchDispatchMode):
-    """Adds up the floating-point operations of convolutions and matmuls, forward and backward."""
+class Count(TorchDispatchMode):
+    """Adds up operators, and the floating-point operations of convolutions and matmuls, forward and backward."""
 
     # PyTorch's FlopCounterMode also tracks modules, by hooks that torch.autograd.grad refuses.
-    total = 0
+    flops = 0
+    operators = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run the operation and count it."""
+        """Run the operator and count it."""
         out = func(*args, **(kwargs or {}))
+        self.operators += not (func.is_view or func.overloadpacket.__name__ in LAUNCH_NOTHING)
         if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
         return out
 
 
@@ -131,20 +144,23 @@ def one_step(separate: bool, state: TrainState, batch: Callable[[], Batch], conf
 def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, device: torch.device) -> list[Row]:
     """Time every variant in one phase; they take turns, and the best time of each counts."""
     runs: dict[str, Callable[[], object]] = {}
-    flops, memory, best = {}, {}, dict.fromkeys(variants, float("inf"))
+    flops, operators, memory, best = {}, {}, {}, dict.fromkeys(variants, float("inf"))
     for name in variants:
         variant = replace(config, step=VARIANTS[name])
         state, batch = prepare(variant, phase, device)
         run = runs[name] = partial(one_step, name == "separate", state, batch, variant)
 
         print(f"  {phase}: {name} ...", flush=True)
+        run()  # makes the optimisers' memory, or compiles
         if VARIANTS[name].compile:
-            run()  # compiling is not counted
-            flops[name] = flops.get("channels_last", float("nan"))
+            flops[name], operators[name] = flops.get("channels_last", float("nan")), float("nan")
         else:
-            with FlopCount() as counter:
+            with Count() as count:
                 run()
-            flops[name] = counter.total
+            flops[name], operators[name] = count.flops, count.operators
+        if VARIANTS[name].graph:
+            for _ in range(8):  # both sides of the coin that lets the structure encoder learn are captured
+                run()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             run()
@@ -170,6 +186,7 @@ def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, de
             ratio=best[variants[0]] / best[name],
             tflops=flops[name] / best[name] / 1e12,
             of_peak=flops[name] / best[name] / peaks[VARIANTS[name].precision],
+            operators=operators[name],
             memory_gb=memory[name],
         )
         for name in variants
@@ -183,13 +200,13 @@ def table(rows: list[Row], device: str, config: DGNetConfig) -> str:
         f"Training step at {network.height} x {network.width}, batch {config.batch_size}, on {device}"
         f" (PyTorch {torch.__version__}).",
         "",
-        "| phase | variant | ms | images/s | ratio | TFLOP/s | of matmul peak | memory, GB |",
-        "| --- | --- | --: | --: | --: | --: | --: | --: |",
+        "| phase | variant | ms | images/s | ratio | TFLOP/s | of matmul peak | operators | memory, GB |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
         lines.append(
             f"| {row.phase} | {row.variant} | {row.ms:.1f} | {row.images_per_second:.2f} | {row.ratio:.2f} |"
-            f" {row.tflops:.3f} | {row.of_peak:.0%} | {row.memory_gb:.2f} |"
+            f" {row.tflops:.3f} | {row.of_peak:.0%} | {row.operators:,.0f} | {row.memory_gb:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -209,6 +226,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), help="the first is the ratio's base")
     parser.add_argument("--steps", type=int, default=3, help="timed iterations of each variant and phase")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images; the preset's")
     parser.add_argument("--classes", type=int, default=751)
     parser.add_argument("--out", type=Path, default=Path("results/bench_step"), help="writes .md and .json")
     arguments = parser.parse_args()
@@ -216,6 +234,9 @@ def main() -> None:
     keep_freed_memory()
     everywhere = list(VARIANTS) if device.type == "cuda" else ["separate", "eager", "channels_last"]
     config = getattr(presets, arguments.preset)(arguments.classes, batch_size=arguments.batch_size)
+    if arguments.size:
+        height, width = arguments.size
+        config = replace(config, network=replace(config.network, height=height, width=width))
     rows: list[Row] = []
     for phase in PHASES:
         rows += measure(config, arguments.variants or everywhere, phase, arguments.steps, device)

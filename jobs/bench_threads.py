@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """What waiting threads cost: the laptop step on a quiet machine and beside other work, by how OpenMP waits.
 
-    python jobs/bench_threads.py
-    python jobs/bench_threads.py --busy 3 --seconds 20 --out results/bench_threads
+    uv run jobs/bench_threads.py
+    uv run jobs/bench_threads.py --busy 3 --seconds 20 --out results/bench_threads
 
 Threads that wait actively spin at each barrier, also while the one they wait for is not scheduled; passive ones sleep.
 Each case is a process of its own, for OpenMP reads its settings when PyTorch is loaded; cases take turns, twice.

@@ -3,9 +3,10 @@
 
 `uv run jobs/compare_generators.py --train dgnet lsgan pg2gan pngan fdgan --out results/compared`
 `uv run jobs/compare_generators.py --checkpoint A B --store data/market --teacher net_last.pth --out results/compared`
-Takes checkpoints, or trains runs first, on drawn people where no store is named. The folder `--out` receives
-figure3.png, the same people in the same poses by each generator, and Table 2 as Markdown and CSV. The same command
-resumes where it was stopped. The exit status is 0, 2 when something given cannot be used, 130 when it was stopped.
+Takes checkpoints, or trains runs first, with --seeds seeds, on drawn people where no store is named. The folder `--out`
+receives figure3.png, the same people in the same poses by each generator, and Table 2 as Markdown and CSV. The same
+command resumes where it was stopped. The exit status is 0, 130 when it was stopped, 2 when something given cannot be
+used, 1 when runs failed.
 """
 
 import sys

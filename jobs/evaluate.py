@@ -2,11 +2,10 @@
 """Evaluate trained networks on one store or several.
 
 `uv run jobs/evaluate.py --checkpoint runs/market/checkpoint_00100000 --store data/market --out results/a`
-Several stores (`--store A --store B`) show how the networks transfer. The folder `--out` receives
-results.json, results.parquet and pictures: ranked lists, swaps, interpolations. `--export-release FOLDER` also writes
-the networks as the authors' files. `--distributed --workers 8` extracts on a Ray cluster, in parts: the same
-command again resumes where it was stopped. The exit status is 0, 2 when something given cannot be used, 130 when it
-was stopped.
+Several stores (`--store A --store B`) show how the networks transfer. The folder `--out` receives results.json,
+results.parquet and pictures: ranked lists, swaps, interpolations, failures. `--export-release FOLDER` also writes the
+networks as the authors' files. `--distributed --workers 8` extracts on a Ray cluster, in parts: the same command again
+resumes where it was stopped. The exit status is 0, 2 when something given cannot be used, 130 when it was stopped.
 """
 
 import sys

@@ -2,7 +2,8 @@
 """Train DG-Net: on drawn people with nothing prepared, or on a store of your own.
 
 `uv run jobs/train_market.py` draws people, trains the teacher and DG-Net at laptop size, and evaluates.
-`uv run jobs/train_market.py --data data/market --preset paper --workers 4 --gpus` is the paper's run.
+`uv run jobs/train_market.py --data data/market --preset paper --workers 1 --gpus` is the paper's run; more workers
+share its batch. --dry-run shows all settings, each of which is an option.
 The same command again resumes the run. Ctrl-C saves and stops.
 The exit status is 0 when the run is finished, 130 when it was stopped, 2 when it was refused, 1 when it failed.
 """

@@ -193,6 +193,8 @@ def make_campaign(root: Path, names: Sequence[str]) -> Campaign:
         taught = train(teacher_of(replace(base, name="")), console=QUIET)
         base = replace(base, teacher=str(taught.checkpoint))
     (root / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
+    longer = replace(base, evaluate_every=1, model=replace(base.model, iterations=20))  # room for two rungs
+    (root / "search.yaml").write_text(yaml.safe_dump(to_dict(longer)))
     checkpoint = ""
     if {"generate", "evaluate"} & set(names):
         checkpoint = str(train(base, console=QUIET).checkpoint)
@@ -215,7 +217,8 @@ def make_campaign(root: Path, names: Sequence[str]) -> Campaign:
         "search": Job(
             script="tune_market.py",
             arguments=lambda out: [
-                *settings, "--storage", str(out), "--name", "search", "--iterations", "12", "--trials", "2",
+                "--config", str(root / "search.yaml"), "--storage", str(out), "--name", "search",
+                "--trials", "2",
                 "--teacher", base.teacher, "--concurrent", "1", "--set", "ramp=4", "warmup_start={choices: [4, 6]}",
                 "--stopping.rungs", "2", "--stopping.eta", "2", "--stopping.first", "0.3",
             ],

@@ -73,6 +73,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Turns:
     return Turns(config, log)
 
 
+_crashed: set[str] = set()
+
+
+def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport) -> None:
+    """Count a test that killed its process as failed when it does so again: the scheduler gives it to the next one."""
+    if crashitem not in _crashed:
+        report.outcome = "rerun"  # pyright: ignore[reportAttributeAccessIssue]
+    _crashed.add(crashitem)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long starts first, so that no worker waits for another in the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dgnet_core.dgnet.state import TrainState
-from dgnet_platform.cli.options import TrainDGNet, TrainTeacher, TuneMarket, base_and_space, parse
+from dgnet_platform.cli.experiments import base_and_space, parse
+from dgnet_platform.cli.options import TrainDGNet, TrainTeacher, TuneMarket
 from dgnet_platform.cli.terminal import run
 from dgnet_platform.data.pose_files import read_pose_files
 from dgnet_platform.data.poses import found_keypoints

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dgnet_platform.cli.evaluate import _PERSON
 from tests.helpers.runs import ROOT
 
 README = ROOT / "README.md"
@@ -47,6 +48,11 @@ def test_the_readme_is_one_page_that_starts_with_two_commands():
         "uv run jobs/train_market.py",
         "uv run pytest",
     ]
+
+
+def test_the_readme_says_what_the_figures_of_people_mean():
+    described = set(re.findall(r"\*(\w+)\*", README.read_text()))
+    assert set(_PERSON) <= described
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

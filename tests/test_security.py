@@ -31,6 +31,7 @@ from dgnet_platform.evaluation.judges import inception_features, resnet_features
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.archive import Archive
 from dgnet_platform.runs.checkpoint import load_networks
+from dgnet_platform.runs.exported import ExportedNetwork
 from dgnet_platform.runs.loading import describe_teacher, open_teacher, open_trained
 from dgnet_platform.storage.remote import RemoteError
 from tests.helpers.market import snapshot, write_market
@@ -77,6 +78,7 @@ READERS: dict[str, Callable[[Path, Path], object]] = {
     "a teacher": lambda bomb, _: open_teacher(bomb),
     "a teacher's digest": lambda bomb, _: describe_teacher(bomb),
     "the FID network": lambda bomb, _: inception_features(bomb, "table2"),
+    "an ONNX file": lambda bomb, _: ExportedNetwork(bomb, torch.device("cpu")),
     "a ResNet": lambda bomb, _: resnet_features(bomb),
 }
 

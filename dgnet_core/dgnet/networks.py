@@ -1,12 +1,14 @@
 """DG-Net's networks: appearance encoder, structure encoder, decoder, discriminator (paper, section 3.1)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgnet_core.networks.blocks import ConvBlock, ResidualBlock, kaiming_
 from dgnet_core.networks.config import NetworkConfig
-from dgnet_core.networks.resnet import DescriptorNetwork, Head, ResNetTrunk
+from dgnet_core.networks.resnet import DescriptorNetwork, GeM, Head, ResNetTrunk
 
 PARTS = 4
 """Horizontal stripes of the appearance code."""
@@ -19,27 +21,56 @@ class AppearanceEncoder(DescriptorNetwork):
         super().__init__()
         self.trunk = ResNetTrunk(config, last_stride=1)
         channels = config.appearance_channels
-        self.prim = Head(channels, config.bottleneck, num_classes, config.prim_dropout)
-        self.fine = Head(channels, config.bottleneck, num_classes, config.fine_dropout)
+        self.gem = GeM() if config.pooling == "gem" else None
+        sizes, init = (channels, config.bottleneck, num_classes), config.release_bottleneck
+        self.prim = Head(*sizes, config.prim_dropout, config.neck, release_bottleneck=init)
+        self.fine = Head(*sizes, config.fine_dropout, config.neck, release_bottleneck=init)
 
     def forward(self, x: Tensor, groups: int = 1, track: bool = False) -> Tensor:
-        """Appearance code (N, C, 4) of images x (N, 3, H, W): the maximum over each of four stripes."""
-        return F.adaptive_max_pool2d(self.trunk(x, groups, track), (PARTS, 1)).squeeze(3)
+        """Appearance code (N, C, 4) of images x (N, 3, H, W): the maximum, or GeM, over each of four stripes."""
+        maps = self.trunk(x, groups, track)
+        return F.adaptive_max_pool2d(maps, (PARTS, 1)).squeeze(3) if self.gem is None else self.gem(maps, PARTS)
+
+    def pool(self, code: Tensor) -> Tensor:
+        """The vector (N, C) that feeds the heads: the maximum, or GeM, over the parts of a code (N, C, 4)."""
+        return pool_code(code) if self.gem is None else self.gem.merge(code)
 
     def describe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f_prim and f_fine (N, bottleneck) of normalised images (N, 3, H, W)."""
-        pooled = pool_code(self(x))
+        pooled = self.pool(self(x)).to(self.prim.norm.weight.dtype)  # a trunk may have less precision than its heads
         return self.prim(pooled), self.fine(pooled)
 
 
 def pool_code(code: Tensor) -> Tensor:
-    """The vector (N, C) that feeds the heads: the maximum over the parts of an appearance code (N, C, 4)."""
+    """The maximum (N, C) over the parts of an appearance code (N, C, 4)."""
     return torch.amax(code, dim=2)
 
 
-def to_gray(x: Tensor) -> Tensor:
-    """Channel mean (N, 1, H, W) of normalised images x (N, 3, H, W): no colour reaches the structure code."""
-    return x.mean(dim=1, keepdim=True)
+def to_gray(x: Tensor, negative: Tensor | None = None) -> Tensor:
+    """Channel mean (N, 1, H, W) of normalised images x (N, 3, H, W): no colour reaches the structure code.
+
+    Args:
+        x: the images.
+        negative: which of them (N, bool) become their negative, -gray; None: none.
+    """
+    gray = x.mean(dim=1, keepdim=True)
+    return gray if negative is None else torch.where(negative[:, None, None, None], -gray, gray)
+
+
+def local_contrast(gray: Tensor) -> Tensor:
+    """What stands out from its surroundings in gray images (N, 1, H, W): odd, and the same for any lighting.
+
+    Each pixel less the mean of 3 x 3, in units of the deviation that such differences have within 9 x 9. A tenth of the
+    deviation of normalised images is added to that unit, so that flat regions show little of their noise.
+    """
+    difference = gray - _box_mean(gray, 3)
+    # Flat surroundings would have a gradient of 0 times infinity.
+    return difference / ((_box_mean(difference.square(), 9) + 1e-12).sqrt() + 0.1)
+
+
+def _box_mean(x: Tensor, size: int) -> Tensor:
+    """The mean of size x size pixels around each of x (N, 1, H, W), whose border is repeated outwards."""
+    return F.avg_pool2d(F.pad(x, (size // 2,) * 4, mode="replicate"), size, stride=1)
 
 
 class StructureEncoder(nn.Module):
@@ -47,6 +78,7 @@ class StructureEncoder(nn.Module):
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
+        self.reads_contrast = config.structure_input == "contrast"
         width = config.structure_width
         channels = 4 * width
         self.stem = nn.Sequential(
@@ -70,7 +102,7 @@ class StructureEncoder(nn.Module):
 
     def forward(self, gray: Tensor) -> Tensor:
         """Structure code (N, 8 * width, H / 4, W / 4) of gray images (N, 1, H, W)."""
-        x = self.blocks(self.stem(gray))
+        x = self.blocks(self.stem(local_contrast(gray) if self.reads_contrast else gray))
         return self.fuse(torch.cat([self.point(x), *(branch(x) for branch in self.dilated)], dim=1))
 
 
@@ -81,6 +113,18 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
         nn.Linear(hidden, hidden), nn.LeakyReLU(0.2),
         nn.Linear(hidden, outputs),
     )  # fmt: skip
+
+
+def together(networks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Outputs (M, N, O) of M networks that `mlp` made, each of its own inputs x[m] (N, I), by one product a layer."""
+    for layers in zip(*(network.children() for network in networks), strict=True):
+        first = layers[0]
+        if isinstance(first, nn.Linear):
+            weights = torch.stack([layer.weight for layer in layers])
+            x = torch.baddbmm(torch.stack([layer.bias for layer in layers])[:, None], x, weights.mT)
+        else:
+            x = first(x)
+    return x
 
 
 class Decoder(nn.Module):
@@ -105,9 +149,10 @@ class Decoder(nn.Module):
     def forward(self, structure: Tensor, appearance: Tensor) -> Tensor:
         """Images (N, 3, H, W) of structure codes (N, C_s, H / 4, W / 4) and appearance codes (N, C_a, 4)."""
         x = structure
-        quarters = appearance.flatten(1).chunk(PARTS, dim=1)  # the release's split: a quarter of the channels each
-        for code, scale, bias, block in zip(quarters, self.scales, self.biases, self.blocks, strict=True):
-            x = block(x, (scale(code), bias(code)))
+        quarters = appearance.flatten(1).unflatten(1, (PARTS, -1)).transpose(0, 1)  # the release's: of the channels
+        styles = together([*self.scales, *self.biases], torch.cat([quarters, quarters]))
+        for style, block in zip(styles.unflatten(0, (2, PARTS)).unbind(1), self.blocks, strict=True):
+            x = block(x, (style[0], style[1]))
         return self.refine(self.up2(self.up1(x)))
 
 

@@ -22,7 +22,8 @@ def upsample_then_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def separate_passes_step(state: TrainState, batch: Batch, config: DGNetConfig) -> dict[str, Tensor]:
-    """The same iteration of the default recipe the plain way: what `train_step` is measured against."""
+    """The same iteration of the default recipe, but that `reencode_probability` is 0 or 1: what `train_step` is
+    measured against. Over 80 lines, as `_iterate` is: an iteration is read from top to bottom."""
     ramped = schedule.weights(config.loss, config.recipe, state.iteration)
     E_a, E_s, G, D, weight = (
         state.appearance_encoder, state.structure_encoder, state.decoder, state.discriminator, config.loss,
@@ -51,7 +52,7 @@ def separate_passes_step(state: TrainState, batch: Batch, config: DGNetConfig) -
     for fake, real in zip(crossed, clean[:2], strict=True):
         real = real.detach().requires_grad_()
         real_scores = D(real)
-        adversarial.append(losses.discriminator_adversarial(D(fake.detach()), real_scores, config.recipe.gan))
+        adversarial += losses.discriminator_adversarial(D(fake.detach()), real_scores, config.recipe.gan)
         penalty.append(losses.gradient_penalty(real_scores, real))
     terms["D_adv"], terms["D_penalty"] = torch.stack(adversarial).sum(), torch.stack(penalty).sum()
     (weight.adversarial * terms["D_adv"] + weight.gradient_penalty * terms["D_penalty"]).backward()

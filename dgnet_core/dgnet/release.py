@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dgnet_core.dgnet.config import DGNetConfig, paper
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.networks.config import NetworkConfig
+from dgnet_core.networks.resnet import GeM, Head
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.state import TeacherState
 
@@ -93,9 +94,21 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
     return content
 
 
+def _check_sizes(networks: Mapping[str, nn.Module]) -> None:
+    """Refuse networks of which the release has no such layers."""
+    for network, module in networks.items():
+        for name, part in module.named_modules():
+            if isinstance(part, GeM) or (isinstance(part, Head) and part.neck != "release"):
+                raise ValueError(
+                    f"{network}.{name}: the authors' release has no GeM and no BNNeck: it takes networks with"
+                    " network.pooling and network.neck 'release'"
+                )
+
+
 @torch.no_grad()
 def _load(networks: Mapping[str, nn.Module], files: Mapping[str, Path], sources: Sources) -> None:
     """Copy the tensors of `files` into `networks`; nothing is changed unless everything fits."""
+    _check_sizes(networks)
     wanted = {part: set() for part in files}
     copies: list[tuple[Tensor, Tensor]] = []
     for network, module in networks.items():
@@ -153,7 +166,8 @@ def load_release(state: TrainState, folder: Path, iteration: int | None = None) 
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is unreadable, lacks a tensor, or was trained on another number of classes.
+        ValueError: a file is unreadable, lacks a tensor, or was trained on another number of classes; or the networks
+            have a GeM or a BNNeck.
     """
     files = release_files(folder, iteration)
     _load(state.networks, files, _read(files))
@@ -233,7 +247,12 @@ def _sizes(sources: Sources) -> NetworkConfig:
 
 
 def release_state_dicts(networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-    """Our tensors under the release's names, one state dict a file, with the release's unused tensors filled in."""
+    """Our tensors under the release's names, one state dict a file, with the release's unused tensors filled in.
+
+    Raises:
+        ValueError: networks with GeM or a BNNeck, which the release has not.
+    """
+    _check_sizes(networks)
     parts: dict[str, dict[str, Tensor]] = {}
     for network, module in networks.items():
         for name, value in module.state_dict().items():
@@ -250,6 +269,11 @@ def release_state_dicts(networks: Mapping[str, nn.Module]) -> dict[str, dict[str
 
 
 def save_release(state: TrainState, folder: Path) -> None:
-    """Write `gen_`, `dis_` and `id_*.pt` as the release does, named by the state's iteration."""
-    for part, tensors in release_state_dicts(state.networks).items():
+    """Write `gen_`, `dis_` and `id_*.pt` as the release does, named by the state's iteration; averages where there are.
+
+    Raises:
+        ValueError: as `release_state_dicts`.
+    """
+    networks = {name: state.describing(name) for name in state.networks}
+    for part, tensors in release_state_dicts(networks).items():
         torch.save({"a": tensors}, folder / f"{part}_{state.iteration:08d}.pt")

@@ -1,15 +1,16 @@
 """DG-Net's training state."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.dgnet.graphed import Graphs, check_graph
 from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, Discriminator, StructureEncoder
 from dgnet_core.learning.precision import dtype_of
-from dgnet_core.learning.state import State, no_fault
+from dgnet_core.learning.state import State, average_of, no_fault
 from dgnet_core.learning.steps import to_device, trunk_and_heads
 from dgnet_core.networks.resnet import load_imagenet
 from dgnet_core.teacher.networks import Teacher
@@ -21,6 +22,8 @@ class TrainState(State):
 
     teacher: Teacher | None
     """Labels generated images for L_prim; not part of the checkpoint, for it never changes."""
+    graphs: Graphs = field(default_factory=Graphs)
+    """The captured iterations, where `StepConfig.graph` asks for them."""
 
     @classmethod
     def build(
@@ -41,10 +44,11 @@ class TrainState(State):
                 False when a checkpoint will be loaded anyway.
 
         Raises:
-            ValueError: the teacher knows another number of identities, or its trunk is asked for and missing or of
-                other sizes.
+            ValueError: the teacher knows another number of identities, its trunk is asked for and missing or of other
+                sizes, or `step.graph` on a device without graphs.
             FileNotFoundError, RuntimeError: the ImageNet weights are not to be had (see load_imagenet).
         """
+        check_graph(config.step, device)
         if teacher is not None and teacher.head.classifier.out_features != config.num_classes:
             raise ValueError(
                 f"the teacher knows {teacher.head.classifier.out_features} identities, the training set has"
@@ -65,7 +69,14 @@ class TrainState(State):
         if pretrained and config.trunk_from_teacher:
             _load_trunk(appearance.trunk, teacher)
         optim = config.optim
-        adam: dict[str, Any] = {"betas": optim.adam_betas, "weight_decay": optim.weight_decay, "fused": True}
+        adam: dict[str, Any] = {
+            "betas": optim.adam_betas, "weight_decay": optim.weight_decay, "fused": True,
+            "capturable": config.step.graph,
+        }  # fmt: skip
+
+        def rate(lr: float) -> float | Tensor:  # a tensor can change between a graph's replays
+            return torch.tensor(lr, device=device) if config.step.graph else lr
+
         return cls(
             networks={
                 "appearance_encoder": appearance,
@@ -76,28 +87,40 @@ class TrainState(State):
             optimizers={
                 "appearance_optimizer": trunk_and_heads(
                     appearance.trunk,
-                    [appearance.prim, appearance.fine],
-                    lr=optim.appearance_lr,
+                    [appearance.prim, appearance.fine, *([appearance.gem] if appearance.gem is not None else [])],
+                    kind=optim.optimizer,
+                    lr=rate(optim.appearance_lr),
                     head_lr_factor=optim.head_lr_factor,
                     momentum=optim.momentum,
                     weight_decay=optim.weight_decay,
                 ),
                 "generator_optimizer": torch.optim.Adam(
-                    [*structure.parameters(), *decoder.parameters()], lr=optim.generator_lr, **adam
+                    [*structure.parameters(), *decoder.parameters()], lr=rate(optim.generator_lr), **adam
                 ),
                 "discriminator_optimizer": torch.optim.Adam(
-                    discriminator.parameters(), lr=optim.discriminator_lr, **adam
+                    discriminator.parameters(), lr=rate(optim.discriminator_lr), **adam
                 ),
             },
             memory={"identity_level": torch.full((2,), torch.nan, dtype=dtype_of(config.step), device=device)},
+            averages={"appearance_encoder": average_of(appearance)} if config.ema else {},
             fault=no_fault(device),
             teacher=teacher,
         )
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """As `State.load_state_dict`; graphs are captured anew, for optimisers load into other tensors."""
+        super().load_state_dict(saved)
+        self.graphs.clear()
 
     @property
     def appearance_encoder(self) -> AppearanceEncoder:
         """E_a, with the re-id heads."""
         return cast(AppearanceEncoder, self.networks["appearance_encoder"])
+
+    @property
+    def describing_encoder(self) -> AppearanceEncoder:
+        """What describes people: the moving average of E_a where there is one."""
+        return cast(AppearanceEncoder, self.describing("appearance_encoder"))
 
     @property
     def structure_encoder(self) -> StructureEncoder:
@@ -116,7 +139,7 @@ class TrainState(State):
 
     @property
     def appearance_optimizer(self) -> torch.optim.Optimizer:
-        """SGD on E_a."""
+        """Of E_a."""
         return self.optimizers["appearance_optimizer"]
 
     @property
@@ -133,10 +156,6 @@ class TrainState(State):
     def identity_level(self) -> Tensor:
         """(2) fast and slow running mean of the identity loss on real images; NaN before the first iteration."""
         return self.memory["identity_level"]
-
-    @identity_level.setter
-    def identity_level(self, level: Tensor) -> None:
-        self.memory["identity_level"] = level
 
 
 def _load_trunk(trunk: nn.Module, teacher: Teacher | None) -> None:

@@ -1,5 +1,6 @@
 """FD-GAN's configuration and its presets."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
@@ -14,9 +15,7 @@ Range = Literal["fixed", "release"]
 class FDGANConfig(MethodConfig):
     """One run of FD-GAN; the defaults are those of its release on Market-1501.
 
-    Not as released: colours reach their whole range (`range`), stage 1 does not crop (the release to 0.64 to 1 of the
-    area), and images are drawn from noise 0. People are ranked by the encoder's distance alone; the release re-orders
-    the 100 nearest by its verifier.
+    Not as released: colours reach their whole range (`range`), and images are drawn from noise 0.
     """
 
     iterations: int = 50_500
@@ -31,6 +30,10 @@ class FDGANConfig(MethodConfig):
     """Height and width of the images, and the encoder's ResNet."""
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(pad=0, erase=0.75))
     """Augmentation: mirror images; sources are erased in part too."""
+    crop_area: tuple[float, float] = (0.64, 1.0)
+    """Share of each image that stage 1 sees, from and to, resized to the image's size; (1, 1): all of it."""
+    crop_aspect: tuple[float, float] = (2.0, 3.0)
+    """Height to width of this part, from and to."""
     range: Range = "fixed"
     """Colours that the generator can reach: all (fixed), or those of ImageNet-normalised values in [-1, 1], which its
     last tanh was given as targets (release)."""
@@ -77,6 +80,10 @@ class FDGANConfig(MethodConfig):
         )  # fmt: skip
         check_weight(self, "image", "same_pose", "verification")
         check(0 <= self.dropout < 1, self, "dropout", "a probability in [0, 1)")
+        low, high = self.crop_area
+        check(0 < low <= high <= 1, self, "crop_area", "(from, to) with 0 < from <= to <= 1")
+        low, high = self.crop_aspect
+        check(0 < low <= high < math.inf, self, "crop_aspect", "(from, to) with 0 < from <= to")
         check(min(self.sigmas, default=0) > 0, self, "sigmas", "one deviation or more, all positive")
         for name in ("height", "width"):
             size = getattr(self.network, name)
@@ -90,6 +97,11 @@ class FDGANConfig(MethodConfig):
                 return number, iteration / max(length, 1)
             iteration -= length
         raise AssertionError
+
+    @property
+    def later_stages(self) -> tuple[int, ...]:
+        """Where stages 2 and 3 begin."""
+        return self.stage1, self.stage1 + self.stage2
 
     def rescaled(self, iterations: int) -> Self:
         """The same run at another length: stages keep their share of it.
@@ -113,11 +125,12 @@ def laptop(num_classes: int, *, iterations: int = 1_500, **overrides: object) ->
     """FD-GAN for two CPU cores: 64 x 32 pictures, a quarter of the channels, ten times the generator's rates.
 
     The verifier's step on a pair's own logit grows with its rate and with the inverse of the batch, so both are chosen
-    for a batch of eight positive pairs; its sources are not erased.
+    for a batch of eight positive pairs; its sources are neither cropped nor erased.
     """
     network = TrunkConfig(height=64, width=32, appearance_layers=(1, 1, 1, 1), appearance_width=16, pretrained="none")
     preset = paper(
         num_classes, network=network, batch_size=32, width=16, pose_code=64, noise=32, discriminator_width=16,
         encoder_lr=5e-3, generator_lr=1e-3, identity_lr=1e-4, joint_lr=1e-4, augment=AugmentConfig(pad=0, erase=0.0),
+        crop_area=(1.0, 1.0),
     )  # fmt: skip
     return replace(preset.rescaled(iterations), **overrides)

@@ -43,7 +43,7 @@ class Verifier(DescriptorNetwork):
     def describe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The feature (N, 2048) of normalised images (N, 3, H, W), and a fine half of width 0."""
         feature = self(x)
-        return feature, feature.new_empty(len(feature), 0)
+        return feature, feature[:, :0]
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from dgnet_core.fdgan.config import FDGANConfig
 from dgnet_core.fdgan.networks import Generator, Verifier, pose_discriminator, start_identity_discriminator
 from dgnet_core.generation.grids import placed
 from dgnet_core.learning import losses
+from dgnet_core.learning.augment import ATTEMPTS, crop_and_resize
 from dgnet_core.learning.batches import Batch, Position, check_batch, check_joints
 from dgnet_core.learning.draws import uniform
 from dgnet_core.learning.health import record_fault
@@ -82,6 +83,18 @@ def encoder_of(state: State) -> Verifier:
     return cast(Verifier, state.networks["encoder"])
 
 
+def verifying(state: State) -> Callable[[Tensor, Tensor], Tensor]:
+    """What says how alike two features (N, 2048) are: the verifier's logit for one identity minus that for two, (N)."""
+    encoder = encoder_of(state)
+
+    def compare(first: Tensor, second: Tensor) -> Tensor:
+        with evaluating(encoder):
+            different, same = encoder.compare(placed(first, encoder), placed(second, encoder)).unbind(1)
+        return same - different
+
+    return compare
+
+
 def rates(config: FDGANConfig, iteration: int) -> dict[str, float]:
     """Learning rates by optimiser at a 0-based iteration; 0 for those that rest."""
     stage, done = config.stage(iteration)
@@ -135,7 +148,7 @@ def fdgan_step(
     check_batch(batch, config, config.num_classes, state.iteration, state.device, sets=5, labelled=2)
     joints = check_joints(batch)
     stage, _ = config.stage(state.iteration)
-    if state.iteration in (config.stage1, config.stage1 + config.stage2):
+    if state.iteration in config.later_stages:
         for optimizer in state.optimizers.values():
             optimizer.state.clear()  # each stage begins afresh
     encoder, identity = (cast(Verifier, state.networks[name]) for name in ("encoder", "identity_discriminator"))
@@ -147,8 +160,9 @@ def fdgan_step(
         set_rate(state.optimizers[name], rate)
     pairs = _paired(batch, joints, config)
     if stage == 1:
+        sources = _cropped(pairs.sources, batch.position, config)
         with autocast(config.step, state.device):
-            first, second = exact(encoder(pairs.sources)).chunk(2)
+            first, second = exact(encoder(sources)).chunk(2)
         loss = F.cross_entropy(encoder.compare(first, second), pairs.same)
         encoder.zero_grad()
         loss.backward()
@@ -211,6 +225,14 @@ def _paired(batch: Batch, joints: Tensor, config: FDGANConfig) -> _Pairs:
         same=same,
         shared=shared,
     )
+
+
+def _cropped(sources: Tensor, position: Position, config: FDGANConfig) -> Tensor:
+    """Sources (2B, 3, H, W) as stage 1 sees them."""
+    if config.crop_area == (1.0, 1.0):
+        return sources
+    draws = position.uniform("crop", (len(sources) // 2, 2, 4 * ATTEMPTS), sources.device)
+    return crop_and_resize(sources, draws.transpose(0, 1).flatten(0, 1), config.crop_area, config.crop_aspect)
 
 
 def _drawn(

@@ -7,6 +7,7 @@ diversity of the paper's Table 2.
 Shapes: N pictures, D features each, P pairs of pictures.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,6 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 """Subsets of the kernel distance, and pictures of each side in one."""
 LEAST_FOR_KERNEL = 20
 """Pictures that the kernel distance needs: its subsets hold half of them, and smaller ones say nothing."""
-FID_PICTURES = 2048
-"""Pictures below which there is no FID: as many as its features, whose covariance is singular with fewer."""
 
 _WINDOW, _RANGE = 7, 100.0
 _SAMPLE = _WINDOW**2 / (_WINDOW**2 - 1)
@@ -51,7 +50,7 @@ def moments(features: Tensor) -> Moments:
     if D >= N:
         raise TooFewPicturesError(
             f"{N:,} pictures: the Frechet distance over {D:,} features needs more than {D:,}, or their covariance is"
-            " singular; the kernel distance needs fewer"
+            " singular: measure more pictures, or take the kernel distance, which needs fewer"
         )
     values = features.double()
     mean = values.mean(dim=0)
@@ -98,7 +97,7 @@ def kernel_distance(first: Tensor, second: Tensor, *, subsets: int = SUBSETS, se
     least = min(len(first), len(second))
     if least < LEAST_FOR_KERNEL:
         raise TooFewPicturesError(
-            f"{least} pictures: the kernel distance needs {LEAST_FOR_KERNEL} or more on both sides"
+            f"{least} pictures: the kernel distance needs {LEAST_FOR_KERNEL} on both sides: measure more pictures"
         )
     size = min(SUBSET_SIZE, least // 2)
     rng = np.random.default_rng(seed)
@@ -176,29 +175,31 @@ def dssim(pixels: Tensor, pairs: Tensor) -> Tensor:
     if min(H, W) < _WINDOW:
         raise ValueError(f"pictures of {H} x {W}: DSSIM's window needs {_WINDOW} x {_WINDOW} or more")
     x = lab(pixels)
-    # Values around their picture's mean: a variance is then no small difference of large numbers.
+    # Values around their picture's mean: a variance is then no small difference of large numbers. Scaled such that the
+    # sum of products over a window is twice their sample covariance, but for the product of the means.
     level = x.mean(dim=(2, 3), keepdim=True)
-    x -= level
+    x.sub_(level).mul_(math.sqrt(2 * _SAMPLE) / _WINDOW)
     # One pair at a time stays in a core's cache; memory that is taken anew for each would be half of the time.
-    window_means, product = _WindowMeans(x[:1]), torch.empty_like(x[:1])
-    own = torch.stack([window_means(one[None])[0].clone() for one in x])  # (N, 3, H - 6, W - 6)
-    variance = torch.stack([window_means(torch.mul(one, one, out=product[0])[None])[0].clone() for one in x])
-    variance.addcmul_(own, own, value=-1).mul_(_SAMPLE).add_(_C2 / 2)
-    mean = own + level
-    square = mean.square().add_(_C1 / 2)
+    window_sums, product = _WindowSums(x[:1]), torch.empty_like(x[:1])
+    own = torch.stack([window_sums(one[None])[0] / _WINDOW for one in x])  # (N, 3, H - 6, W - 6)
+    variance = torch.stack([window_sums(torch.mul(one, one, out=product[0])[None])[0].clone() for one in x])
+    variance.addcmul_(own, own, value=-1).add_(_C2).div_(2)
+    mean = (own / math.sqrt(2 * _SAMPLE) + level).mul_(math.sqrt(2))
+    square = mean.square().add_(_C1).div_(2)
     above, below, spread = (torch.empty_like(own[:1]) for _ in range(3))
+    c1 = x.new_tensor(_C1)
     similarity = x.new_empty(len(pairs))
     for pair, (i, j) in enumerate(pairs.tolist()):
         i, j = slice(i, i + 1), slice(j, j + 1)
-        covariance = window_means(torch.mul(x[i], x[j], out=product)).addcmul_(own[i], own[j], value=-1)
-        torch.mul(mean[i], mean[j], out=above).mul_(2).add_(_C1).mul_(covariance.mul_(2 * _SAMPLE).add_(_C2))
+        covariance = window_sums(torch.mul(x[i], x[j], out=product)).addcmul_(own[i], own[j], value=-1)
+        torch.addcmul(c1, mean[i], mean[j], out=above).mul_(covariance.add_(_C2))
         torch.add(square[i], square[j], out=below).mul_(torch.add(variance[i], variance[j], out=spread))
         similarity[pair] = above.div_(below).mean()
     return (1 - similarity) / 2
 
 
-class _WindowMeans:
-    """Means of x (1, C, H, W) over windows of 7 x 7, (1, C, H - 6, W - 6), always in the same memory.
+class _WindowSums:
+    """Sums of x (1, C, H, W) over windows of 7 x 7, (1, C, H - 6, W - 6), always in the same memory.
 
     Sums of 1, 2 and 4 neighbours make one of 7: four additions for each direction instead of seven.
     """
@@ -214,7 +215,7 @@ class _WindowMeans:
             torch.add(x.narrow(dim, 0, length - 1), x.narrow(dim, 1, length - 1), out=two)
             torch.add(two.narrow(dim, 0, length - 6), two.narrow(dim, 2, length - 6), out=seven)
             x = seven.add_(two.narrow(dim, 4, length - 6)).add_(x.narrow(dim, 6, length - 6))
-        return x.div_(_WINDOW**2)
+        return x
 
 
 @dataclass(frozen=True, kw_only=True)

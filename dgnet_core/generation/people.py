@@ -58,12 +58,7 @@ def person_fidelity(generated: Tensor, true: Tensor, silhouette: Tensor) -> Pers
     similarity = ssim_map(x, y).mean(1)
     edge_h, edge_w = ((size - small) // 2 for size, small in zip(x.shape[2:], similarity.shape[1:], strict=True))
     centres = weight[:, edge_h : weight.shape[1] - edge_h, edge_w : weight.shape[2] - edge_w]
-    colours = lab(generated).double(), lab(true).double()
-    parts = [_part_of_body(weight, share) for share in (UPPER_BODY, LOWER_BODY)]
-    upper, lower = (
-        torch.linalg.vector_norm(torch.sub(*(_mean(colour, part[:, None]) for colour in colours)), dim=1)
-        for part in parts
-    )
+    upper, lower = colour_errors(generated, silhouette, true, silhouette)
     return PersonFidelity(
         l1=_mean(absolute, weight),
         psnr=(-10 * _mean(squared, weight).log10()).clamp(max=IDENTICAL_PSNR),
@@ -74,6 +69,22 @@ def person_fidelity(generated: Tensor, true: Tensor, silhouette: Tensor) -> Pers
         true_energy=_gradient_energy(y / 255, weight),
         background_l1=_mean(absolute, 1 - weight),
     )
+
+
+def colour_errors(generated: Tensor, silhouette: Tensor, other: Tensor, other_silhouette: Tensor) -> Tensor:
+    """Distances in CIE Lab between the mean colours of two pictures' upper and lower bodies.
+
+    Args:
+        generated: (N, 3, H, W), uint8.
+        silhouette: (N, H, W) from 0 to 1, of the person in it.
+        other: (N, 3, H', W'), uint8, the true picture or the appearance's, whose pose may be another.
+        other_silhouette: (N, H', W').
+
+    Returns:
+        (2, N) float64: of the upper bodies and the lower ones; NaN where one is not seen.
+    """
+    colours = _clothes(generated, silhouette) - _clothes(other, other_silhouette)
+    return torch.linalg.vector_norm(colours, dim=2)
 
 
 def joined_fidelity(parts: Sequence[PersonFidelity]) -> PersonFidelity:
@@ -145,6 +156,13 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
     total = weight.sum(dim=(-2, -1))
     mean = (values * weight).sum(dim=(-2, -1)) / total
     return mean.masked_fill(total < _LEAST, torch.nan)
+
+
+def _clothes(pixels: Tensor, silhouette: Tensor) -> Tensor:
+    """Mean Lab colours (2, N, 3) of the upper and the lower body of people."""
+    colour, weight = lab(pixels).double(), silhouette.double()
+    parts = (_part_of_body(weight, share)[:, None] for share in (UPPER_BODY, LOWER_BODY))
+    return torch.stack([_mean(colour, part) for part in parts])
 
 
 def _part_of_body(silhouette: Tensor, share: tuple[float, float]) -> Tensor:

@@ -19,11 +19,17 @@ ATTEMPTS = 10
 
 def normalise(pixels: Tensor, height: int, width: int) -> Tensor:
     """Images (N, 3, height, width), float32 and normalised, of pixels (N, 3, h, w), uint8; bicubic resize if needed."""
-    x = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # the same bits from pixels of any layout
-    if pixels.shape[-2:] != (height, width):
-        x = F.interpolate(x, (height, width), mode="bicubic", antialias=True).round_().clamp_(0, 255)
+    x = resized(pixels, height, width)
     mean, std = (constant.mul_(255).to(x.device, non_blocking=True) for constant in _statistics())
     return (x - mean) / std
+
+
+def resized(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Whole values (N, 3, height, width) from 0 to 255, float32, of pixels (N, 3, h, w), uint8; bicubic if needed."""
+    x = pixels.to(torch.float32, memory_format=torch.contiguous_format)  # the same bits from pixels of any layout
+    if pixels.shape[-2:] == (height, width):
+        return x
+    return F.interpolate(x, (height, width), mode="bicubic", antialias=True).round_().clamp_(0, 255)
 
 
 def denormalise(images: Tensor) -> Tensor:
@@ -85,7 +91,39 @@ def erase(x: Tensor, draws: Tensor, share: tuple[float, float], aspect: tuple[fl
         p: probability that an image is erased at all.
     """
     H, W = x.shape[-2:]
-    areas, ratios, tops, lefts = draws[:, 1:].chunk(4, dim=1)
+    top, left, height, width, fits = _rectangles(draws[:, 1:], share, aspect, (H, W))
+    row, column = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
+    inside_rows = (row >= top) & (row < top + height)
+    inside_columns = (column >= left) & (column < left + width)
+    chosen = (draws[:, :1] < p) & fits
+    return x.masked_fill((inside_rows & chosen)[:, None, :, None] & inside_columns[:, None, None, :], 0)
+
+
+def crop_and_resize(x: Tensor, draws: Tensor, share: tuple[float, float], aspect: tuple[float, float]) -> Tensor:
+    """Show a random part of each image, in the image's size by bilinear interpolation (Szegedy et al., CVPR 2015).
+
+    Args:
+        x: (N, C, H, W).
+        draws: (N, 4 * attempts) in [0, 1).
+        share: of the image that is shown, from and to; where no part of this share and aspect fits, all of it is.
+        aspect: height to width of the part, from and to.
+    """
+    H, W = x.shape[-2:]
+    top, left, height, width, fits = (values[:, 0] for values in _rectangles(draws, share, aspect, (H, W)))
+    zero = torch.zeros_like(top)
+    rows = [width / W, zero, (2 * left + width) / W - 1], [zero, height / H, (2 * top + height) / H - 1]
+    part = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    part = torch.where(fits[:, None, None], part, torch.eye(2, 3, device=x.device)).to(x.dtype)
+    grid = F.affine_grid(part, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _rectangles(
+    draws: Tensor, share: tuple[float, float], aspect: tuple[float, float], size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height and width in pixels, each (N, 1), of the first rectangle that fits, and whether one does."""
+    H, W = size
+    areas, ratios, tops, lefts = draws.chunk(4, dim=1)
     area = (share[0] + areas * (share[1] - share[0])) * H * W
     ratio = aspect[0] + ratios * (aspect[1] - aspect[0])
     heights, widths = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
@@ -94,11 +132,7 @@ def erase(x: Tensor, draws: Tensor, share: tuple[float, float], aspect: tuple[fl
     height, width = heights.gather(1, first), widths.gather(1, first)
     top = (tops.gather(1, first) * (H - height + 1)).floor()
     left = (lefts.gather(1, first) * (W - width + 1)).floor()
-    row, column = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
-    inside_rows = (row >= top) & (row < top + height)
-    inside_columns = (column >= left) & (column < left + width)
-    chosen = (draws[:, :1] < p) & fits.any(dim=1, keepdim=True)
-    return x.masked_fill((inside_rows & chosen)[:, None, :, None] & inside_columns[:, None, None, :], 0)
+    return top, left, height, width, fits.any(dim=1, keepdim=True)
 
 
 def training_batch(

@@ -1,7 +1,7 @@
 """Which images iteration t sees, and all its random draws."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgnet_core.learning.config import MethodConfig
-from dgnet_core.learning.draws import permutation, uniform, words
+from dgnet_core.learning.draws import permutation, uniforms, words
 from dgnet_core.learning.precision import dtype_of
 from dgnet_core.networks.batch_norm import is_synchronised
 
@@ -36,8 +36,8 @@ class Position:
 
     seed: int
     """The run's seed."""
-    iteration: int
-    """0-based iteration."""
+    iteration: int | Tensor
+    """0-based iteration; a tensor where a CUDA graph replays its draws."""
     first: int = 0
     """The place of this rank's first image in the global batch."""
     total: int | None = None
@@ -52,15 +52,27 @@ class Position:
         Raises:
             ValueError: this rank's images reach beyond the global batch.
         """
-        total = shape[0] if self.total is None else self.total
-        places = range(self.first, self.first + shape[0])
+        return self.uniforms({purpose: shape}, device)[purpose]
+
+    def uniforms(self, shapes: Mapping[str, Sequence[int]], device: torch.device | str) -> dict[str, Tensor]:
+        """What `uniform` draws for each purpose, by one pass of the generator; first dimensions are equal.
+
+        Raises:
+            ValueError: as `uniform`.
+        """
+        if not shapes:
+            return {}
+        (count,) = {shape[0] for shape in shapes.values()}
+        total = count if self.total is None else self.total
+        places = range(self.first, self.first + count)
         if self.first < 0 or places.stop > total:
             raise ValueError(
                 f"places {places.start} to {places.stop - 1} of a batch of {total}: set first and total to the rank's"
                 " share of the global batch"
             )
-        draws = uniform(self.seed, purpose, self.iteration, places, math.prod(shape[1:]), device)
-        return draws.reshape(tuple(shape))
+        counts = {purpose: math.prod(shape[1:]) for purpose, shape in shapes.items()}
+        draws = uniforms(self.seed, counts, self.iteration, places, device)
+        return {purpose: draws[purpose].reshape(tuple(shape)) for purpose, shape in shapes.items()}
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
         """Normal draws, of `uniform`'s by the inverse of their distribution; errors as there."""
@@ -80,7 +92,8 @@ class Batch:
     erased: Tensor | None
     """The same with random erasing, for the identity losses; None: no erasing, `images` serve."""
     labels: Tensor
-    """(L, B) int64 in [0, K): identities of a, or of a and b, and so of their positives."""
+    """(L, B) int64 in [0, K): identities of a, or of a and b, and so of their positives. -1: an image without identity,
+    for methods that learn these."""
     position: Position
     """Where in the run this is."""
     joints: Tensor | None = None
@@ -93,18 +106,27 @@ class PairSampler:
     Each of the two streams walks through shuffles of the whole training set, one after the other, so every image is
     seen once an epoch. An identity with a single photo is paired with itself. Random access: `batch_at(t)` needs no
     history, so a resumed run sees what the uninterrupted one would have.
+
+    With K instances, batches are identity-balanced (P x K; Hermans et al., arXiv 1703.07737): each stream walks through
+    shuffles of all identities, but for those left over for less than a batch, and takes K photos of each, drawn without
+    replacement as far as it has so many. Images without identity are split into groups that stand for identities, as
+    large as those are on average, so their share of the batches is that of the data.
+
+    With weights, batch b is drawn by them, image by image and with replacement.
     """
 
-    def __init__(self, labels: Tensor, batch_size: int, seed: int):
+    def __init__(self, labels: Tensor, batch_size: int, seed: int, instances: int = 1, weights: Tensor | None = None):
         """Index the training set.
 
         Args:
-            labels: (N) identity of each training image.
+            labels: (N) identity of each training image; -1: none.
             batch_size: images in batch a (and in b), over all ranks.
             seed: the run's seed.
+            instances: K, a divisor of batch_size; 1: shuffles of images.
+            weights: (N) positive, in proportion to each image's chance to be in batch b; None: as batch a.
 
         Raises:
-            ValueError: no labels, or a batch without images.
+            ValueError: no labels, a batch without images, or fewer identities than a balanced batch has.
         """
         if labels.ndim != 1 or len(labels) == 0:
             raise ValueError(f"labels of shape {tuple(labels.shape)}: one identity per training image is needed")
@@ -113,29 +135,57 @@ class PairSampler:
         self.labels = labels.cpu().numpy()
         self.batch_size = batch_size
         self.seed = seed
-        self._by_identity = np.argsort(self.labels, kind="stable")  # images, those of one identity side by side
+        self.instances = instances
+        self._cumulative = None if weights is None else weights.double().cumsum(0).numpy()
+        identities = _grouped(self.labels) if instances > 1 else self.labels
+        self._by_identity = np.argsort(identities, kind="stable")  # images, those of one identity side by side
         _, first, inverse, counts = np.unique(
-            self.labels[self._by_identity], return_index=True, return_inverse=True, return_counts=True
+            identities[self._by_identity], return_index=True, return_inverse=True, return_counts=True
         )
         rank_sorted = np.arange(len(labels)) - first[inverse]
         self._first, self._count, self._rank = (np.empty(len(labels), np.int64) for _ in range(3))
         self._first[self._by_identity] = first[inverse]
         self._count[self._by_identity] = counts[inverse]
         self._rank[self._by_identity] = rank_sorted
+        self._identities = first, counts  # in _by_identity: where each begins, and its photos
+        if instances > 1 and batch_size // instances > len(first):
+            raise ValueError(
+                f"instances = {instances}: a batch of {batch_size} needs {batch_size // instances} identities, there"
+                f" are {len(first)}: use a smaller batch_size or more instances"
+            )
         self._shuffles: dict[str, tuple[int, np.ndarray]] = {}
 
-    def _shuffle(self, stream: str, epoch: int) -> np.ndarray:
-        """The order in which `stream` sees all images in `epoch`; the last one asked for is kept."""
+    def _shuffle(self, stream: str, epoch: int, length: int) -> np.ndarray:
+        """The order in which `stream` sees `length` images or identities in `epoch`; the last one asked for is kept."""
         if self._shuffles.get(stream, (-1,))[0] != epoch:
-            order = permutation(self.seed, f"shuffle {stream}", epoch, len(self.labels)).numpy()
+            order = permutation(self.seed, f"shuffle {stream}", epoch, length).numpy()
             self._shuffles[stream] = (epoch, order)
         return self._shuffles[stream][1]
 
     def _images(self, stream: str, iteration: int) -> np.ndarray:
         """Images (batch_size) of one stream at an iteration."""
+        if stream == "b" and self._cumulative is not None:
+            drawn = words(self.seed, "partners", iteration, range(self.batch_size), 1, "cpu")[:, 0].numpy()
+            return np.searchsorted(self._cumulative, drawn * 2.0**-32 * self._cumulative[-1], side="right")
+        if self.instances > 1:
+            return self._balanced(stream, iteration)
+        length = len(self.labels)
         places = iteration * self.batch_size + np.arange(self.batch_size)
-        epochs, offsets = np.divmod(places, len(self.labels))
-        return np.concatenate([self._shuffle(stream, int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+        epochs, offsets = np.divmod(places, length)
+        return np.concatenate([self._shuffle(stream, int(e), length)[offsets[epochs == e]] for e in np.unique(epochs)])
+
+    def _balanced(self, stream: str, iteration: int) -> np.ndarray:
+        """The same of P identities with K images each, side by side."""
+        first, counts = self._identities
+        P = self.batch_size // self.instances
+        epoch, part = divmod(iteration, len(first) // P)
+        people = self._shuffle(stream, epoch, len(first))[part * P : (part + 1) * P]
+        first, counts = first[people, None], counts[people, None]
+        keys = words(self.seed, f"instances {stream}", iteration, range(P), int(counts.max()), "cpu").numpy()
+        keys[np.arange(keys.shape[1]) >= counts] = 2**32  # of photos that an identity does not have: last
+        order = np.argsort(keys, axis=1, kind="stable")
+        chosen = np.take_along_axis(order, np.arange(self.instances) % counts, axis=1)  # (P, K)
+        return self._by_identity[first + chosen].ravel()
 
     def batch_at(self, iteration: int, places: range | None = None, *, positives: int = 1) -> Tensor:
         """Image indices (2 + 2 * positives, len(places)) of an iteration: a, b, positives of a, positives of b.
@@ -167,6 +217,16 @@ class PairSampler:
         return torch.from_numpy(np.ascontiguousarray(rows))
 
 
+def _grouped(labels: np.ndarray) -> np.ndarray:
+    """Labels (N) in which groups of images without identity have labels of their own, -1 and below."""
+    unknown = labels < 0
+    known = labels[~unknown]
+    groups = max(1, round(len(np.unique(known)) * unknown.sum() / max(len(known), 1)))
+    labels = labels.copy()
+    labels[unknown] = -1 - np.arange(unknown.sum()) % groups
+    return labels
+
+
 LARGEST_INPUT = 10.0
 """Normalised images stay far below this; raw pixels do not."""
 
@@ -180,6 +240,7 @@ def check_batch(
     *,
     sets: int,
     labelled: int,
+    lowest: int = 0,
 ) -> None:
     """Raise a ValueError if the batch is not what a state trains on next.
 
@@ -191,6 +252,7 @@ def check_batch(
         device: where the state lives.
         sets: batches side by side in `batch.images`.
         labelled: how many of them `batch.labels` names the identities of.
+        lowest: label; -1 where images without identity are learned.
     """
     size = (config.network.height, config.network.width)
     dtype = dtype_of(config.step)
@@ -223,10 +285,10 @@ def check_batch(
     if labels.shape != (labelled, batch.images.shape[1]):
         wanted = f"({labelled}, {batch.images.shape[1]})"
         raise ValueError(f"batch.labels has shape {tuple(labels.shape)}: {wanted} is needed")
-    if int(labels.min()) < 0 or int(labels.max()) >= config.num_classes:
+    if int(labels.min()) < lowest or int(labels.max()) >= config.num_classes:
         raise ValueError(
             f"batch.labels holds {int(labels.min())} to {int(labels.max())}: num_classes = {config.num_classes} allows"
-            f" 0 to {config.num_classes - 1}; number the identities from 0 or correct num_classes"
+            f" {lowest} to {config.num_classes - 1}; number the identities from 0 or correct num_classes"
         )
 
 

@@ -6,6 +6,7 @@ replay them with the iteration as an input (Salmon et al., Parallel Random Numbe
 """
 
 import zlib
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -27,10 +28,10 @@ def philox(counters: Tensor, seed: int) -> Tensor:
     multipliers, keys = _constants(seed, counters.device)
     even, odd = counters[::2], counters[1::2]
     for key in keys:
-        # int64 products wrap around, which leaves the bits of the unsigned ones.
+        # int64 products wrap around, which leaves the bits of the unsigned ones; odd words keep bits above their own.
         product = (even * multipliers).flip(0)
-        even, odd = ((product >> 32) & _WORD) ^ odd ^ key, product & _WORD
-    return torch.stack([even, odd], dim=1).flatten(0, 1)
+        even, odd = ((product >> 32) ^ odd ^ key) & _WORD, product
+    return torch.stack([even, odd & _WORD], dim=1).flatten(0, 1)
 
 
 @cache
@@ -62,22 +63,43 @@ def words(
         count: words an image.
         device: where they are made.
     """
-    blocks = -(-count // 4)
-    shape = (len(places), blocks)
+    return _words(seed, {purpose: count}, iteration, places, device)[:, :count]
+
+
+def _words(
+    seed: int, counts: Mapping[str, int], iteration: int | Tensor, places: range, device: torch.device | str
+) -> Tensor:
+    """Words (len(places), W) of all purposes side by side, each rounded up to a multiple of 4."""
+    streams = _streams(tuple(counts.items()), torch.device(device))
+    shape = (len(places), streams.shape[1])
     counters = torch.empty((4, *shape), dtype=torch.int64, device=device)
-    counters[0] = torch.arange(blocks, device=device)
+    counters[::3] = streams[:, None]
     counters[1] = torch.arange(places.start, places.stop, places.step, device=device)[:, None]
     counters[2] = iteration
-    counters[3] = purpose_word(purpose)
-    drawn = philox(counters.flatten(1), seed)
-    return drawn.view(4, *shape).permute(1, 2, 0).flatten(1)[:, :count]
+    return philox(counters.flatten(1), seed).view(4, *shape).permute(1, 2, 0).flatten(1)
+
+
+@cache
+def _streams(counts: tuple[tuple[str, int], ...], device: torch.device) -> Tensor:
+    """Rows c0 and c3 (2, blocks) of the counters of so many words for each purpose."""
+    blocks = [(block, purpose_word(purpose)) for purpose, count in counts for block in range(-(-count // 4))]
+    return torch.tensor(blocks, device=device).T.contiguous()
 
 
 def uniform(
     seed: int, purpose: str, iteration: int | Tensor, places: range, count: int, device: torch.device | str
 ) -> Tensor:
     """Uniform draws (len(places), count) in [0, 1), float32 with 24 random bits; arguments as for `words`."""
-    return (words(seed, purpose, iteration, places, count, device) >> 8).float() * 2.0**-24
+    return uniforms(seed, {purpose: count}, iteration, places, device)[purpose]
+
+
+def uniforms(
+    seed: int, counts: Mapping[str, int], iteration: int | Tensor, places: range, device: torch.device | str
+) -> dict[str, Tensor]:
+    """What `uniform` draws for each purpose, by one pass of the generator."""
+    drawn = (_words(seed, counts, iteration, places, device) >> 8).float() * 2.0**-24
+    parts = drawn.split([-(-count // 4) * 4 for count in counts.values()], dim=1)
+    return {purpose: part[:, :count] for (purpose, count), part in zip(counts.items(), parts, strict=True)}
 
 
 def permutation(seed: int, purpose: str, index: int, length: int) -> Tensor:

@@ -1,11 +1,13 @@
 """The state of a training run: networks, optimisers, memory, iteration - what a checkpoint holds."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.steps import ReduceGrads, clip, load_optimizer, to_device
@@ -21,6 +23,8 @@ class State:
     """The optimisers by name."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What else an iteration hands to the next, by name: floating point, averaged over ranks after each iteration."""
+    averages: dict[str, nn.Module] = field(default_factory=dict)
+    """Moving averages of some networks, by name, which describe people in their place; none where there is no EMA."""
     fault: Tensor
     """(2) int64: first iteration with a loss or gradient that was not finite, and which (see health); -1: none."""
     watched: dict[tuple[str, ...], int] = field(default_factory=dict)
@@ -45,26 +49,49 @@ class State:
         self.optimizers[optimizer or name].step()
         return gradient
 
+    def describing(self, name: str) -> nn.Module:
+        """The network of a name that describes people: its moving average where there is one."""
+        return self.averages.get(name, self.networks[name])
+
+    @torch.no_grad()
+    def move_averages(self, decay: float) -> None:
+        """Move the averages towards the networks: avg <- d avg + (1 - d) weights, running statistics included.
+
+        d is `decay`, but 1 - 1 / t at first, so that up to iteration t = 1 / (1 - decay) the average is the mean of all
+        iterations' weights (Tarvainen and Valpola, arXiv 1703.01780).
+        """
+        move = get_ema_multi_avg_fn(min(decay, 1 - 1 / (self.iteration + 1)))
+        for name, average in self.averages.items():
+            ours, theirs = (
+                [*net.parameters(), *(buffer for buffer in net.buffers() if buffer.is_floating_point())]
+                for net in (average, self.networks[name])
+            )
+            move(ours, theirs, None)
+            for counter, other in zip(average.buffers(), self.networks[name].buffers(), strict=True):
+                if not counter.is_floating_point():
+                    counter.copy_(other)
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and containers only, so `torch.load(weights_only=True)` reads it back."""
-        return {
+        saved = {
             "iteration": self.iteration,
             **self.memory,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
+        averages = {name: average.state_dict() for name, average in self.averages.items()}
+        return saved | ({"averages": averages} if averages else {})
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned.
+        """Continue from what `state_dict` returned. Averages that it lacks start as the networks.
 
         Raises:
             ValueError: keys are missing or unknown, or tensors are of other shapes.
         """
-        if set(saved) != {"iteration", *self.memory, "networks", "optimizers"}:
+        if set(saved) - {"averages"} != {"iteration", *self.memory, "networks", "optimizers"}:
             raise ValueError(f"not a training state of this method: its keys are {sorted(saved)}")
         try:
-            for name, network in self.networks.items():
-                network.load_state_dict(saved["networks"][name])
+            self.load_networks(saved)
             for name, optimizer in self.optimizers.items():
                 load_optimizer(optimizer, saved["optimizers"][name])
         except (KeyError, RuntimeError) as error:
@@ -72,6 +99,22 @@ class State:
         for name, tensor in self.memory.items():
             tensor.copy_(saved[name])
         self.iteration = saved["iteration"]
+
+    def load_networks(self, saved: dict[str, Any]) -> None:
+        """Take over networks and averages of what `state_dict` returned.
+
+        Raises:
+            KeyError, RuntimeError: they are of another configuration.
+        """
+        for name, network in self.networks.items():
+            network.load_state_dict(saved["networks"][name])
+        for name, average in self.averages.items():
+            average.load_state_dict(saved.get("averages", saved["networks"])[name])
+
+
+def average_of(network: nn.Module) -> nn.Module:
+    """A copy of a network for `State.averages`."""
+    return copy.deepcopy(network).requires_grad_(False)
 
 
 def no_fault(device: torch.device | str) -> Tensor:

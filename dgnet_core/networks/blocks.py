@@ -1,5 +1,6 @@
 """Building blocks shared by the networks: norms, convolutions, residual blocks."""
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -26,6 +27,13 @@ class LayerNorm(nn.Module):
         return torch.addcmul(self.beta[:, None, None] - mean * scale, x, scale).to(x.dtype)
 
 
+def instance_norm(x: Tensor) -> Tensor:
+    """Each channel of each image of x (B, C, H, W) by its own mean and deviation, the memory format kept on the CPU."""
+    B, C, H, W = x.shape
+    x = x if x.is_cpu else x.contiguous()  # elsewhere PyTorch's group norm refuses channels last
+    return torch.native_group_norm(x, None, None, B, C, H * W, C, EPSILON)[0]
+
+
 def adain(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Adaptive instance norm: each channel of each image normalised, then scaled and shifted by the appearance.
 
@@ -34,7 +42,9 @@ def adain(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         scale: (B, C).
         bias: (B, C).
     """
-    return torch.addcmul(bias[:, :, None, None], F.instance_norm(x, eps=EPSILON), scale[:, :, None, None]).to(x.dtype)
+    # Of every channel of every image by itself, so as many channels of one image: BatchNorm scales them on the way.
+    rows = x.reshape(1, -1, *x.shape[2:])
+    return F.batch_norm(rows, None, None, scale.flatten(), bias.flatten(), True, 0.0, EPSILON).view(x.shape)
 
 
 class ConvBlock(nn.Module):
@@ -71,17 +81,29 @@ class ConvBlock(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         elif self.kind == "instance":
-            x = F.instance_norm(x, eps=EPSILON)
+            x = instance_norm(x)
         elif self.kind == "adain":
             assert style is not None
             x = adain(x, *style)
         return F.leaky_relu(x, 0.2) if self.activate else x
 
 
-def _phases(weight: Tensor, dim: int) -> Tensor:
-    """Five taps along `dim` as three taps on the pixels before, here and after, for even and for odd outputs."""
-    a, b, c, d, e = weight.unbind(dim)
-    return torch.stack([torch.stack([a + b, c + d, e], dim), torch.stack([a, b + c, d + e], dim)], dim=1)
+_TAPS = (((1, 1, 0, 0, 0), (0, 0, 1, 1, 0), (0, 0, 0, 0, 1)), ((1, 0, 0, 0, 0), (0, 1, 1, 0, 0), (0, 0, 0, 1, 1)))
+"""Which of five taps fall on the pixel before, here and after, for even and for odd outputs."""
+
+
+@cache
+def _phases(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sums of 5x5 taps (25, 36) that are the 3x3 kernels of the four phases, rows before columns."""
+    taps = torch.tensor(_TAPS, dtype=dtype)  # (2, 3, 5)
+    return torch.einsum("pai,qbj->ijpqab", taps, taps).reshape(25, 36).to(device)
+
+
+@cache
+def _padded(size: int, device: torch.device) -> Tensor:
+    """Which pixel of an axis each pixel of the padded, upsampled axis shows."""
+    axis = torch.arange(size).repeat_interleave(2)
+    return torch.cat([axis[1:3].flip(0), axis, axis[-3:-1].flip(0)]).to(device)
 
 
 def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -100,19 +122,15 @@ def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         (N, O, 2H, 2W).
     """
     H, W = x.shape[2:]
-    kernels = _phases(_phases(weight, 3), 3).flatten(0, 2)  # (4 * O, I, 3, 3), row phase before column
+    kernels = weight.flatten(2) @ _phases(weight.dtype, weight.device)  # (O, I, 4 * 9)
+    kernels = kernels.unflatten(2, (4, 3, 3)).transpose(1, 2).flatten(0, 1)  # (O * 4, I, 3, 3)
     tall = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)  # replicate padding, whose backward does not compile
     wide = torch.cat([tall[..., :1], tall, tall[..., -1:]], dim=3)
     out = F.conv2d(wide, kernels, bias.repeat_interleave(4))
     inside = F.pixel_shuffle(out, 2)[:, :, 1:-1, 1:-1]
-
-    def padded(size: int) -> Tensor:  # which pixel of x each pixel of the padded, upsampled axis shows
-        axis = torch.arange(size, device=x.device).repeat_interleave(2)
-        return torch.cat([axis[1:3].flip(0), axis, axis[-3:-1].flip(0)])
-
-    rows, columns = padded(H), padded(W)
-    top, bottom = (F.conv2d(x[:, :, part][..., columns], weight, bias) for part in (rows[:5], rows[-5:]))
-    left, right = (F.conv2d(x[..., part][:, :, rows], weight, bias) for part in (columns[:5], columns[-5:]))
+    rows, columns = _padded(H, x.device), _padded(W, x.device)
+    top, bottom = (F.conv2d(x[:, :, part[:, None], columns], weight, bias) for part in (rows[:5], rows[-5:]))
+    left, right = (F.conv2d(x[:, :, rows[:, None], part], weight, bias) for part in (columns[:5], columns[-5:]))
     middle = torch.cat([left[:, :, 1:-1], inside, right[:, :, 1:-1]], dim=3)
     return torch.cat([top, middle, bottom], dim=2)
 

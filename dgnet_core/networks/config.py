@@ -1,8 +1,13 @@
 """Sizes of the networks."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from dgnet_core.checks import check, check_positive
+from dgnet_core.checks import check, check_choices, check_positive
+
+Pooling = Literal["release", "gem"]
+Neck = Literal["release", "bnneck"]
+StructureInput = Literal["gray", "contrast"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,8 @@ class TrunkConfig(ImageSize):
     """Channels after the first convolution; the appearance code has 32 x as many (2048)."""
     pretrained: str = "imagenet"
     """What the appearance encoder's ResNet starts from: "imagenet" (downloaded by torchvision into TORCH_HOME), the
-    path of a torchvision file, or "none"."""
+    path of a torch file with tensors of torchvision's names, such as those of ResNet-50s that were trained on people
+    (LUPerson, arXiv 2012.03753), or with MoCo's names of them, or "none"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,13 +52,27 @@ class NetworkConfig(TrunkConfig):
     """Sizes of DG-Net's networks; the defaults are the paper's (its section 3.1 and supplement)."""
 
     bottleneck: int = 512
-    """Width of f_prim and of f_fine."""
+    """Width of f_prim and of f_fine. 0, for a teacher with neck bnneck: no linear layer, BoT's head (arXiv
+    1903.07071)."""
+    pooling: Pooling = "release"
+    """How feature maps become vectors: release, the encoder's maxima and the teacher's mean; gem, for both, the
+    generalised mean with a learned exponent that starts at 3 (Radenovic et al., arXiv 1711.02512; in AGW, arXiv
+    2001.04193)."""
+    neck: Neck = "release"
+    """release: metric losses, if any, compare the feature that is classified and ranked; bnneck (Luo et al., arXiv
+    1903.07071): they compare the one before BatchNorm, which does not shift, and the classifier has no bias."""
     prim_dropout: float = 0.5
     """Dropout before the classifier of the primary feature."""
     fine_dropout: float = 0.75
     """Dropout before the classifier of the fine-grained feature."""
+    release_bottleneck: bool = False
+    """First weights of the bottlenecks as in the release: Kaiming by fan-out (2048 to 512: twice as large as by
+    fan-in), and BatchNorm's weights exactly 1 instead of N(1, 0.02)."""
     structure_width: int = 16
     """Channels after the first convolution of the structure encoder; the structure code has 8 x as many (128)."""
+    structure_input: StructureInput = "gray"
+    """What the structure encoder reads: the gray picture (paper), or its local contrast, which shows edges but not how
+    light a garment is: the decoder must then take lightness, like colour, from the appearance code."""
     aspp_dilations: tuple[int, int, int] = (3, 6, 9)
     """Dilations of the three dilated branches that end the structure encoder."""
     residual_blocks: int = 4
@@ -79,8 +99,11 @@ class NetworkConfig(TrunkConfig):
                 f"aspp_dilations {self.aspp_dilations} and discriminator_scales {self.discriminator_scales} need"
                 f" at least {smallest}: use larger images, smaller dilations or fewer scales",
             )
+        check_choices(self, pooling=Pooling, neck=Neck, structure_input=StructureInput)
+        needed = 0 if self.neck == "bnneck" else 1
+        check(self.bottleneck >= needed, self, "bottleneck", f"with neck {self.neck}, at least {needed}")
         check_positive(
-            self, "bottleneck", "structure_width", "residual_blocks", "adain_width", "discriminator_width",
+            self, "structure_width", "residual_blocks", "adain_width", "discriminator_width",
             "discriminator_scales",
         )  # fmt: skip
         check(min(self.aspp_dilations) > 0, self, "aspp_dilations", "every entry must be at least 1")
@@ -103,6 +126,7 @@ def laptop_network() -> NetworkConfig:
         bottleneck=128,
         pretrained="none",
         structure_width=6,
+        structure_input="contrast",
         aspp_dilations=(1, 2, 3),
         residual_blocks=2,
         adain_width=64,

@@ -60,6 +60,11 @@ class PG2GANConfig(MethodConfig):
         """Levels of G1: 5 at a height of 128, where the deepest is 8 x 4."""
         return max(2, self.network.height.bit_length() - 3)
 
+    @property
+    def later_stages(self) -> tuple[int, ...]:
+        """Where stage 2 begins."""
+        return (self.stage1,)
+
     def rescaled(self, iterations: int) -> Self:
         """The same run at another length: the first stage keeps its share of it."""
         stage1 = round(self.stage1 * iterations / self.iterations)

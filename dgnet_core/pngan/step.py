@@ -4,9 +4,10 @@ B pairs on this rank: a source image, and another image of the same identity, wh
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgnet_core.generation.grids import placed
 from dgnet_core.learning import losses
@@ -103,13 +104,13 @@ def pose_image(joints: Tensor, config: PNGANConfig) -> Tensor:
     return 2 * heat_maps(joints, *size, sigma=config.sigma) - 1
 
 
+def render(generator: nn.Module, config: PNGANConfig, sources: Tensor, joints: Tensor) -> Tensor:
+    """Normalised images (N, 3, H, W) of normalised sources in the poses of joints (N, 18, 3)."""
+    source, pose = to_symmetric(placed(sources, generator)), pose_image(placed(joints, generator), config)
+    with evaluating(generator):
+        return from_symmetric(generator(torch.cat([source, pose], dim=1)))
+
+
 def drawing(state: State, config: PNGANConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """What draws people: normalised images (N, 3, H, W) of normalised sources and target joints (N, 18, 3)."""
-    generator = state.networks["generator"]
-
-    def draw(sources: Tensor, joints: Tensor) -> Tensor:
-        source, pose = to_symmetric(placed(sources, generator)), pose_image(placed(joints, generator), config)
-        with evaluating(generator):
-            return from_symmetric(generator(torch.cat([source, pose], dim=1)))
-
-    return draw
+    return partial(render, state.networks["generator"], config)

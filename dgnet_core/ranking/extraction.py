@@ -70,6 +70,8 @@ def extract_batch(
 ) -> tuple[Tensor, Tensor]:
     """Both halves (N, bottleneck) of one batch, as `extract` has them, unchecked: nothing waits for a GPU.
 
+    An unscaled fine half is not of unit length.
+
     Args:
         network: in eval mode; see `evaluating`.
         pixels: (N, 3, h, w), uint8, on the network's device.
@@ -80,5 +82,5 @@ def extract_batch(
     weight = next(network.parameters())
     x = normalise(pixels, height, width).to(weight.dtype)
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        prim, fine = network.describe(torch.cat([x, x.flip(3)]))
-    return mirror_average(*prim.chunk(2)), mirror_average(*fine.chunk(2))
+        prim, fine = (half.unflatten(0, (2, -1)) for half in network.describe(torch.cat([x, x.flip(3)])))
+    return mirror_average(*prim), fine.float().mean(dim=0) if network.unscaled_fine else mirror_average(*fine)

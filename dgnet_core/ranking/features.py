@@ -112,7 +112,7 @@ def descriptor(prim: Tensor, fine: Tensor, beta: float = 0.5) -> Tensor:
     Raises:
         ValueError: the numbers of rows differ, or beta is not a finite number from 0.
     """
-    if len(prim) != len(fine):
+    if prim.shape[0] != fine.shape[0]:
         raise ValueError(f"fine: {len(fine)} rows, but prim has {len(prim)}; give both for the same images")
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta: must be finite and at least 0, got {beta}")

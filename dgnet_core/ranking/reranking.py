@@ -49,16 +49,13 @@ class Reranking:
             raise ValueError(f"original_weight: must be from 0 to 1, got {self.original_weight}; the paper uses 0.3")
 
 
-def reranked_scores(
-    query: Tensor, gallery: Tensor, settings: Reranking, block_rows: int | None = None
-) -> Iterator[tuple[slice, Tensor]]:
+def reranked_scores(query: Tensor, gallery: Tensor, settings: Reranking) -> Iterator[tuple[slice, Tensor]]:
     """Scores of the re-ranked gallery: minus the final distance of the paper.
 
     Args:
         query: float32, Q x D.
         gallery: float32, G x D.
         settings: k1, k2 and lambda.
-        block_rows: images in a block; None chooses by their number. Results do not depend on it.
 
     Yields:
         Some queries, and their scores against the whole gallery: float32, queries x G.
@@ -70,11 +67,11 @@ def reranked_scores(
     if len(images) <= settings.k1:
         raise ValueError(f"k1: {settings.k1} neighbours need more than the {len(images)} images given; lower k1")
     squared_norms = images.square().sum(1)
-    nearest, farthest = _neighbours(images, squared_norms, settings.k1, block_rows)
+    nearest, farthest = _neighbours(images, squared_norms, settings.k1)
     rows, columns = _reciprocal_neighbours(nearest, settings.k1)
 
     weights = torch.empty(len(rows), device=images.device)
-    for part in row_blocks(len(rows), images.shape[1], None):
+    for part in row_blocks(len(rows), images.shape[1]):
         dots = (images[rows[part]] * images[columns[part]]).sum(1)
         distance = (squared_norms[rows[part]] + squared_norms[columns[part]] - 2 * dots).clamp(min=0)
         distance[rows[part] == columns[part]] = 0
@@ -82,7 +79,7 @@ def reranked_scores(
     weights /= torch.zeros(len(images), device=images.device).index_add_(0, rows, weights)[rows]
     rows, columns, weights = _average(rows, columns, weights, nearest[:, : settings.k2])
 
-    overlap_blocks = _overlaps(rows, columns, weights, len(query), len(gallery), block_rows)
+    overlap_blocks = _overlaps(rows, columns, weights, len(query), len(gallery))
     for block, overlap in overlap_blocks:
         jaccard = 1 - overlap / (2 - overlap)  # lists sum to 1, so their maxima sum to 2 - overlap
         distance = -2 * dot_products(query[block], gallery)
@@ -91,14 +88,14 @@ def reranked_scores(
         yield block, -(settings.original_weight * distance + (1 - settings.original_weight) * jaccard)
 
 
-def _neighbours(images: Tensor, squared_norms: Tensor, k1: int, block_rows: int | None) -> tuple[Tensor, Tensor]:
+def _neighbours(images: Tensor, squared_norms: Tensor, k1: int) -> tuple[Tensor, Tensor]:
     """N(p, k1): each image and its k1 nearest, nearest first, int64, N x (k1 + 1).
 
     Also the largest squared distance of each row, float32, N.
     """
     nearest = torch.empty(len(images), k1 + 1, dtype=torch.int64, device=images.device)
     farthest = torch.empty(len(images), device=images.device)
-    for block in row_blocks(len(images), 4 * len(images), block_rows):  # 4: the keys of `largest`
+    for block in row_blocks(len(images), 4 * len(images)):  # 4: the keys of `largest`
         closeness = dot_products(images[block], images).mul_(2).sub_(squared_norms)
         farthest[block] = squared_norms[block] - closeness.min(1).values
         own = torch.arange(block.start, block.stop, device=images.device)
@@ -112,7 +109,7 @@ def _reciprocal_neighbours(nearest: Tensor, k1: int) -> tuple[Tensor, Tensor]:
     half = nearest[:, : round(k1 / 2) + 1]
     width = nearest.shape[1] * half.shape[1] * nearest.shape[1]
     found = []
-    for block in row_blocks(len(nearest), 8 * width, None):
+    for block in row_blocks(len(nearest), 8 * width):
         owners = torch.arange(block.start, block.stop, device=nearest.device)
         members = _reciprocal(nearest, owners)  # b x K
         lists = _reciprocal(half, nearest[block].flatten())
@@ -148,14 +145,14 @@ def _average(rows: Tensor, columns: Tensor, weights: Tensor, nearest: Tensor) ->
 
 
 def _overlaps(
-    rows: Tensor, columns: Tensor, weights: Tensor, num_queries: int, num_gallery: int, block_rows: int | None
+    rows: Tensor, columns: Tensor, weights: Tensor, num_queries: int, num_gallery: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Sum of the smaller weights of two lists, for queries x gallery, from an inverted index of the lists."""
     of_gallery = (rows >= num_queries).nonzero()[:, 0]
     of_gallery = of_gallery[columns[of_gallery].argsort(stable=True)]
     count = torch.bincount(columns[of_gallery], minlength=num_queries + num_gallery)
     start = count.cumsum(0) - count
-    for block in row_blocks(num_queries, num_gallery, block_rows):
+    for block in row_blocks(num_queries, num_gallery):
         overlap = torch.zeros(block.stop - block.start, num_gallery, device=rows.device)
         first, last = torch.searchsorted(rows, rows.new_tensor([block.start, block.stop])).tolist()
         longest = max(1, int(count[columns[first:last]].max()))

@@ -13,13 +13,15 @@ Ties: a wrong image goes before a match of equal score. Every figure is then ind
 order, and constant descriptors score worst, not best. (The scores of exact duplicates can still differ in
 the last bit of a matrix product.)
 
+Average precision is the area under the precision-recall curve by trapezoids, as in the Market-1501 kit; most
+toolboxes take the mean of the precisions at the matches, which is higher.
+
 Queries without a match count as 0 in every average, as in the Market-1501 kit, and are counted.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -27,15 +29,9 @@ from torch import Tensor
 
 from dgnet_core.ranking.features import JUNK, Features, check_comparable
 from dgnet_core.ranking.intervals import Estimate, estimate
+from dgnet_core.ranking.reordering import Reordering, reordered
 from dgnet_core.ranking.reranking import Reranking, reranked_scores
 from dgnet_core.ranking.scoring import count_at_least, dot_products, largest, ragged, row_blocks
-
-Protocol = Literal["market1501", "plain"]
-"""How a query's average precision is computed.
-
-`market1501`: area under the precision-recall curve by trapezoids, as in the Market-1501 kit. `plain`: mean
-of the precisions at the matches, as in most toolboxes. Junk, CMC and mINP are the same in both.
-"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,9 +40,6 @@ class RetrievalResult:
 
     beta: float
     """Weight of the fine half."""
-
-    protocol: Protocol
-    """Definition of the average precision."""
 
     average_precision: Tensor
     """float64, Q; 0 for a query without a match."""
@@ -141,12 +134,10 @@ def evaluate(
     gallery: Features,
     beta: float = 0.5,
     *,
-    protocol: Protocol = "market1501",
-    reranking: Reranking | None = None,
-    block_rows: int | None = None,
+    reranking: Reranking | Reordering | None = None,
 ) -> RetrievalResult:
     """CMC, mAP and mINP for one beta; `sweep_beta` says the rest."""
-    results = sweep_beta(query, gallery, [beta], protocol=protocol, reranking=reranking, block_rows=block_rows)
+    results = sweep_beta(query, gallery, [beta], reranking=reranking)
     return results[0]
 
 
@@ -156,9 +147,7 @@ def sweep_beta(
     gallery: Features,
     betas: Sequence[float],
     *,
-    protocol: Protocol = "market1501",
-    reranking: Reranking | None = None,
-    block_rows: int | None = None,
+    reranking: Reranking | Reordering | None = None,
 ) -> list[RetrievalResult]:
     """CMC, mAP and mINP for several weights of the fine half, from one pass over the descriptors.
 
@@ -169,26 +158,23 @@ def sweep_beta(
         query: Q queries.
         gallery: G images, on the same device.
         betas: weights from 0 (f_prim alone) to `math.inf` (f_fine alone).
-        protocol: definition of the average precision.
-        reranking: re-rank by k-reciprocal neighbours before scoring; None ranks by similarity.
-        block_rows: queries in a block; None chooses by the gallery's size. Results do not depend on it.
+        reranking: re-rank by k-reciprocal neighbours, or the nearest by what compares fine halves, before scoring; None
+            ranks by similarity.
 
     Returns:
         A result for each of `betas`, in their order.
 
     Raises:
         ValueError: query and gallery are not comparable, a query is junk, the gallery is nothing but
-            junk, a beta is negative, or the protocol is unknown.
+            junk, or a beta is negative.
     """
-    if protocol not in get_args(Protocol):
-        raise ValueError(f"protocol: {protocol!r} is unknown; choose one of {', '.join(get_args(Protocol))}")
     pairs = _same_person_pairs(query, gallery)
     owners = pairs.rows[pairs.correct].cpu().numpy()
     wrong_ahead: list[list[Tensor]] = [[] for _ in betas]
-    for index, block, scores in _score_blocks(query, gallery, pairs.kept, betas, reranking, block_rows):
+    for index, block, scores in _score_blocks(query, gallery, pairs.kept, betas, reranking):
         wrong_ahead[index].append(_wrong_ahead(scores, *pairs.of_block(block)))
     return [
-        _result(torch.cat(parts).cpu().numpy(), owners, query.person_ids.cpu(), beta, protocol)
+        _result(torch.cat(parts).cpu().numpy(), owners, query.person_ids.cpu(), beta)
         for beta, parts in zip(betas, wrong_ahead, strict=True)
     ]
 
@@ -200,8 +186,7 @@ def top_matches(
     k: int = 10,
     beta: float = 0.5,
     *,
-    reranking: Reranking | None = None,
-    block_rows: int | None = None,
+    reranking: Reranking | Reordering | None = None,
 ) -> RankedLists:
     """The first k gallery images of each query, junk taken out, in the order that `evaluate` scores.
 
@@ -212,8 +197,7 @@ def top_matches(
         gallery: G images, on the same device.
         k: length of the lists.
         beta: weight of the fine half, from 0 to `math.inf`.
-        reranking: re-rank by k-reciprocal neighbours; None ranks by similarity.
-        block_rows: queries in a block; None chooses by the gallery's size.
+        reranking: as for `sweep_beta`.
 
     Raises:
         ValueError: as `sweep_beta`, or k is not positive.
@@ -223,7 +207,7 @@ def top_matches(
     pairs = _same_person_pairs(query, gallery)
     index = torch.full((len(query), k), -1, device=query.prim.device)
     score = torch.full((len(query), k), -math.inf, device=query.prim.device)
-    for _, block, scores in _score_blocks(query, gallery, pairs.kept, [beta], reranking, block_rows):
+    for _, block, scores in _score_blocks(query, gallery, pairs.kept, [beta], reranking):
         rows, columns, correct = pairs.of_block(block)
         scores[rows[~correct], columns[~correct]] = -math.inf
         best = largest(scores, min(k, scores.shape[1]), torch.stack([rows[correct], columns[correct]]))
@@ -272,8 +256,7 @@ def _score_blocks(
     gallery: Features,
     kept: Tensor,
     betas: Sequence[float],
-    reranking: Reranking | None,
-    block_rows: int | None,
+    reranking: Reranking | Reordering | None,
 ) -> Iterator[tuple[int, slice, Tensor]]:
     """Yields (index of the beta, queries, their scores against the kept images, free to be overwritten)."""
     for beta in betas:
@@ -281,10 +264,10 @@ def _score_blocks(
             raise ValueError(f"beta: must be at least 0, got {beta}; 0 is f_prim alone, math.inf f_fine")
         if beta == math.inf and not query.fine.shape[1]:
             raise ValueError("beta: math.inf ranks by the fine half, which is 0 values long; use 0")
-    if reranking:
+    if isinstance(reranking, Reranking):
         # Re-ranking looks at the whole gallery: which images are junk is known to the judge only.
         for index, beta in enumerate(betas):
-            blocks = reranked_scores(_weighted(query, beta), _weighted(gallery, beta), reranking, block_rows)
+            blocks = reranked_scores(_weighted(query, beta), _weighted(gallery, beta), reranking)
             for block, scores in blocks:
                 yield index, block, scores[:, kept]
         return
@@ -292,7 +275,7 @@ def _score_blocks(
     prim, fine = gallery.prim, gallery.fine
     if len(kept) < len(gallery):
         prim, fine = prim.index_select(0, kept), fine.index_select(0, kept)
-    blocks = list(row_blocks(len(query), len(kept), block_rows))
+    blocks = list(row_blocks(len(query), len(kept)))
     buffer = prim.new_empty(blocks[0].stop, len(kept))
     for block in blocks:
         scores = buffer[: block.stop - block.start]
@@ -303,7 +286,10 @@ def _score_blocks(
                 scores.copy_(fine_scores)
             else:
                 torch.add(prim_scores, fine_scores, alpha=beta, out=scores)
-            yield index, block, scores
+            if reranking is None:
+                yield index, block, scores
+            else:
+                yield index, block, reordered(scores, query.fine[block], fine, reranking)
         del prim_scores, fine_scores  # before the next are made
 
 
@@ -323,9 +309,7 @@ def _wrong_ahead(scores: Tensor, rows: Tensor, columns: Tensor, correct: Tensor)
     return count_at_least(scores, rows.masked_select(correct), matches)
 
 
-def _result(
-    wrong_ahead: np.ndarray, owners: np.ndarray, person_ids: Tensor, beta: float, protocol: Protocol
-) -> RetrievalResult:
+def _result(wrong_ahead: np.ndarray, owners: np.ndarray, person_ids: Tensor, beta: float) -> RetrievalResult:
     """Per-query figures from the wrong images ahead of each match, and the query of each match, ascending."""
     num_queries = len(person_ids)
     count = np.bincount(owners, minlength=num_queries)
@@ -334,17 +318,14 @@ def _result(
     wrong_ahead = wrong_ahead[np.lexsort((wrong_ahead, owners))]  # best match of a query first
     ranks = 1 + place + wrong_ahead
     precision = (place + 1) / ranks
-    if protocol == "market1501":
-        precision_before = np.where(ranks > 1, place / np.maximum(ranks - 1, 1), 1)
-        precision = (precision_before + precision) / 2
-    average_precision = np.bincount(owners, precision, num_queries) / np.maximum(count, 1)
+    precision_before = np.where(ranks > 1, place / np.maximum(ranks - 1, 1), 1)
+    average_precision = np.bincount(owners, (precision_before + precision) / 2, num_queries) / np.maximum(count, 1)
     matched = count > 0
     first_match_rank, last_match_rank = np.zeros_like(count), np.ones_like(count)
     first_match_rank[matched] = ranks[start[matched]]
     last_match_rank[matched] = ranks[start[matched] + count[matched] - 1]
     return RetrievalResult(
         beta=beta,
-        protocol=protocol,
         average_precision=torch.from_numpy(average_precision),
         inverse_negative_penalty=torch.from_numpy(count / last_match_rank),
         first_match_rank=torch.from_numpy(first_match_rank),

@@ -14,28 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK_ROWS = 512
+BLOCK_ROWS = 512
+"""Rows in a block of scores at most; no result depends on it."""
 _BLOCK_SCORES = 2**27  # 512 MiB of float32
 _INDEX_BITS = 31
 
 
-def row_blocks(rows: int, columns: int, block_rows: int | None) -> Iterator[slice]:
-    """Slices over `rows`, such that a block of scores with `columns` columns stays below 512 MiB.
-
-    Args:
-        rows: number of rows to cover.
-        columns: length of a row of scores.
-        block_rows: rows in a block; None chooses 512, or fewer when the rows are longer than 262,144.
-
-    Raises:
-        ValueError: `block_rows` is not positive.
-    """
-    if block_rows is None:
-        block_rows = max(1, min(_BLOCK_ROWS, _BLOCK_SCORES // columns))
-    if block_rows < 1:
-        raise ValueError(f"block_rows: must be at least 1, got {block_rows}; pass None to have it chosen")
-    for first in range(0, rows, block_rows):
-        yield slice(first, min(first + block_rows, rows))
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices over `rows`, such that a block of scores with `columns` columns stays below 512 MiB."""
+    size = max(1, min(BLOCK_ROWS, _BLOCK_SCORES // columns))
+    for first in range(0, rows, size):
+        yield slice(first, min(first + size, rows))
 
 
 def dot_products(left: Tensor, right: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from typing import Self, cast
 
 import torch
+from torch import nn
 
-from dgnet_core.learning.state import State, no_fault
+from dgnet_core.learning.state import State, average_of, no_fault
 from dgnet_core.learning.steps import to_device, trunk_and_heads
 from dgnet_core.networks.resnet import load_imagenet
 from dgnet_core.teacher.config import TeacherConfig
@@ -28,19 +29,26 @@ class TeacherState(State):
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            teacher = Teacher(config.network, config.num_classes, config.dropout)
+            teacher = Teacher(config.network, config.num_classes, config.dropout, config.last_stride)
         if pretrained:
             load_imagenet(teacher.trunk, config.network)
         to_device(teacher, config.step, device)
         optimizer = trunk_and_heads(
             teacher.trunk,
-            [teacher.head],
+            [teacher.head, *([teacher.pool] if teacher.pool is not None else [])],
+            kind=config.optimizer,
             lr=config.lr,
             head_lr_factor=config.head_lr_factor,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        return cls(networks={"teacher": teacher}, optimizers={"optimizer": optimizer}, fault=no_fault(device))
+        averages: dict[str, nn.Module] = {"teacher": average_of(teacher)} if config.ema else {}
+        return cls(
+            networks={"teacher": teacher},
+            optimizers={"optimizer": optimizer},
+            averages=averages,
+            fault=no_fault(device),
+        )
 
     @property
     def teacher(self) -> Teacher:
@@ -48,6 +56,11 @@ class TeacherState(State):
         return cast(Teacher, self.networks["teacher"])
 
     @property
+    def describing_teacher(self) -> Teacher:
+        """What describes people and labels generated ones: the moving average of the network where there is one."""
+        return cast(Teacher, self.describing("teacher"))
+
+    @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """SGD on trunk and head."""
+        """Of trunk and head."""
         return self.optimizers["optimizer"]

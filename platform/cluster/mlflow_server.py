@@ -105,6 +105,8 @@ def serve(server: Options) -> None:
         _check_ports(server)
         if uri := os.environ.get("MLFLOW_BACKEND_STORE_URI"):
             _check_database(uri)
+        else:
+            _make_database(home / "mlflow.db")
         if server.artifacts.startswith("s3://"):
             _check_bucket(server.artifacts)
         environment, command = _environment(home), _command(server)
@@ -251,7 +253,7 @@ def credentials() -> tuple[str, str, str]:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """The server's environment: whatever is secret is there, not among its arguments, which everybody can see."""
+    """The server's environment: whatever is secret is there, not among its arguments, which every user can see."""
     user, password, _ = credentials()
     key, auth = home / "secret_key", home / "basic_auth.ini"
     if not key.exists():
@@ -318,6 +320,17 @@ def _alone(home: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _make_database(database: Path) -> None:
+    """Make MLflow's database if it is missing: whole, for MLflow opens none that was left between two of its steps."""
+    if not database.exists():
+        from mlflow.store.db.utils import _initialize_tables  # takes seconds
+
+        partial = database.with_name(".mlflow.db.partial")
+        partial.unlink(missing_ok=True)
+        _initialize_tables(sqlalchemy.create_engine(f"sqlite:///{partial}", poolclass=sqlalchemy.NullPool))
+        partial.rename(database)
 
 
 def _check_ports(server: Server) -> None:

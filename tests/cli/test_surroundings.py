@@ -108,7 +108,7 @@ def test_a_search(people_store: Path, folder: Path):
     file = settings(tiny_experiment(people_store, folder), folder)
     options = [
         "--config", file.name, "--name", "s", "--iterations", "12", "--set", "ramp=4", "warmup_start=4",
-        "--stopping.rungs", "2", "--stopping.eta", "2", "--stopping.first", "0.3",
+        "--stopping.kind", "none",
     ]  # fmt: skip
     done = command("tune_market.py", *options, "--trials", 1, folder=folder, environment=environment)
     named(done.stdout, 0, done.returncode)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dgnet_platform.cli.options import TrainTeacher, parse
+from dgnet_platform.cli.experiments import parse
+from dgnet_platform.cli.options import TrainTeacher
 from dgnet_platform.cli.terminal import run
 from dgnet_platform.errors import ExperimentError, TrainingError
 from dgnet_platform.runs.tracking_uri import sqlite_uri, where_to_look

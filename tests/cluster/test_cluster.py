@@ -86,7 +86,7 @@ def test_nodes_get_exactly_the_lock_and_jobs_the_environment(tmp_path):
     sync = load(FILES[0])["setup_commands"][-1].partition("uv sync")[2].split()
     assert {"--locked", "--no-dev", "--no-install-project", "--compile-bytecode"} <= set(sync)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"aws", "gcp", "postgres"} == set(project["optional-dependencies"])
+    assert {"aws", "export", "gcp", "postgres"} == set(project["optional-dependencies"])
 
 
 def test_a_shell_that_starts_a_worker_leaves_the_jobs_paths_alone(tmp_path):

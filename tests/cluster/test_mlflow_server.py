@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -22,7 +21,7 @@ from dgnet_platform.errors import TrackingError
 from dgnet_platform.runs.run import Run
 from dgnet_platform.tracking import client as tracking
 from tests.helpers.runs import ROOT, by_command_line, job, tiny_teacher
-from tests.helpers.servers import wait_for
+from tests.helpers.servers import free_ports, wait_for
 
 SCRIPT = ROOT / "platform" / "cluster" / "mlflow_server.py"
 TOKEN = "planted-token-0123456789"
@@ -71,11 +70,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     """A server with nothing but defaults, started for the first time."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     home = tmp_path_factory.mktemp("home")
-    server = Server(home, home / "mlflow", port)
+    server = Server(home, home / "mlflow", free_ports(1)[0])
     try:
         done = server.command("start")
         assert done.returncode == 0, done.stderr
@@ -153,7 +149,7 @@ def test_a_backup_is_all_there_is(server, client, tmp_path):
     client.log_text(run.info.run_id, "a picture", "picture.txt")
     done = server.command("backup", "--to", str(tmp_path / "backup.tar.gz"))
     assert done.returncode == 0, done.stderr
-    restored = Server(server.home, tmp_path / "restored", server.port + 1)
+    restored = Server(server.home, tmp_path / "restored", free_ports(1)[0])
     restored.folder.mkdir()
     with tarfile.open(tmp_path / "backup.tar.gz") as tar:
         tar.extractall(restored.folder, filter="data")
@@ -182,7 +178,7 @@ def test_what_cannot_be_served_is_said_in_seconds(server, tmp_path, monkeypatch)
     again = server.command("serve")
     assert again.returncode == 2
     assert "a server runs in" in again.stderr
-    elsewhere = ("--port", str(server.port + 1), "--artifacts", "s3://no-such-bucket/mlflow")
+    elsewhere = ("--port", str(free_ports(1)[0]), "--artifacts", "s3://no-such-bucket/mlflow")
     no_one = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-west-2"}
     refused("no-such-bucket/mlflow cannot be used (Unable to locate credentials)", *elsewhere, **no_one)
     database = {"MLFLOW_BACKEND_STORE_URI": "postgresql://me:secret-password@127.0.0.1:9/mlflow"}
@@ -200,7 +196,7 @@ def test_a_missing_bucket_is_named(server, tmp_path, free_port):
     s3.start()
     try:
         somebody = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-        done = Server(server.home, tmp_path / "other", server.port + 1).command(
+        done = Server(server.home, tmp_path / "other", free_ports(1)[0]).command(
             "serve", "--artifacts", "s3://no-such-bucket/mlflow",
             AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port}", AWS_DEFAULT_REGION="us-west-2", **somebody,
         )  # fmt: skip

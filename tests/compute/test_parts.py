@@ -1,4 +1,4 @@
-"""Parts made by Ray Data's actors on a real Ray cluster of this machine: killed, refused, the same in every byte."""
+"""Parts made by Ray's actors on a real Ray cluster of this machine: killed, refused, the same in every byte."""
 
 import json
 import os
@@ -7,17 +7,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import ray
 import torch
 
 from dgnet_core.dgnet.state import TrainState
+from dgnet_core.teacher.config import laptop_teacher
+from dgnet_core.teacher.state import TeacherState
 from dgnet_platform.compute import cluster as machines
 from dgnet_platform.compute.parts import Part, make_parts, missing, owned, parts_of
 from dgnet_platform.data.store import StoreError
 from dgnet_platform.errors import ExperimentError
-from dgnet_platform.evaluation.config import GenerateConfig
+from dgnet_platform.evaluation.config import GenerateConfig, MeasureConfig
 from dgnet_platform.evaluation.generate import MANIFEST, generate
+from dgnet_platform.evaluation.measure import measure
+from dgnet_platform.evaluation.measured import TABLES
 from dgnet_platform.runs import checkpoint
 from jobs.evaluate import main as evaluate
 from tests.helpers.runs import job
@@ -79,6 +84,40 @@ def test_a_distributed_evaluation_is_the_same(people_store, trained, tmp_path, c
     assert others == values
     assert there == here
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"]
+
+
+def test_a_stopped_measurement_is_finished_by_workers(people_store, trained, tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr("dgnet_platform.evaluation.measure.PART", 64)
+    generated = tmp_path / "set"
+    generate(
+        GenerateConfig(checkpoint=trained, store=str(people_store), out=generated, per_image=1, threads=1),
+        lambda *_: None,
+    )
+    torch.manual_seed(0)
+    network = replace(CONFIG.network, appearance_width=1)
+    config = replace(laptop_teacher(12, 144), network=network)
+    teacher = checkpoint.save(TeacherState.build(config), config, tmp_path / "teacher")
+    here = MeasureConfig(
+        generated=generated, teacher=teacher, store=str(people_store), out=tmp_path / "here", people=40, threads=1,
+        diversity_pairs=2, diversity_rounds=2,
+    )  # fmt: skip
+    whole = measure(here, lambda *_: None)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "DSSIM" and done:
+            raise KeyboardInterrupt
+
+    there = replace(here, out=tmp_path / "there")
+    with pytest.raises(KeyboardInterrupt):
+        measure(there, stop)
+    seen: dict[str, list[tuple[int, int]]] = {}
+    finished = measure(replace(there, workers=2), lambda what, *at: seen.setdefault(what, []).append(at))
+    for name in TABLES:
+        pd.testing.assert_frame_equal(getattr(finished, name), getattr(whole, name), check_exact=True)
+    assert set(seen) == {"features", "DSSIM", "drawn people"}
+    assert all(at[-1][0] == at[-1][1] for at in seen.values())
+    assert len(seen["features"]) == 1  # nothing was left to do
+    assert 0 < seen["DSSIM"][0][0] < seen["DSSIM"][0][1]
 
 
 class Work:

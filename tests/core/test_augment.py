@@ -8,7 +8,16 @@ import torch
 from PIL import Image
 
 from dgnet_core.learning import augment
-from dgnet_core.learning.augment import ATTEMPTS, STD, denormalise, erase, flip_and_crop, normalise, training_batch
+from dgnet_core.learning.augment import (
+    ATTEMPTS,
+    STD,
+    crop_and_resize,
+    denormalise,
+    erase,
+    flip_and_crop,
+    normalise,
+    training_batch,
+)
 from dgnet_core.learning.batches import Position
 from dgnet_core.learning.config import AugmentConfig, StepConfig
 from tests.helpers.tiny import tiny_config
@@ -94,6 +103,40 @@ def test_first_rectangle_inside_the_image_is_erased() -> None:
 def test_no_rectangle_spans_the_image(aspect: float) -> None:
     x = torch.ones(1, 1, 20, 10)
     assert torch.equal(erase(x, torch.zeros(1, 5), share=(0.5, 0.5), aspect=(aspect, aspect), p=1), x)
+
+
+@pytest.mark.parametrize("size", [(128, 64), (48, 24)])
+def test_crops_keep_to_their_limits(size: tuple[int, int]) -> None:
+    H, W = size
+    places = torch.stack(torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij"))
+    draws = torch.rand(2000, 4 * ATTEMPTS, generator=torch.Generator().manual_seed(0))
+    seen = crop_and_resize(places.expand(2000, -1, -1, -1), draws, (0.64, 1.0), (2.0, 3.0))
+    middle = seen[:, :, 1:-1, 1:-1]  # what lies outside the picture is its edge
+    height = (middle[:, 0, -1, 0] - middle[:, 0, 0, 0]) * H / (H - 3)
+    width = (middle[:, 1, 0, -1] - middle[:, 1, 0, 0]) * W / (W - 3)
+    whole = (seen - places).abs().amax(dim=(1, 2, 3)) < 1e-3
+    assert float(whole.float().mean()) < 0.02  # in ten attempts, nearly always one fits
+    share, aspect = (height * width / (H * W))[~whole], (height / width)[~whole]
+    slack = 1.5 / W  # both sides are whole pixels
+    assert 0.64 - slack < share.min() < 0.66
+    assert 0.9 < share.max() < 1
+    assert 2 - 3 * slack < aspect.min() < 2.02
+    assert 2.9 < aspect.max() < 3 + 3 * slack
+    top = middle[~whole, 0, 0, 0]
+    assert top.min() < 2
+    assert top.max() > 0.1 * H  # anywhere in the picture
+
+
+def test_cropped_picture_by_hand() -> None:
+    x = torch.arange(8 * 4, dtype=torch.float64).view(1, 1, 8, 4)
+    half = torch.tensor([[0.0, 0.0, 0.5, 0.99]])  # a quarter of the area, as wide as high: 3 by 3 from row 3, column 1
+    out = crop_and_resize(x, half, (0.25, 0.25), (1.0, 1.0))[0, 0]
+    rows = 3 + (torch.arange(8).double() + 0.5) * 3 / 8 - 0.5
+    columns = 1 + (torch.arange(4).double() + 0.5) * 3 / 4 - 0.5
+    expected = 4 * rows[:, None] + columns.clamp(max=3)
+    torch.testing.assert_close(out, expected)
+    none = crop_and_resize(x, half, (1.0, 1.0), (1.0, 1.0))  # 6 by 6 is wider than the picture
+    torch.testing.assert_close(none, x)
 
 
 def test_flips_crops_and_erasing_share_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgnet_core.learning import batches
 from dgnet_core.learning.batches import PairSampler, Position, share
 
 
@@ -104,7 +103,7 @@ def test_draws_are_a_function_of_the_position() -> None:
 
 
 def test_the_least_uniform_draw_makes_a_finite_normal_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "uniform", lambda *_: torch.zeros(2 * 3))
+    monkeypatch.setattr(Position, "uniform", lambda *_: torch.zeros(2, 3))
     draws = Position(seed=0, iteration=0).normal("noise", (2, 3), "cpu")
     assert torch.isfinite(draws).all()
     assert float(draws[0, 0]) == pytest.approx(-5.42, abs=0.05)  # one in 2^25 lies below

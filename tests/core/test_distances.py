@@ -1,14 +1,19 @@
 """Distances between sets of pictures, the FID network, diversity, and people without their background."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pytorch_fid import inception as pytorch_fid
+from skimage.color import rgb2lab
+from skimage.metrics import structural_similarity
 from torch import Tensor, nn
-from torchvision.models import inception
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
 
 from dgnet_core.generation import distances
 from dgnet_core.generation.distances import (
@@ -21,7 +26,6 @@ from dgnet_core.generation.distances import (
     lab,
     moments,
 )
-from dgnet_core.generation.fidelity import swap_fidelity
 from dgnet_core.generation.inception import (
     InceptionFID,
     inception_input,
@@ -29,7 +33,7 @@ from dgnet_core.generation.inception import (
     tensorflow_resize,
 )
 from dgnet_core.generation.people import identity_ranks, person_fidelity, person_figures
-from dgnet_platform.data.people.people import People, Shot
+from dgnet_platform.data.people.people import People
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,41 +74,38 @@ def test_a_covariance_of_too_few_pictures_is_refused():
         kernel_distance(torch.rand(19, 8), torch.rand(30, 8))
 
 
-def test_kernel_distance_is_the_plain_definition():
+class Flat(nn.Module):
+    """Pictures (N, 1, 1, D) are their own features, as torchmetrics takes them."""
+
+    num_features = 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def test_distances_are_those_of_torchmetrics():
     generator = torch.Generator().manual_seed(0)
     first, second = torch.rand(60, 5, generator=generator), torch.rand(44, 5, generator=generator) + 0.2
+    oracle = FrechetInceptionDistance(Flat()).set_dtype(torch.float64)
+    for features, real in ((first, True), (second, False)):
+        oracle.update(features.double()[:, None, None], real=real)
+    assert frechet_distance(moments(first), moments(second)) == pytest.approx(float(oracle.compute()), rel=1e-6)
+
     found = kernel_distance(first, second, subsets=4, seed=3)
     assert found.subset_size == 22
-
-    def kernel(x: np.ndarray, y: np.ndarray) -> float:
-        return (float(x @ y) / 5 + 1) ** 3
-
     rng = np.random.default_rng(3)
-    plain = []
+    expected = []
     for _ in range(4):
-        x, y = (values.double().numpy()[rng.choice(len(values), 22, replace=False)] for values in (first, second))
-        within = sum(kernel(one[i], one[j]) for one in (x, y) for i in range(22) for j in range(22) if i != j)
-        across = sum(kernel(a, b) for a in x for b in y)
-        plain.append(within / (22 * 21) - 2 * across / 22**2)
-    assert found.mean == pytest.approx(np.mean(plain), rel=1e-5)
-    assert found.deviation == pytest.approx(np.std(plain), rel=1e-4)
+        x, y = (values.double()[rng.choice(len(values), 22, replace=False)] for values in (first, second))
+        expected.append(float(poly_mmd(x, y)))
+    assert found.mean == pytest.approx(np.mean(expected), rel=1e-5)
+    assert found.deviation == pytest.approx(np.std(expected), rel=1e-4)
     same = kernel_distance(torch.rand(900, 5, generator=generator), torch.rand(900, 5, generator=generator))
     assert abs(same.mean) < 3 * same.deviation < 0.05 * found.mean
 
 
 # ------------------------------------------------------------------------------------------------------------
 # The FID network
-
-
-class Reference(inception.Inception3):
-    """torchvision's network with the three changes, made in torchvision's own code by exchanging its pools."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        super().__init__(num_classes=1008, aux_logits=False, init_weights=False)
-        plain = F.avg_pool2d
-        monkeypatch.setattr(inception.F, "avg_pool2d", lambda x, **how: plain(x, count_include_pad=False, **how))
-        self.Mixed_7c.register_forward_pre_hook(lambda *_: monkeypatch.setattr(inception.F, "avg_pool2d", F.max_pool2d))
-        self.fc = nn.Identity()
 
 
 @pytest.fixture(scope="module")
@@ -129,23 +130,14 @@ def noise(count: int, height: int = 128, width: int = 64) -> Tensor:
     return torch.randint(256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_network_is_torchvisions_with_three_changes(weights: Path, monkeypatch: pytest.MonkeyPatch):
-    network = read_inception(weights)
-    x = inception_input(noise(2), "table2")
+def test_features_are_those_of_pytorch_fid(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    network, pixels = read_inception(weights), noise(2)
+    monkeypatch.setattr(pytorch_fid, "load_state_dict_from_url", lambda *_, **__: torch.load(weights))
+    oracle = pytorch_fid.InceptionV3().eval()  # resizes by itself
     with torch.no_grad():
-        found = network(x)
-        tensors = torch.load(weights, weights_only=True)
-        reference = Reference(monkeypatch).eval()
-        reference.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("fc.")})
-        expected = reference(x)
-        unchanged = inception.Inception3(num_classes=1008, aux_logits=False, init_weights=False).eval()
-    assert expected.shape == (2, 2048)
-    assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
-    monkeypatch.undo()
-    unchanged.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    unchanged.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("fc.")})
-    with torch.no_grad():
-        assert float((found - unchanged(x)).abs().max()) > 0.01 * float(expected.abs().max())
+        found, (expected,) = network(inception_input(pixels, "legacy_pytorch")), oracle(pixels / 255)
+    assert expected.shape == (2, 2048, 1, 1)
+    assert float((found - expected[:, :, 0, 0]).abs().max()) < 1e-4 * float(expected.abs().max())
     assert not network.training
 
 
@@ -165,6 +157,10 @@ def test_resizing_is_that_of_each_mode():
 
     ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 2, 4)
     assert tensorflow_resize(ramp, 2, 8)[0, 0, 0].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]
+    rows = pixels[0, 0].double().numpy()
+    for size in (299, 128):  # NumPy's interpolation repeats edges too
+        rows = np.stack([np.interp(np.arange(size) * len(r) / size, np.arange(len(r)), r) for r in rows]).T
+    assert tensorflow_resize(pixels.float(), 128, 299)[0, 0].numpy() == pytest.approx(rows, abs=1e-3)
     legacy = inception_input(
         torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 2, 2), "legacy_pytorch"
     )
@@ -208,31 +204,19 @@ def test_a_file_of_another_network_is_named(weights: Path, tmp_path: Path):
 # Diversity
 
 
-def plain_dssim(x: np.ndarray, y: np.ndarray) -> float:
-    """scikit-image's definition over Lab (3, H, W), window by window."""
-    values = []
-    for one, other in zip(x.astype(float), y.astype(float), strict=True):
-        for top in range(one.shape[0] - 6):
-            for left in range(one.shape[1] - 6):
-                a, b = one[top : top + 7, left : left + 7].ravel(), other[top : top + 7, left : left + 7].ravel()
-                c1, c2 = 1.0, 9.0
-                covariance = np.cov(a, b)
-                luminance = (2 * a.mean() * b.mean() + c1) / (a.mean() ** 2 + b.mean() ** 2 + c1)
-                contrast = (2 * covariance[0, 1] + c2) / (covariance[0, 0] + covariance[1, 1] + c2)
-                values.append(luminance * contrast)
-    return (1 - float(np.mean(values))) / 2
-
-
-def test_dssim_is_the_plain_definition():
-    people = People(0, height=32, width=16)
-    pixels = torch.from_numpy(np.stack([people.picture(1, camera, 0) for camera in (1, 2, 3)])).permute(0, 3, 1, 2)
-    pairs = torch.tensor([[0, 1], [2, 1], [1, 1]])
-    colours = lab(pixels).numpy()
+@pytest.mark.parametrize(("height", "width"), [(128, 64), (256, 128)])
+def test_dssim_is_that_of_scikit_image(height: int, width: int):
+    people = People(0, height=height, width=width)
+    pictures = np.stack([people.picture(1, camera, 0) for camera in (1, 2, 3)])
+    pixels, pairs = torch.from_numpy(pictures).permute(0, 3, 1, 2), torch.tensor([[0, 1], [2, 1], [1, 1]])
+    colours = [rgb2lab(picture) for picture in pictures]
+    assert lab(pixels).permute(0, 2, 3, 1).numpy() == pytest.approx(np.stack(colours), abs=1e-3)
     found = dssim(pixels, pairs)
     for value, (i, j) in zip(found.tolist(), pairs.tolist(), strict=True):
-        assert value == pytest.approx(plain_dssim(colours[i], colours[j]), abs=1e-6)
+        similarity: Any = structural_similarity(colours[i], colours[j], data_range=100, channel_axis=2)
+        assert value == pytest.approx((1 - similarity) / 2, abs=1e-5)
     assert found[2] == pytest.approx(0, abs=1e-7)
-    with pytest.raises(ValueError, match="pictures of 6 x 16"):
+    with pytest.raises(ValueError, match=f"pictures of 6 x {width}"):
         dssim(pixels[:, :, :6], pairs)
 
 
@@ -271,75 +255,6 @@ def test_pairs_and_rounds():
 
 # ------------------------------------------------------------------------------------------------------------
 # People without their background
-
-
-@pytest.fixture(scope="module")
-def drawn() -> dict[str, Tensor]:
-    """True swaps, their silhouettes, and the structures' pictures as they are."""
-    people = People(0)
-    pairs = [(Shot(4 * k + 3, 1, 0), Shot(4 * k + 8, 2, 1)) for k in range(6)]
-
-    def stacked(pictures: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(pictures))
-
-    return {
-        "true": stacked([people.draw(appearance_of=i, structure_of=j) for i, j in pairs]).permute(0, 3, 1, 2),
-        "unchanged": stacked([people.draw(appearance_of=j, structure_of=j) for _, j in pairs]).permute(0, 3, 1, 2),
-        "silhouette": stacked([people.silhouette(appearance_of=i, structure_of=j) for i, j in pairs]),
-    }
-
-
-def test_each_damage_moves_the_figures_that_it_should(drawn: dict[str, Tensor]):
-    true, silhouette = drawn["true"], drawn["silhouette"]
-    generator = torch.Generator().manual_seed(0)
-    inside = silhouette[:, None] > 0
-    blurred = F.avg_pool2d(F.pad(true.float(), (2, 2, 2, 2), mode="replicate"), 5, stride=1)
-    damaged = {
-        "none": true,
-        "blur": blurred.round().to(torch.uint8),
-        "noise": (true + 12 * torch.randn(true.shape, generator=generator)).round().clamp(0, 255).to(torch.uint8),
-        "channels": true[:, [2, 0, 1]],
-        "gray": true.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1),
-        "background": torch.where(inside, true, true.flip(0)),
-    }
-    unchanged = person_fidelity(drawn["unchanged"], true, silhouette)
-    figures = {
-        name: person_figures(person_fidelity(pictures, true, silhouette), unchanged)
-        for name, pictures in damaged.items()
-    }
-    colour = {name: (row["upper_colour"] + row["lower_colour"]) / 2 for name, row in figures.items()}
-    assert figures["none"] == {
-        "person_L1": 0, "person_PSNR": 100, "person_SSIM": pytest.approx(1), "upper_colour": 0, "lower_colour": 0,
-        "transfer": 1, "sharpness": 1, "background_L1": 0,
-    }  # fmt: skip
-    # Blur takes edges and little colour; noise adds gradients and takes none; both keep the clothes' mean colours.
-    assert figures["blur"]["sharpness"] < 0.5 < 1.1 < figures["noise"]["sharpness"]
-    assert figures["blur"]["person_SSIM"] < 0.9
-    assert figures["noise"]["person_SSIM"] < 0.9
-    assert max(colour["blur"], colour["noise"]) < 4 < 8 < min(colour["channels"], colour["gray"])
-    # Colours alone are wrong: as sharp as ever for swapped channels.
-    assert figures["channels"]["sharpness"] == pytest.approx(1, abs=1e-9)
-    assert figures["channels"]["transfer"] < figures["blur"]["transfer"]
-    # Another background moves what is outside, and over the whole picture everything; SSIM's windows see some of it.
-    wrong = figures["background"]
-    assert wrong["background_L1"] > 0.1
-    assert (wrong["person_L1"], wrong["transfer"], wrong["upper_colour"], wrong["lower_colour"]) == (0, 1, 0, 0)
-    assert wrong["sharpness"] == pytest.approx(1)
-    whole = swap_fidelity(damaged["background"], true)
-    assert float(whole.l1.mean()) > 0.05
-    assert float(whole.ssim.mean()) < wrong["person_SSIM"] - 0.2
-
-
-def test_doing_nothing_transfers_nothing(drawn: dict[str, Tensor]):
-    true, silhouette = drawn["true"], drawn["silhouette"]
-    unchanged = person_fidelity(drawn["unchanged"], true, silhouette)
-    figures = person_figures(unchanged, unchanged)
-    assert figures["transfer"] == 0
-    assert figures["person_L1"] > 0.05
-    assert figures["background_L1"] < 0.02  # but for shadows and JPEG, the background is the structure's
-    half = ((drawn["unchanged"].float() + true.float()) / 2).round().to(torch.uint8)
-    halfway = person_figures(person_fidelity(half, true, silhouette), unchanged)
-    assert halfway["transfer"] == pytest.approx(0.5, abs=0.02)
 
 
 def test_a_person_who_is_not_seen_has_no_figures():

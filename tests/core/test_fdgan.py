@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dgnet_core.fdgan import step
 from dgnet_core.fdgan.config import FDGANConfig, laptop, paper
 from dgnet_core.fdgan.networks import Generator, Verifier, pose_discriminator
-from dgnet_core.fdgan.step import _labels, _paired, build, drawing, fdgan_step, rates, settings
+from dgnet_core.fdgan.step import _cropped, _labels, _paired, build, drawing, fdgan_step, rates, settings
 from dgnet_core.learning.augment import MEAN, STD, denormalise
 from dgnet_core.learning.batches import check_joints
 from dgnet_core.learning.config import AugmentConfig
@@ -69,6 +69,11 @@ def test_presets_and_rates():
         paper(5, stage1=0)
     with pytest.raises(ValueError, match=r"stage2 = 31000: from 1 to iterations - stage1 = 30300"):
         paper(5, stage2=31_000)
+    assert (config.crop_area, config.crop_aspect) == ((0.64, 1), (2, 3))
+    with pytest.raises(ValueError, match=r"crop_area = \(0, 1\): \(from, to\) with 0 < from <= to <= 1"):
+        paper(5, crop_area=(0, 1))
+    with pytest.raises(ValueError, match=r"crop_aspect = \(3, 2\): \(from, to\) with 0 < from <= to"):
+        paper(5, crop_aspect=(3, 2))
     with pytest.raises(ValueError, match="height = 100: five levels halve it: a multiple of 32"):
         paper(5, network=TrunkConfig(height=100, width=64, pretrained="none"))
 
@@ -77,6 +82,36 @@ def test_stage_1_draws_no_heat_maps(monkeypatch):
     config = tiny()
     monkeypatch.setattr(step, "heat_maps", lambda *_, **__: pytest.fail("stage 1 learns from sources alone"))
     assert run(build(config), config, config.stage1)
+
+
+def test_stage_1_alone_crops_and_each_side_of_a_pair_by_itself(monkeypatch):
+    config = tiny(batch_size=8)
+    batch = method_batch(config, 0)
+    sources = _paired(batch, check_joints(batch), config).sources
+    cropped = _cropped(sources, batch.position, config)
+    moved = (cropped - sources).flatten(1).abs().amax(1) > 1e-6
+    assert moved.sum() > 8
+    again = _cropped(sources[:8].repeat(2, 1, 1, 1), batch.position, config)
+    assert sum(not torch.equal(a, b) for a, b in zip(*again.chunk(2), strict=True)) > 4
+    halves = []
+    for rank in range(2):
+        half = method_batch(config, 0, rank, 2)
+        halves.append(
+            _cropped(_paired(half, check_joints(half), config).sources, half.position, config).unflatten(0, (2, 4))
+        )
+    assert torch.equal(torch.cat(halves, dim=1).flatten(0, 1), cropped)
+    later = method_batch(config, 1)
+    assert not torch.equal(_cropped(sources, later.position, config), cropped)
+
+    seen = []
+    monkeypatch.setattr(step, "crop_and_resize", lambda x, *_: seen.append(x) or x)
+    config = tiny()
+    run(build(config), config, config.iterations)
+    assert len(seen) == config.stage1
+    assert laptop(5).crop_area == (1, 1)
+    config = tiny(crop_area=(1.0, 1.0))
+    run(build(config), config, config.stage1)
+    assert len(seen) == 4
 
 
 def test_every_fourth_pair_is_of_one_identity_and_shares_its_target():

@@ -7,7 +7,7 @@ import torch
 
 from dgnet_core.dgnet.config import WatchConfig
 from dgnet_core.dgnet.state import TrainState
-from dgnet_core.dgnet.step import identity_surge, train_step
+from dgnet_core.dgnet.step import identity_surge, iteration_at, train_step
 from dgnet_core.learning.config import Warmup
 from dgnet_core.learning.health import raise_fault
 from tests.helpers.tiny import START, tiny_batch, tiny_config, tiny_state
@@ -47,7 +47,8 @@ def test_surge_by_hand(starts: tuple[int, int], iteration: int, floor: float, su
     config = replace(config, loss=replace(config.loss, code_warmup=code, teacher_warmup=teacher))
     state = tiny_state(config, iteration)
     state.identity_level.fill_(1.0)
-    assert identity_surge(state, torch.tensor(3.0), config).item() == pytest.approx(surge)
+    watched = iteration_at(config, iteration).watched
+    assert identity_surge(state, torch.tensor(3.0), config, watched).item() == pytest.approx(surge)
     assert state.identity_level.tolist() == pytest.approx([2.0, 1.2])  # halfway to 3, a tenth of the way
 
 

@@ -62,6 +62,7 @@ def test_every_loss_and_gradient_is_watched(method: Method) -> None:
         assert tuple(terms) in state.watched
         for term in terms:
             planted = copy.copy(state)
+            planted.fault = state.fault.clone()
             with pytest.raises(FloatingPointError, match=rf"iteration {LENGTH}: {term} is not finite"):
                 record_fault(planted, {**metrics, term: metrics[term] * float("nan")})
     assert set(method.shown) <= {name for names in state.watched for name in names}
@@ -116,14 +117,15 @@ def test_it_describes_and_draws_what_it_says(method: Method) -> None:
     config = tiny_method(method)
     state = start(config)
     images = method_batch(config, 0).images[0]
-    assert (method.describe is None) == (not method.features)
+    features = method.features(config, config.iterations)
+    assert (method.describe is None) == (not features)
     if method.describe is not None:
         network = method.describe(state)
         assert any(network is trained for trained in state.networks.values())
         with evaluating(network):
             prim, fine = network.describe(images)
         assert prim.shape[0] == len(images)
-        assert (fine.shape == prim.shape) == (len(method.features) > 1)
+        assert (fine.shape == prim.shape) == (len(features) > 1)
     if method.draw is not None:
         joints = upright(*images.shape[2:], count=len(images)).to(images)
         drawn = method.draw(state, config)(images, joints if method.posed else images.flip(0))

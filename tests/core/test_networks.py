@@ -1,15 +1,26 @@
 """The networks: shapes, sizes, first weights, norms that know several batches, and convolutions that never upsample."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dgnet_core.dgnet.networks import AppearanceEncoder, Decoder, Discriminator, StructureEncoder, pool_code, to_gray
+from dgnet_core.dgnet.networks import (
+    AppearanceEncoder,
+    Decoder,
+    Discriminator,
+    StructureEncoder,
+    local_contrast,
+    pool_code,
+    to_gray,
+)
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.networks.batch_norm import GroupedBatchNorm
 from dgnet_core.networks.blocks import LayerNorm, adain, upsampled_conv
@@ -50,6 +61,44 @@ def test_structure_code_is_blind_to_colour() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 3, 24, 12)
     torch.testing.assert_close(to_gray(x), to_gray(x[:, [2, 0, 1]]), rtol=0, atol=1e-6)  # sums in another order
+
+
+def test_local_contrast_by_hand_and_blind_to_lightness() -> None:
+    torch.manual_seed(0)
+    gray = torch.randn(2, 1, 24, 12)
+    padded = F.pad(gray, (1,) * 4, mode="replicate")
+    stands_out = gray[1, 0, 10, 5] - padded[1, 0, 10:13, 5:8].mean()
+    around = [gray[1, 0, y, x] - padded[1, 0, y : y + 3, x : x + 3].mean() for y in range(6, 15) for x in range(1, 10)]
+    expected = stands_out / (torch.stack(around).square().mean().sqrt() + 0.1)
+    torch.testing.assert_close(local_contrast(gray)[1, 0, 10, 5], expected)
+    torch.testing.assert_close(local_contrast(gray + 3), local_contrast(gray), rtol=0, atol=1e-5)
+    assert torch.equal(local_contrast(-gray), -local_contrast(gray))
+    shirt = torch.zeros(1, 1, 24, 12)
+    shirt[:, :, 8:20] = 2.0
+    assert local_contrast(shirt)[0, 0, [2, 13]].abs().max() == 0, "inside of a region nothing tells how light it is"
+    assert local_contrast(shirt)[0, 0, [7, 8]].abs().min() > 0.5, "but its edge is seen"
+
+
+def test_local_contrast_has_a_gradient_where_pictures_are_flat() -> None:
+    gray = torch.zeros(1, 1, 24, 12)
+    gray[:, :, 18:] = 1.0
+    gray.requires_grad_()
+    local_contrast(gray).square().sum().backward()
+    assert gray.grad is not None
+    assert gray.grad.isfinite().all()
+    assert gray.grad.abs().max() > 0
+
+
+def test_the_structure_encoder_reads_contrast_if_asked() -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, structure_input="contrast")
+    encoder, plain = StructureEncoder(config), StructureEncoder(TINY)
+    plain.load_state_dict(encoder.state_dict())
+    gray = to_gray(torch.randn(2, 3, config.height, config.width))
+    with torch.no_grad():
+        assert torch.equal(encoder(gray), plain(local_contrast(gray)))
+    with pytest.raises(ValueError, match="structure_input"):
+        replace(TINY, structure_input="edges")
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -123,6 +172,7 @@ def test_teachers_labels_by_their_definition() -> None:
         assert torch.equal(value, before[name]), name
 
     def odds(images: Tensor) -> Tensor:
+        assert teacher.head.reduce is not None
         feature = teacher.trunk(images).mean(dim=(2, 3)) @ teacher.head.reduce.weight.T + teacher.head.reduce.bias
         feature = (feature - feature.mean(0)) / (feature.var(0, unbiased=False) + 1e-5).sqrt()
         feature = feature * teacher.head.norm.weight + teacher.head.norm.bias
@@ -198,3 +248,28 @@ def test_imagenet_sources_that_cannot_be_had(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     with pytest.raises(RuntimeError, match=r"Set network\.pretrained to the path .*resnet50-0676ba61\.pth"):
         load_imagenet(ResNetTrunk(PAPER, last_stride=1), NetworkConfig())
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 5, 3), (8, 6)], ids=["maps", "vectors"])
+def test_batches_in_one_tensor_are_normalised_by_one_operator_each_way(shape: tuple[int, ...]):
+    """With the values and gradients of a pass per batch, whatever the gradient's memory format."""
+
+    class Names(TorchDispatchMode):
+        found: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.found.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    generator = torch.Generator().manual_seed(0)
+    x, weights = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    norm = GroupedBatchNorm(6).double()
+    leaves = [x.requires_grad_(), norm.weight, norm.bias]
+    with Names() as names:
+        found = torch.autograd.grad((norm(x, 4) * weights).sum(), leaves)
+    counted = Counter(name for name in names.found if "norm" in name)
+    assert counted == {"native_group_norm": 1, "native_group_norm_backward": 1}
+    apart = torch.cat([norm(part) for part in x.chunk(4)])
+    for one, other in zip(found, torch.autograd.grad((apart * weights).sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)

@@ -1,6 +1,5 @@
 """Any number of ranks computes what one does: statistics of the whole batch, forward and backward."""
 
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,7 +23,9 @@ from dgnet_core.methods import METHODS, build, method_of
 from dgnet_core.networks.batch_norm import GroupedBatchNorm, synchronised
 from dgnet_core.teacher.state import TeacherState
 from tests.helpers.generators import SMALL, method_batch, tiny_method
-from tests.helpers.tiny import START, teacher_batch, tiny_batch, tiny_config, tiny_state, tiny_teacher_config
+from tests.helpers.servers import free_ports
+from tests.helpers.strong import strong_config, strong_teacher
+from tests.helpers.tiny import START, flat, teacher_batch, tiny_batch, tiny_config, tiny_state, tiny_teacher_config
 
 WORLDS = (1, 2, 3, 4)
 BATCH = 8  # 3 ranks share it unevenly
@@ -98,10 +99,7 @@ def _process(rank: int, port: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_one_to_four_processes_make_the_same_run(tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(_process, (port, tmp_path), nprocs=max(WORLDS))
+    spawn(_process, (free_ports(1)[0], tmp_path), nprocs=max(WORLDS))
     alone = _runs(0, 1, lambda value: value, _config())  # PyTorch's own BatchNorm, no collective
     assert any("L_prim" in name for name in alone)
     # Biases that a norm cancels have a gradient of 0 but for rounding.
@@ -171,6 +169,30 @@ def test_generators_make_the_same_run_on_any_number_of_ranks(name: str):
         for t, (found, wanted) in enumerate(zip(metrics, expected, strict=True)):
             for key, value in wanted.items():
                 torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9, msg=f"{name} {t} {key}")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ["dgnet", "teacher"])
+def test_strong_recipes_make_the_same_run_on_any_number_of_ranks(name: str):
+    """Hard examples are sought, and identities balanced, over all ranks; averages are equal."""
+    sizes = {"batch_size": BATCH, "iterations": START + 3}
+    config: Any = strong_config(**sizes) if name == "dgnet" else strong_teacher(**sizes)
+    alone, *states = (tiny_state(config) if name == "dgnet" else TeacherState.build(config) for _ in range(6))
+    expected = Ranks(1).train(0, alone, config)
+    assert {"L_triplet", "L_circle"} <= expected[0].keys()
+    for world in (2, 3):
+        ranks, states_ = Ranks(world), [states.pop() for _ in range(world)]
+        with ThreadPoolExecutor(world) as pool:
+            runs = list(pool.map(partial(ranks.train, config=config), range(world), states_))
+        for metrics in runs:
+            for t, (found, wanted) in enumerate(zip(metrics, expected, strict=True)):
+                for key, value in wanted.items():
+                    if key != "identity_surge":
+                        torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-8, msg=f"{world} {t} {key}")
+        for state in states_:
+            for path, value in flat(alone).items():
+                if path.startswith("/averages"):
+                    torch.testing.assert_close(flat(state)[path], value, rtol=1e-7, atol=1e-7, msg=path)
 
 
 def test_without_it_ranks_normalise_their_own_images():

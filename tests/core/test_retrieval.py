@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dgnet_core.ranking import scoring
 from dgnet_core.ranking.features import Features, descriptor, mirror_average, multi_query
 from dgnet_core.ranking.reranking import Reranking
 from dgnet_core.ranking.retrieval import RetrievalResult, evaluate, sweep_beta, top_matches
@@ -100,10 +101,6 @@ def test_junk_and_distractors():
     assert market.mean_inverse_negative_penalty == pytest.approx(2 / 4)
     assert market.cmc(4).tolist() == [0, 1, 1, 1]
 
-    plain = evaluate(query, gallery, protocol="plain")
-    assert plain.average_precision.item() == pytest.approx((1 / 2 + 2 / 4) / 2)
-    assert plain.first_match_rank.item() == 2
-
     lists = top_matches(query, gallery, 5)
     assert lists.gallery_index.tolist() == [[2, 3, 4, 5, -1]]
     assert lists.is_match.tolist() == [[False, True, False, True, False]]
@@ -146,9 +143,9 @@ def test_no_query_has_a_match():
 def test_wrong_goes_first_among_equals(order):
     scores, persons = np.array([0.5, 0.5, 0.5, 0.25]), np.array([1, 2, 1, 3])
     query, gallery = toy(scores[order], persons[order], [2, 2, 2, 2])
-    result = evaluate(query, gallery, protocol="plain")
+    result = evaluate(query, gallery)
     assert result.first_match_rank.item() == 2
-    assert result.average_precision.item() == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert result.average_precision.item() == pytest.approx(((0 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert top_matches(query, gallery, 4).is_match.tolist() == [[False, True, True, False]]
 
 
@@ -204,18 +201,18 @@ def test_multi_query_is_the_mean_of_person_and_camera():
 # Slow definitions
 
 
-def slow_query(scores: np.ndarray, persons, cameras, person: int, camera: int) -> tuple[float, float, int, float]:
-    """Trapezoid AP, plain AP, rank of the first match and INP, from a sorted list without ties."""
+def slow_query(scores: np.ndarray, persons, cameras, person: int, camera: int) -> tuple[float, int, float]:
+    """Trapezoid AP, rank of the first match and INP, from a sorted list without ties."""
     order = [g for g in np.argsort(-scores) if persons[g] != -1]
     order = [g for g in order if not (persons[g] == person and cameras[g] == camera)]
     correct = np.array([persons[g] == person for g in order])
     if not correct.any():
-        return 0, 0, 0, 0
+        return 0, 0, 0
     precision = correct.cumsum() / np.arange(1, len(correct) + 1)
     before = np.concatenate([[1], precision[:-1]])
     places = np.flatnonzero(correct)
     trapezoid = ((precision + before) / 2)[correct].mean()
-    return trapezoid, precision[correct].mean(), places[0] + 1, len(places) / (places[-1] + 1)
+    return trapezoid, places[0] + 1, len(places) / (places[-1] + 1)
 
 
 @settings(max_examples=25, deadline=None)
@@ -232,13 +229,11 @@ def test_equals_the_slow_definition(seed, beta):
             scores.numpy(), query.person_ids.tolist(), query.camera_ids.tolist(), strict=True
         )
     ]
-    trapezoid, plain, first, penalty = (torch.tensor(column) for column in zip(*expected, strict=True))
+    average, first, penalty = (torch.tensor(column) for column in zip(*expected, strict=True))
     result = evaluate(query, gallery, beta)
-    torch.testing.assert_close(result.average_precision, trapezoid.double())
+    torch.testing.assert_close(result.average_precision, average.double())
     torch.testing.assert_close(result.inverse_negative_penalty, penalty.double())
     assert torch.equal(result.first_match_rank, first.long())
-    plain_result = evaluate(query, gallery, beta, protocol="plain")
-    torch.testing.assert_close(plain_result.average_precision, plain.double())
 
 
 def test_reranking_keeps_junk_in_the_neighbourhood_and_out_of_the_list():
@@ -307,11 +302,10 @@ def test_perfect_features_score_one(seed, persons):
     gallery = one_headed(F.one_hot(ids + 1, persons + 1), ids, torch.full_like(ids, 2))
     query_ids = torch.arange(persons)
     query = one_headed(F.one_hot(query_ids + 1, persons + 1), query_ids, torch.full_like(query_ids, 1))
-    for protocol in ("market1501", "plain"):
-        result = evaluate(query, gallery, protocol=protocol)
-        assert result.mean_average_precision == pytest.approx(1, abs=1e-12)
-        assert result.mean_inverse_negative_penalty == 1
-        assert result.cmc(1).item() == 1
+    result = evaluate(query, gallery)
+    assert result.mean_average_precision == pytest.approx(1, abs=1e-12)
+    assert result.mean_inverse_negative_penalty == 1
+    assert result.cmc(1).item() == 1
 
 
 def test_constant_features_score_worst():
@@ -331,10 +325,11 @@ def test_blocks_do_not_change_the_result(seed, block_rows, reranked):
     query, gallery = (with_integers(part) for part in drawn_pair(seed))
     reranking = Reranking(k1=5, k2=2) if reranked else None
     whole = evaluate(query, gallery, reranking=reranking)
-    assert_same(whole, evaluate(query, gallery, reranking=reranking, block_rows=block_rows))
     lists = top_matches(query, gallery, reranking=reranking)
-    in_blocks = top_matches(query, gallery, reranking=reranking, block_rows=block_rows)
-    assert torch.equal(lists.gallery_index, in_blocks.gallery_index)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "BLOCK_ROWS", block_rows)
+        assert_same(whole, evaluate(query, gallery, reranking=reranking))
+        assert torch.equal(lists.gallery_index, top_matches(query, gallery, reranking=reranking).gallery_index)
 
 
 @settings(max_examples=25, deadline=None)
@@ -453,12 +448,8 @@ def test_bad_settings_are_named():
     one_head = Features(**{**GOOD, "fine": torch.ones(3, 0)})
     with pytest.raises(ValueError, match=r"beta: math\.inf ranks by the fine half, which is 0 values long"):
         evaluate(one_head, one_head, math.inf)
-    with pytest.raises(ValueError, match="protocol: 'market' is unknown; choose one of market1501, plain"):
-        evaluate(good, good, protocol="market")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="k: must be at least 1, got 0"):
         top_matches(good, good, 0)
-    with pytest.raises(ValueError, match="block_rows: must be at least 1, got 0"):
-        evaluate(good, good, block_rows=0)
     with pytest.raises(ValueError, match="max_rank: must be at least 1, got 0"):
         evaluate(good, good).cmc(0)
     with pytest.raises(ValueError, match="k1: 20 neighbours need more than the 6 images given; lower k1"):

@@ -118,7 +118,7 @@ def test_ranks_with_averaged_gradients_follow_the_mean_loss(shares: tuple[int, .
     assert erased is not None
     total = torch.zeros((), dtype=torch.float64)
     for start, stop in pairwise(shares):
-        logits = mean.teacher.head.logits(mean.teacher(erased[0, start:stop]), noise[start:stop])
+        logits = mean.teacher.head.logits(mean.teacher(erased[0, start:stop])[1], noise[start:stop])
         total = total + losses.identity(logits, whole.labels[0, start:stop]) * (stop - start) / 6
     total.backward()
     for (name, parameter), *parts in zip(mean.teacher.named_parameters(), *gradients, strict=True):
@@ -145,6 +145,26 @@ def test_label_smoothing_by_hand() -> None:
     assert losses.identity(logits, torch.tensor([1])) == pytest.approx(-log_p[1])
 
 
+def test_images_without_identity_are_to_be_of_all_alike() -> None:
+    config = tiny_teacher_config(dropout=0.0, label_smoothing=0.2)
+    state, same = TeacherState.build(config), TeacherState.build(config)
+    batch = teacher_batch(config, 0)
+    unknown = batch.labels.clone()
+    unknown[0, ::2] = -1
+    images = batch.images if batch.erased is None else batch.erased
+    logits = same.teacher.head.logits(same.teacher(images[0], track=True)[1]).detach()
+    likely = logits.log_softmax(dim=1)
+    of_identity = torch.stack([likely[row, label] for row, label in enumerate(batch.labels[0].tolist())])
+    uniform = likely.mean(dim=1)  # cross-entropy with 1 / K, negated; smoothing mixes the two
+    expected = torch.where(unknown[0] < 0, uniform, 0.8 * of_identity + 0.2 * uniform)
+    metrics = teacher_step(state, replace(batch, labels=unknown), config)
+    assert metrics["L_id"] == pytest.approx(-float(expected.mean()), rel=1e-5)
+    right = (logits.argmax(dim=1) == batch.labels[0])[1::2]
+    assert metrics["accuracy"] == pytest.approx(float(right.double().mean()))
+    none = teacher_step(same, replace(batch, labels=torch.full_like(unknown, -1)), config)
+    assert (none["accuracy"], float(none["L_id"]) > 0) == (0, True)
+
+
 def test_a_trained_teacher_labels_generated_images() -> None:
     state = TeacherState.build(tiny_teacher_config())
     run(state, tiny_teacher_config(), 3)
@@ -165,7 +185,7 @@ def test_labels_are_in_full_precision_whatever_the_trunk_runs_in() -> None:
     images = tiny_batch(tiny_config(step=StepConfig()), 0).images[0]
     with torch.autocast("cpu", torch.bfloat16):
         labels = teacher.labels(images, groups=1)
-        features = teacher(torch.cat([images, images.flip(3)]), 2)
+        _, features = teacher(torch.cat([images, images.flip(3)]), 2)
     expected = teacher.head.logits(features).softmax(dim=1).view(2, len(images), -1).mean(dim=0)
     assert features.dtype == labels.dtype == torch.float32
     assert torch.equal(labels, expected)
@@ -285,7 +305,8 @@ def test_nonsense_is_refused_by_name(change: dict, message: str) -> None:
         (lambda b: replace(b, erased=b.erased * 255), "pass normalised images"),
         (lambda b: replace(b, images=b.images[:, :1], erased=None), "BatchNorm needs at least 2"),
         (lambda b: replace(b, labels=b.labels.expand(2, -1)), r"batch.labels has shape \(2, 6\): \(1, 6\) is needed"),
-        (lambda b: replace(b, labels=b.labels + 3), "num_classes = 5 allows 0 to 4"),
+        (lambda b: replace(b, labels=b.labels + 3), "num_classes = 5 allows -1 to 4"),
+        (lambda b: replace(b, labels=b.labels - 6), "batch.labels holds -6 to"),
         (lambda b: replace(b, position=replace(b.position, iteration=9)), "batch.position.iteration = 9"),
     ],
 )

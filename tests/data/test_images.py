@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from torch import Tensor
 from dgnet_platform.data import images as images_module
 from dgnet_platform.data import pack as pack_module
 from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.held_out import held_out_people
 from dgnet_platform.data.images import ImageMemoryError, ImageSet, image_bytes, stream, validation_split
+from dgnet_platform.data.people.people_set import plan, shot_of
+from dgnet_platform.data.people.sizes import SIZES
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
 
@@ -269,7 +273,34 @@ def test_validation_split_parts_the_pictures(shots: list[tuple[int, int]]):
         assert any(other == person and place != camera for other, place in gallery)
 
 
-@given(st.permutations([7, 7, -1, 0, 12, 30, 30]))
+@given(st.permutations([7, 7, 5, 0, 12, 30, 30]))
 def test_labels_are_positions_in_the_sorted_ids(person_ids: list[int]):
     labels: Tensor = image_set(person_ids, [1] * 7).labels
     assert labels.tolist() == [sorted(set(person_ids)).index(person) for person in person_ids]
+
+
+def test_further_people_to_validate_on_change_nothing_of_what_is_trained_on():
+    people, cameras = [p for p in range(1, 20) for _ in range(4)], [1, 1, 2, 2] * 19
+    images = image_set(people, cameras)
+    more = image_set([p + 100 for p in people], cameras)
+    alone, joined = validation_split(images), validation_split(images, more)
+    assert torch.equal(alone.train.images, joined.train.images)
+    assert torch.equal(alone.train.labels, joined.train.labels)
+    for name in ("query", "gallery"):
+        own, both = getattr(alone, name), getattr(joined, name)
+        assert torch.equal(both.person_ids[: len(own)], own.person_ids)
+        assert len(both) == len(own) + len(more) // 2
+        assert set(both.person_ids[len(own) :].tolist()) == set(range(101, 120))
+    assert len(set(joined.query.file_names) & set(joined.gallery.file_names)) <= len(set(images.file_names))
+
+
+def test_laptop_people_are_validated_on_120_identities():
+    """13 of 96 that are held out, and 107 whom nobody trains on; the rest of the set is as it was without them."""
+    size = SIZES["laptop"]
+    assert held_out_people(size.train_identities) + size.validation_identities == 120
+    folders = plan(size, 0)
+    without = plan(replace(size, validation_identities=0, validation=0), 0)
+    assert {name: folders[name] for name in without} == without
+    assert len(folders["bounding_box_validation"]) == size.validation
+    identities = [shot_of(name).identity for name in folders["bounding_box_validation"]]
+    assert min(identities) == 1 + size.train_identities + size.test_identities

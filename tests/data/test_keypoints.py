@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from dgnet_core.learning.joints import BONES, FLIP, HIDDEN, JOINTS, LIMBS, MISSING, SEEN
+from dgnet_core.learning.poses import capsule_mask
 from dgnet_platform.data.people.figure import pose_figure
 from dgnet_platform.data.people.keypoints import draw_keypoints
 from dgnet_platform.data.people.people import DISTRACTOR, JUNK, People, Shot
@@ -45,6 +47,18 @@ def test_seen_joints_lie_on_the_figure():
         on += (share[rows, columns] > 0).tolist()
     assert len(on) > 2000
     assert np.mean(on) > 0.99  # measured: 1
+
+
+def test_capsules_overlap_the_silhouettes():
+    shots = SHOTS[120:]  # the radii are fitted to earlier ones
+    joints = np.stack([np.column_stack(PEOPLE.keypoints(shot)) for shot in shots])
+    capsules = capsule_mask(torch.from_numpy(joints).float(), 128, 64).numpy() > 0
+    exact = np.stack([PEOPLE.silhouette(appearance_of=shot, structure_of=shot) for shot in shots]) > 0.5
+    overlap = (capsules & exact).sum((1, 2)) / (capsules | exact).sum((1, 2))
+    assert np.mean(overlap) > 0.75
+    assert np.min(overlap) > 0.5
+    missing = torch.zeros(1, 18, 3)
+    assert not capsule_mask(missing, 128, 64).any()
 
 
 @pytest.mark.parametrize("course", COURSES)

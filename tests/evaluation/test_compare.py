@@ -1,26 +1,35 @@
 """Generators beside each other: figure, table and what is refused, from the command's own arguments."""
 
 import json
+import locale
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 
 from dgnet_core.learning.config import StepConfig
 from dgnet_core.methods import METHODS, build
+from dgnet_platform.cli import campaigns
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
-from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, _names
+from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, Comparison, _generators, markdown, write
 from dgnet_platform.runs import checkpoint
+from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.loading import open_trained
-from jobs import compare_generators, generate
+from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import default_uri
+from jobs import compare_generators, evaluate, generate
 from tests.helpers.generators import tiny_method
-from tests.helpers.runs import PEOPLE
+from tests.helpers.machines import Here
+from tests.helpers.runs import PEOPLE, tiny_experiment
 from tests.helpers.tiny import tiny_config, tiny_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,12 +80,121 @@ def test_figure_and_table_of_all_methods(untrained, people_store, tmp_path, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compared"]  # nothing is left behind
 
 
-def test_checkpoints_of_one_run_are_told_apart(untrained):
-    path = untrained["lsgan"]
-    later = path.with_name("checkpoint_00000009")
-    trained = [open_trained(path)] * 2
-    assert _names(trained, [path, later]) == [f"LSGAN ({path.parent.name}/{name})" for name in (path.name, later.name)]
-    assert _names(trained[:1], [path]) == ["LSGAN"]
+def folder_with_teacher(folder: Path, store: Path) -> Path:
+    """The folder of a run that names its teacher."""
+    experiment = tiny_experiment(store, folder.parent)
+    identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None).values()
+    folder.mkdir()
+    Run(
+        folder=folder, experiment=experiment, identity=identity, teacher=str(folder / "teacher.pth"),
+        tracking_uri="", mlflow_experiment="", mlflow_run="",
+    ).save()  # fmt: skip
+    return folder
+
+
+def saved(config, folder: Path, store: Path) -> Path:
+    """An untrained checkpoint."""
+    fingerprint = Store.open(store).info.fingerprint
+    return checkpoint.save(build(config), config, folder, dataset="people", fingerprint=fingerprint)
+
+
+def test_runs_that_differ_in_their_seed_are_one_generator(untrained, people_store, tmp_path, capsys):
+    config = open_trained(untrained["pngan"]).config
+    seeds = [untrained["pngan"]]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        seeds.append(saved(replace(config, seed=seed), tmp_path / f"run{seed}", people_store))
+    [generator, other] = _generators([*seeds, untrained["fdgan"]])
+    assert generator.paths == tuple(seeds)
+    assert (generator.name, other.name) == ("PN-GAN", "FD-GAN")
+    [once] = _generators([seeds[0], seeds[0]])
+    assert once.paths == (seeds[0],)
+    copies = [saved(config, tmp_path / name / "run", people_store) for name in ("before", "after")]
+    again = [group.name for group in _generators(copies)]  # the same seed twice says nothing of seeds
+    assert again == [f"PN-GAN ({copy})" for copy in copies]
+
+    out = tmp_path / "compared"
+    arguments = ["--teacher", untrained["teacher"], "--store", people_store, "--out", out, "--people", "4"]
+    more = ["--diversity-pairs", "0", "--pictures", "60", "--threads", "1"]
+    assert compare_generators.main(["--checkpoint", *map(str, [*seeds, *arguments]), *more]) == 0, capsys.readouterr()
+    table = pd.read_csv(out / CSV)
+    assert table["seed"].tolist()[1:] == [0, 1, 2]
+    of_seeds = table["kid_teacher"].tolist()[1:]
+    [line] = [line for line in (out / MARKDOWN).read_text().splitlines() if line.startswith("| PN-GAN |")]
+    assert f"{fmean(of_seeds):.3g} ± {stdev(of_seeds):.2g}" in line
+    assert "over 3 seeds" in (out / MARKDOWN).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # MLflow's
+def test_generators_are_trained_as_trials_of_each_seed(untrained, people_store, tmp_path, capsys, monkeypatch):
+    machines = Here()
+    monkeypatch.setattr(campaigns, "RayMachines", lambda *_: machines)
+    monkeypatch.setattr(campaigns, "_place", lambda *_: machines.placement)
+    storage, out = tmp_path / "runs", tmp_path / "compared"
+    arguments = ["--store", people_store, "--storage", storage, "--out", out, "--seeds", "2", "--iterations", "2"]
+    more = ["--people", "4", "--pictures", "24", "--diversity-pairs", "0", "--threads", "1", "--train", "lsgan"]
+    assert compare_generators.main(list(map(str, [*arguments, *more]))) == 2
+    assert "add dgnet to --train" in " ".join(capsys.readouterr().out.split())
+    assert machines.trained == []
+    more += ["--teacher", untrained["teacher"]]
+    assert compare_generators.main(list(map(str, [*arguments, *more]))) == 0, capsys.readouterr().out
+    assert len(machines.trained) == len(set(machines.trained)) == 2
+    assert pd.read_csv(out / CSV)["seed"].tolist()[1:] == [0, 1]
+    runs = [Run.read(storage / name) for name in machines.trained]
+    assert sorted(run.experiment.model.seed for run in runs) == [0, 1]
+    client = MlflowClient(default_uri(str(storage)))
+    [parent] = client.search_runs([runs[0].mlflow_experiment], "tags.`dgnet.kind` = 'comparison'")
+    assert parent.info.status == "FINISHED"
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {CSV, FIGURE, MARKDOWN}
+    children = [client.get_run(run.mlflow_run).data.tags["mlflow.parentRunId"] for run in runs]
+    assert children == [parent.info.run_id] * 2
+    before = (out / CSV).read_text().splitlines()[2].rsplit(",", 6)[0]  # all but the time of a picture and what follows
+    assert compare_generators.main(list(map(str, [*arguments, *more]))) == 0
+    assert len(machines.trained) == 2
+    assert (out / CSV).read_text().splitlines()[2].startswith(before)
+
+
+def test_checkpoints_of_one_method_are_told_apart(untrained, people_store, tmp_path):
+    config = replace(open_trained(untrained["lsgan"]).config, batch_size=7)
+    other = saved(config, tmp_path / "run", people_store)
+    names = [generator.name for generator in _generators([untrained["lsgan"], other])]
+    assert names == [f"LSGAN ({'/'.join(path.parts[-2:])})" for path in (untrained["lsgan"], other)]
+
+
+def test_one_seed_each_of_two_generators_is_no_mean(tmp_path):
+    def compared(*seeds: tuple[str, int]) -> Comparison:
+        rows = [{"generator": "real", "DSSIM": 0.3}]
+        rows += [{"generator": name, "seed": seed, "DSSIM": 0.3 + seed / 10} for name, seed in seeds]
+        table = pd.DataFrame(rows).astype({"seed": "Int64"})
+        return Comparison(source="", drawn=False, table=table, left_out=[], figure=Image.new("RGB", (1, 1)))
+
+    assert "standard deviation" not in markdown(compared(("A", 0), ("B", 1)))
+    assert "over 2 seeds" in markdown(compared(("A", 0), ("A", 1), ("B", 0), ("B", 1)))
+    several = compared(("A", 0), ("A", 1), ("B", 0))
+    assert "over 1 to 2 seeds" in markdown(several)
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")
+        write(several, tmp_path)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert "±" in (tmp_path / MARKDOWN).read_text(encoding="utf-8")
+
+
+def test_a_store_without_query_is_refused_before_training(people_store, tmp_path, capsys, monkeypatch):
+    store = Store.open(people_store)
+    splits = {name: split for name, split in store.info.splits.items() if name != "query"}
+    monkeypatch.setattr(Store, "open", lambda _: replace(store, info=replace(store.info, splits=splits)))
+    arguments = ["--train", "dgnet", "--store", people_store, "--storage", tmp_path, "--out", tmp_path / "out"]
+    assert compare_generators.main(list(map(str, arguments))) == 2
+    assert "no query, whose people the figure shows" in " ".join(capsys.readouterr().out.split())
+    assert not list(tmp_path.iterdir())
+
+    taught = folder_with_teacher(tmp_path / "run", people_store)  # it says how far pictures are apart
+    arguments[1:2] = ["lsgan", "--checkpoint", taught / "checkpoint_00000012"]
+    assert compare_generators.main(list(map(str, arguments))) == 2
+    assert "no query, whose people the figure shows" in " ".join(capsys.readouterr().out.split())
 
 
 def test_generators_of_other_data_are_refused(untrained, tmp_path, capsys):
@@ -86,6 +204,12 @@ def test_generators_of_other_data_are_refused(untrained, tmp_path, capsys):
     assert compare_generators.main(arguments) == 2
     assert "compare generators of the same data" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_people_who_do_not_exist_leave_nothing_to_workers(untrained, people_store, tmp_path, capsys):
+    arguments = ["--checkpoint", str(untrained["lsgan"]), "--store", str(people_store), "--out", str(tmp_path / "out")]
+    assert evaluate.main([*arguments, "--distributed"]) == 0, capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
 def test_a_set_of_people_who_do_not_exist(untrained, people_store, tmp_path):

@@ -21,6 +21,8 @@ from dgnet_core.teacher.state import TeacherState
 from dgnet_platform.compute import parts
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import Size, shot_of, write_market
+from dgnet_platform.data.poses import FILE as KEYPOINTS
+from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.prepare import PrepareConfig, prepare
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import TrackingError
@@ -138,9 +140,9 @@ def test_a_perfect_generator(store: Path, teacher: Path, true_swaps: Path, tmp_p
     assert identity["identities"].tolist() == [6] * 3
     assert found.left_out == []
     figures = found.figures()
-    assert figures["generated/transfer"] == 1
-    assert figures["generated/diversity"] == pytest.approx(found.diversity["DSSIM"].tolist()[0])
-    assert figures["generated/kid_teacher_floor"] == pytest.approx(
+    assert figures["test/generated/transfer"] == 1
+    assert figures["test/generated/diversity"] == pytest.approx(found.diversity["DSSIM"].tolist()[0])
+    assert figures["test/generated/kid_teacher_floor"] == pytest.approx(
         by_figure(found.distances)["kid_teacher", "real, other half"]
     )
 
@@ -168,6 +170,63 @@ def test_real_pictures_as_generated_ones(store: Path, teacher: Path, tmp_path: P
     assert real["generated", 256] == pytest.approx(real["real", 256])
 
 
+@pytest.fixture(scope="module")
+def photographs(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn people as if nothing were known of them but their key points."""
+    folder = tmp_path_factory.mktemp("photographs")
+    source, out = folder / "market", folder / "store"
+    shutil.copytree(store.parent / "people", source)
+    (source / "people.json").unlink()
+    prepare(PrepareConfig(dataset="market1501", source=source, out=out, threads=1))
+    opened = Store.open(out)
+    replace(KeyPoints.open(Store.open(store)), store=opened.info.fingerprint).save(opened)
+    return out
+
+
+def test_people_in_photographs(photographs: Path, teacher: Path, true_swaps: Path, tmp_path: Path):
+    options = {"teacher": teacher, "diversity_pairs": 0}
+    of_two = copied(true_swaps, tmp_path / "of two", lambda m: m[m["appearance_id"] != m["structure_id"]])
+    found = measured(photographs, tmp_path / "swaps", generated=of_two, **options)
+    people = found.people.set_index("picture")
+    assert not found.drawn
+    assert people.index.tolist() == ["generated", "x_j as it is"]
+    for part in ("upper_colour", "lower_colour"):  # light and bodies differ, clothes do not
+        assert people.loc[GENERATED][part] < 0.8 * people.loc["x_j as it is"][part]
+    assert people["person_L1"].isna().tolist() == [True, True]
+    assert "two pictures of one person, of which there is none" in found.left_out[-1]
+
+    index = Store.open(photographs).index("train").sort_values("person_id")
+    folder = tmp_path / "reconstructions"
+    folder.mkdir()
+    pictures = {row["file_name"]: row["image"] for row in shown_people(Store.open(photographs), "train").to_pylist()}
+    rows = []
+    for number, (i, j) in enumerate(zip(index.iloc[:-1].itertuples(), index.iloc[1:].itertuples(), strict=True)):
+        (folder / f"{number}.jpg").write_bytes(pictures[j.file_name])
+        ids = {"appearance_id": i.person_id, "structure_id": j.person_id}
+        rows.append({"path": f"{number}.jpg", **ids, "appearance": i.file_name, "structure": j.file_name})
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    found = measured(photographs, tmp_path / "same", generated=folder, **options)
+    generated = found.people.set_index("picture").loc[GENERATED]
+    assert (generated["person_L1"], generated["person_PSNR"], generated["sharpness"]) == (0, 100, 1)
+    assert found.left_out == []
+
+
+def test_photographs_whose_key_points_are_missing_or_of_other_pictures(
+    photographs: Path, teacher: Path, true_swaps: Path, tmp_path: Path
+):
+    other = tmp_path / "store"
+    shutil.copytree(photographs, other)
+    options = {"teacher": teacher, "diversity_pairs": 0, "generated": true_swaps}
+    points = KeyPoints.open(Store.open(other))
+    replace(points, store="0" * 64).save(Store.open(other))
+    found = measured(other, tmp_path / "stale", **options)
+    assert "its pictures were changed after their key points were made; run jobs/prepare_data.py" in found.left_out[0]
+    (other / KEYPOINTS).unlink()
+    found = measured(other, tmp_path / "none", **options)
+    assert "has no key points (keypoints.feather is missing): run jobs/prepare_data.py again" in found.left_out[0]
+    assert len(found.people) == 0
+
+
 def test_fid_needs_its_network_and_enough_pictures(store: Path, true_swaps: Path, tmp_path: Path, monkeypatch):
     def features(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(x, (26, 27)).flatten(1)[:, :2048]
@@ -181,6 +240,7 @@ def test_fid_needs_its_network_and_enough_pictures(store: Path, true_swaps: Path
     assert len(found.identity) == 0
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow and its database warn of each other
 def test_mlflow_has_the_figures_of_a_runs_checkpoint(tmp_path: Path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client, experiment = open_experiment(uri, "test")
@@ -197,13 +257,13 @@ def test_mlflow_has_the_figures_of_a_runs_checkpoint(tmp_path: Path):
     (out / JSON).write_text("{}")
     trained = checkpoint.save(state, CONFIG, tmp_path / "run")
     config = MeasureConfig(store="unused", out=out, checkpoint=trained)
-    assert log_measured(run, config, {"generated/kid_teacher": 0.25}) == uri
-    (metric,) = client.get_metric_history(tracked, "generated/kid_teacher")
+    assert log_measured(run, config, {"test/generated/kid_teacher": 0.25}) == uri
+    (metric,) = client.get_metric_history(tracked, "test/generated/kid_teacher")
     assert (metric.value, metric.step) == (0.25, 7)
     assert [file.path for file in client.list_artifacts(tracked, ARTIFACTS)] == [f"{ARTIFACTS}/{JSON}"]
     client.delete_run(tracked)
     with pytest.raises(TrackingError, match="but MLflow at sqlite"):
-        log_measured(replace(run, mlflow_run="0" * 32), config, {"generated/kid_teacher": 0.25})
+        log_measured(replace(run, mlflow_run="0" * 32), config, {"test/generated/kid_teacher": 0.25})
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "network": TrunkConfig(
             height=32, width=32, appearance_layers=(1, 1, 1, 1), appearance_width=2, pretrained="none"
         ),
-        "width": 2, "pose_code": 4, "noise": 3, "discriminator_width": 2,
+        "width": 2, "pose_code": 4, "noise": 3, "discriminator_width": 2, "crop_aspect": (0.8, 1.25),
     },
 }  # fmt: skip
 """The smallest networks of the compared generators."""
@@ -79,7 +79,9 @@ def method_batch(config: MethodConfig, iteration: int, rank: int = 0, world_size
     poses = upright(*pixels.shape[2:], count=len(pixels))
     method, places = method_of(config), share(config.batch_size, rank, world_size)
     sets = list(method.sets)
-    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places, positives=method.positives)
+    rows = PairSampler(labels, config.batch_size, config.seed, config.instances).batch_at(
+        iteration, places, positives=method.positives
+    )
     position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
     labelled = labels[rows[[index for index in sets if index < 2]]]
     joints = poses[rows[sets]] if method.posed else None

@@ -1,6 +1,7 @@
 """Servers of a test: free ports, an MLflow server, and waiting for either."""
 
 import os
+import random
 import socket
 import sys
 import time
@@ -21,12 +22,21 @@ def wait_for(condition: Callable[[], object], seconds: float = 200) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that are free."""
+    """Ports of the loopback interface that are free, and stay so.
+
+    They lie above those of Ray's workers and below those that the system gives to connections, where the next
+    connection of any process may take a port that was free a moment ago.
+    """
     with ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
+        found: list[int] = []
+        while len(found) < count:
+            port = random.SystemRandom().randrange(20_000, 32_000)  # not that of a test that seeds
+            try:
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+        return found
 
 
 class TrackingServer:

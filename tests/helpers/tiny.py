@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dgnet_core.dgnet.config import DGNetConfig, LossConfig, laptop
 from dgnet_core.dgnet.state import TrainState
+from dgnet_core.dgnet.step import train_step
 from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import Batch, PairSampler, Position, share
 from dgnet_core.learning.config import AugmentConfig, StepConfig, Warmup
@@ -19,6 +20,9 @@ from dgnet_core.teacher.networks import Teacher
 CLASSES = 5
 START = 3
 """Warm-up start of the tiny configuration."""
+RAMPED = START + 3
+"""An iteration at which all terms have their weights."""
+E_A, E_S, G, D = "appearance_encoder", "structure_encoder", "decoder", "discriminator"
 
 
 def tiny_config(**overrides) -> DGNetConfig:
@@ -72,9 +76,14 @@ def tiny_pictures(config: DGNetConfig, count: int = 23) -> tuple[Tensor, Tensor]
 def tiny_batch(config: DGNetConfig, iteration: int, rank: int = 0, world_size: int = 1) -> Batch:
     pixels, labels = tiny_pictures(config)
     places = share(config.batch_size, rank, world_size)
-    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places)
+    rows = PairSampler(labels, config.batch_size, config.seed, config.instances).batch_at(iteration, places)
     position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
     return training_batch(pixels[rows], labels[rows[:2]], position, config)
+
+
+def run(state: TrainState, config: DGNetConfig, until: int) -> list[dict[str, Tensor]]:
+    """Train until an iteration; the metrics of each."""
+    return [train_step(state, tiny_batch(config, t), config) for t in range(state.iteration, until)]
 
 
 def flat(state: State) -> dict[str, Tensor]:
@@ -117,6 +126,6 @@ def tiny_teacher_config(**overrides) -> TeacherConfig:
 def teacher_batch(config: TeacherConfig, iteration: int, rank: int = 0, world_size: int = 1) -> Batch:
     pixels, labels = tiny_pictures(tiny_config())
     places = share(config.batch_size, rank, world_size)
-    rows = PairSampler(labels, config.batch_size, config.seed).batch_at(iteration, places)[:1]
+    rows = PairSampler(labels, config.batch_size, config.seed, config.instances).batch_at(iteration, places)[:1]
     position = Position(seed=config.seed, iteration=iteration, first=places.start, total=config.batch_size)
     return training_batch(pixels[rows], labels[rows], position, config)

@@ -30,6 +30,7 @@ from dgnet_platform.runs.checkpoint import (
     verify,
 )
 from dgnet_platform.runs.loading import open_teacher, open_trained
+from dgnet_platform.training.plan import checkpoint_bytes
 
 BASE = laptop(3)
 SMALL = replace(BASE.network, appearance_width=4, bottleneck=8, structure_width=4, adain_width=8, discriminator_width=4)
@@ -114,6 +115,20 @@ def test_networks_alone_are_built_from_the_checkpoint(path: Path):
     assert same_tensors(state, trained())
     assert state.iteration == meta.iteration == 1234
     assert not state.appearance_optimizer.state
+
+
+def test_networks_of_a_run_with_graphs_need_no_graphs(path: Path, tmp_path: Path):
+    """A run on a GPU replays graphs; a CPU evaluates and draws by its checkpoints."""
+    meta = checkpoint.read_meta(path)
+    state, _ = checkpoint.load_networks(path)
+    captured = replace(meta.config, step=replace(meta.config.step, graph=True))
+    written = checkpoint.save(state, captured, tmp_path, dataset=meta.dataset, fingerprint=meta.fingerprint)
+    again, found = checkpoint.load_networks(written)
+    assert found.config.step.graph
+    for name, network in state.networks.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(again.networks[name].state_dict()[key], value)
+    assert checkpoint_bytes(captured) == checkpoint_bytes(meta.config)
 
 
 def test_networks_of_a_compiled_run_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

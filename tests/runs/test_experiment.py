@@ -14,6 +14,7 @@ from dgnet_platform.runs import provenance as version
 from dgnet_platform.runs.experiment import identity_of, read_experiment
 from dgnet_platform.runs.presets import (
     GeneratorName,
+    Preset,
     dgnet_experiment,
     generator_experiment,
     nearest_preset,
@@ -32,7 +33,7 @@ def identity(experiment, **overrides):
     return identity_of(experiment, **(known | overrides))
 
 
-@pytest.mark.parametrize("preset", ["laptop", "paper"])
+@pytest.mark.parametrize("preset", get_args(Preset))
 def test_presets_survive_the_way_through_plain_values(preset):
     for experiment in (dgnet_experiment(preset, 651, 11_000), teacher_experiment(preset, 651, 11_000)):
         kind = method_of(experiment.model).name
@@ -54,6 +55,33 @@ def test_paper_is_the_papers_run():
     assert paper.model.loss.teacher_warmup.start == 30_000
     assert not paper.hold_out
     assert paper.baseline.iterations == round(60 * 12_936 / 32)
+
+
+def test_release_is_the_releases_run():
+    release = dgnet_experiment("release", 751, 12_936)
+    assert release.baseline.network == release.model.network  # the teacher's bottleneck starts likewise
+    changed = differences(to_dict(dgnet_experiment("paper", 751, 12_936)), to_dict(release))
+    assert set(changed) == {
+        "model.network.release_bottleneck", "model.recipe.teacher_dropout", "model.recipe.release_statistics",
+        "baseline.network.release_bottleneck",
+    }  # fmt: skip
+    assert nearest_preset(release, 12_936) == ("release", {})
+
+
+@pytest.mark.parametrize(("preset", "of"), [("strong", "paper"), ("strong-laptop", "laptop")])
+def test_strong_presets_are_settings_of_the_same_size_and_length(preset, of):
+    strong, plain = dgnet_experiment(preset, 651, 11_000), dgnet_experiment(of, 651, 11_000)
+    changed = differences(to_dict(plain.model), to_dict(strong.model))
+    assert changed.keys() == {
+        "network.pooling", "network.neck", "network.prim_dropout", "metric.triplet", "ema", "loss.label_smoothing",
+        "optim.warmup_iterations", "optim.cosine_end",
+    }  # fmt: skip
+    assert strong.model.optim.cosine_end == strong.model.iterations
+    teacher = strong.baseline
+    assert (teacher.instances, teacher.network.neck, teacher.network.pooling) == (4, "bnneck", "gem")
+    assert teacher.cosine_end == teacher.iterations
+    assert strong.model.rescaled(100).optim.cosine_end == teacher.rescaled(100).cosine_end == 100
+    assert replace(strong, model=plain.model, baseline=plain.baseline) == plain  # nothing around them differs
 
 
 def test_iterations_scale_the_schedule():

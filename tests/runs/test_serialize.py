@@ -138,5 +138,5 @@ def test_errors_deep_inside():
         from_dict(Outer, {"inners": [{}, {"sise": 3}]})
     with pytest.raises(ConfigError, match=r"inner is 1.5: a section with the fields of Inner is needed"):
         from_dict(Outer, {"inner": 1.5})
-    with pytest.raises(TypeError, match="network holds a set"):
-        to_dict(replace(presets.laptop(3), network={1, 2}))
+    with pytest.raises(TypeError, match="watch holds a set"):
+        to_dict(replace(presets.laptop(3), watch={1, 2}))

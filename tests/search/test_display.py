@@ -13,14 +13,16 @@ from dgnet_platform.search.report.leaderboard import TrialRow
 
 
 def row(number: int, state: str, iterations: int, trained: int) -> TrialRow:
-    return TrialRow(number=number, name="t", state=state, iterations=iterations, trained_iterations=trained)
+    return TrialRow(number=number, name=f"t{number}", state=state, iterations=iterations, trained_iterations=trained)
 
 
 def results(rows: list[TrialRow], missing: int) -> SimpleNamespace:
     """A search of four trials, 400 iterations each."""
     base = SimpleNamespace(model=SimpleNamespace(iterations=400))
     plan = SimpleNamespace(name="s", base=base, space=SimpleNamespace(searched=()))
-    return SimpleNamespace(plan=plan, study=SimpleNamespace(target=4, missing=missing), rows=lambda: list(rows))
+    return SimpleNamespace(
+        plan=plan, study=SimpleNamespace(target=4, missing=missing), rows=lambda: list(rows), sibling_rows=list
+    )
 
 
 def test_lines_say_where_a_search_is_how_fast_and_how_long_it_takes(monkeypatch):

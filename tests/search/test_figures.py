@@ -167,7 +167,7 @@ def test_the_best_compromises():
     assert [row.number for row in front(rows)] == [1, 0, 4]
     table = leaderboard(rows)
     assert list(table["trial"][table["front"]]) == [1, 0, 4]
-    assert list(table.columns[3:6]) == ["mAP", "SSIM", "front"]
+    assert list(table.columns[3:7]) == ["winner", "mAP", "SSIM", "front"]
     text = printed(rows)
     assert text.count("*") == 3 + 1  # and the note
     assert "SSIM" in text
@@ -185,8 +185,10 @@ def test_the_leaderboard_has_finished_trials_first_and_failed_ones_last():
     table = leaderboard(rows)
     assert list(table["trial"]) == [row.number for row in best]
     assert list(table.columns) == [
-        "trial", "name", "state", "mAP", "beta", "prim", "alpha", "warmup_start", "soft_label", "iterations",
-        "shared_iterations", "reason",
+        "trial", "name", "state", "winner", "mAP", "beta", "gain", "difference", "difference_low", "difference_high",
+        "confirmed", "confirmed_sd", "confirmed_seeds", "confirmed_difference", "confirmed_low", "confirmed_high",
+        "prim", "alpha",
+        "warmup_start", "soft_label", "iterations", "shared_iterations", "reason",
     ]  # fmt: skip
     assert len(table["mAP"].dropna()) == 16 - states.count("failed")
     assert table["reason"].iloc[-1] == "no GPU"
@@ -209,7 +211,8 @@ def test_the_best_trial_is_compared_with_the_preset():
 
     preset, better, worse = row(0, 0.50, preset=True), row(1, 0.5231), row(2, 0.4)
     assert against_preset([preset, worse, better]) == (
-        "Trial 1 is 2.31 points of mAP above the preset (trial 0), one run each."
+        "Trial 1 is 2.31 points of mAP above the preset (trial 0), one run each. The best of many is too good by"
+        " chance: --confirm 3 trains it again with other seeds."
     )
     assert "2.31 points of mAP above" in printed([preset, worse, better])
     assert against_preset([preset, worse]) == "No trial is better than the preset (trial 0)."

@@ -40,7 +40,7 @@ class Cluster:
     """A Ray cluster of this machine, as a user of `ray job` sees it."""
 
     def __init__(self):
-        port, dashboard = free_ports(2)
+        port, dashboard, agent = free_ports(3)  # jobs go through the agent, whose own port another cluster may have
         self._address = f"http://127.0.0.1:{dashboard}"
         self._environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
             # Without the last one, Ray kills a job three seconds after it was asked to stop.
@@ -48,8 +48,9 @@ class Cluster:
             "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "120",
         }  # fmt: skip
         self._head = self._ray(
-            "start", "--head", "--port", str(port), "--dashboard-port", str(dashboard), "--num-cpus", "2", "--block"
-        )
+            "start", "--head", "--block", "--num-cpus", "2", "--port", str(port), "--dashboard-port", str(dashboard),
+            "--dashboard-agent-listen-port", str(agent),
+        )  # fmt: skip
 
     def _ray(self, *arguments: str) -> subprocess.Popen[str]:
         ray = Path(sys.executable).parent / "ray"

@@ -10,6 +10,7 @@ import pytest
 
 from dgnet_platform.runs.checkpoint import checkpoints
 from dgnet_platform.runs.experiment import identity_of
+from dgnet_platform.runs.journal import JOURNAL
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.search import prefixes as prefix
 from dgnet_platform.search.prefixes import PrefixError, collect, key_of, link_prefix
@@ -123,6 +124,16 @@ def test_prefixes_longest_unused_are_removed_first(prefixes, tmp_path):
     assert collect(tmp_path, size) == []
     assert collect(tmp_path, size - 1) == [stages[1]]
     assert collect(tmp_path, 1) == [stages[2], stages[0]]
+
+
+def test_what_is_left_of_a_half_removed_prefix_is_not_used_and_goes(prefixes, tmp_path):
+    stage = prefixes(2).run.folder
+    gone = stage.rename(stage.with_name(f".{stage.name}.gone"))
+    (gone / JOURNAL).unlink()  # its checkpoint is whole
+    prefixes(3)
+    assert prefixes.trained == [(0, 2), (0, 3)]
+    assert collect(tmp_path, 2**40) == []
+    assert not gone.exists()
 
 
 def test_a_prefix_that_diverges_says_so(prefixes):

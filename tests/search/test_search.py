@@ -12,8 +12,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from ray.tune.search import Searcher
 
+from dgnet_core.dgnet.config import laptop
 from dgnet_platform.cli import tune as tuning
-from dgnet_platform.cli.options import TuneMarket, base_experiment
+from dgnet_platform.cli.experiments import base_experiment
+from dgnet_platform.cli.options import TuneMarket
 from dgnet_platform.compute.placement import Node, Placement, place_trials
 from dgnet_platform.errors import ExperimentError, TrackingError, TrainingError
 from dgnet_platform.runs.journal import Journal
@@ -23,6 +25,7 @@ from dgnet_platform.search.config import METRIC, SearchConfig
 from dgnet_platform.search.driver import Search, TrialFeed
 from dgnet_platform.search.plan import plan_search
 from dgnet_platform.search.report.results import Results
+from dgnet_platform.search.siblings import Sibling
 from dgnet_platform.search.space import Space
 from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.search.study import FILE
@@ -45,7 +48,9 @@ class Fake:
 
     def __init__(self, folder: Path):
         self.study = opened(folder)
-        self.trials = self
+        self.trials = self.plan = self
+        self.control: Sibling | None = None
+        self.controlled = TrialProgress(folder=folder)
         self.stop_asked = False
         self.broken: Exception | None = None
         self.fails = {1}
@@ -57,6 +62,18 @@ class Fake:
 
     def judge(self, number: int) -> None:
         return None
+
+    def confirmations(self) -> list[Sibling]:
+        return []
+
+    def is_over(self, sibling: Sibling) -> bool:
+        return self.controlled.over
+
+    def prepare_sibling(self, sibling: Sibling) -> Path:
+        return Path(f"/runs/{sibling.name}")
+
+    def finish_sibling(self, sibling: Sibling) -> TrialProgress:
+        return self.controlled
 
     def finish_trial(self, number: int) -> None:
         fails = number in self.fails
@@ -81,6 +98,52 @@ def test_trials_left_over_come_first_and_failed_ones_are_replaced(tmp_path):
     for trial in "ace":
         feed.on_trial_complete(trial)
     assert feed.suggest("f") == Searcher.FINISHED
+
+
+def test_the_control_comes_first_and_once(tmp_path):
+    fake = Fake(tmp_path)
+    fake.control = Sibling(name="control", model=laptop(10))
+    feed = TrialFeed(fake)  # pyright: ignore[reportArgumentType]
+    assert feed.suggest("a") == {"folder": "/runs/control", "judge": None}
+    assert feed.suggest("b") == {"folder": "/runs/0", "judge": None}
+    fake.controlled.ending = "stopped"
+    feed.on_trial_complete("a")
+    assert feed.suggest("c") == {"folder": "/runs/control", "judge": None}  # it was only stopped
+    fake.controlled.ending = "finished"
+    feed.on_trial_complete("c")
+    assert feed.suggest("d") == {"folder": "/runs/1", "judge": None}
+    assert feed.error is None
+
+
+def test_what_confirms_the_best_comes_last_and_what_died_is_not_tried_again(tmp_path):
+    fake = Fake(tmp_path)
+    fake.fails = set()
+    fake.study.set_target(1)
+    again = [Sibling(name=f"000-seed-{seed}", model=laptop(10, seed=seed)) for seed in (1, 2)]
+    fake.confirmations = lambda: [] if fake.study.missing or fake.study.running else again
+    feed = TrialFeed(fake)  # pyright: ignore[reportArgumentType]
+    assert feed.suggest("a") == {"folder": "/runs/0", "judge": None}
+    assert feed.suggest("b") is None
+    feed.on_trial_complete("a")
+    assert feed.suggest("c") == {"folder": "/runs/000-seed-1", "judge": None}
+    assert feed.suggest("d") == {"folder": "/runs/000-seed-2", "judge": None}
+    assert feed.suggest("e") is None
+    feed.on_trial_complete("c", error=True)
+    feed.on_trial_complete("d", error=True)
+    assert feed.suggest("f") == Searcher.FINISHED
+    assert feed.error is None
+
+
+def test_a_search_without_its_control_stops(tmp_path):
+    fake = Fake(tmp_path)
+    fake.control = Sibling(name="control", model=laptop(10))
+    feed = TrialFeed(fake)  # pyright: ignore[reportArgumentType]
+    feed.suggest("a")
+    fake.controlled.ending, fake.controlled.reason = "diverged", "L_img1 is not finite"
+    feed.on_trial_complete("a")
+    assert isinstance(feed.error, TrainingError)
+    assert "control, which never feeds generated pictures back, failed: L_img1" in str(feed.error)
+    assert fake.stop_asked
 
 
 def test_a_search_in_which_all_fails_stops_and_begins_again(tmp_path):
@@ -162,7 +225,7 @@ def test_a_trial_that_never_fits_is_refused(nodes, workers, gpus):
 @pytest.fixture
 def options(people_store, tmp_path):
     """Options of a tiny search."""
-    base = tiny_experiment(people_store, tmp_path)
+    base = tiny_experiment(people_store, tmp_path, evaluate_every=1)
     file = tmp_path / "base.yaml"
     file.write_text(yaml.safe_dump(to_dict(replace(base, model=replace(base.model, iterations=24)))))
     return [
@@ -295,6 +358,7 @@ def test_an_earlier_study_to_start_from_makes_another_search(people_store, tmp_p
 def test_the_best_settings_have_all_that_differs_from_the_preset(people_store, tmp_path):
     base = tiny_experiment(people_store, tmp_path)
     base = replace(base, baseline=replace(base.baseline, label_smoothing=0.25))
+    base = replace(base, model=replace(base.model, precise_batches=40))  # as every search's
     space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
     plan = plan_search(base, space, SearchConfig(stopping=StoppingRule(kind="none")), teacher=None)
     plan.folder.mkdir()

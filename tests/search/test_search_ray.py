@@ -45,7 +45,7 @@ NAME, TRIALS = "search", 8
 def options(people_store, tmp_path_factory):
     """Gives the options of a search of tiny trials in a storage folder of its own."""
     root = tmp_path_factory.mktemp("searches")
-    base = tiny_experiment(people_store, root, evaluate_every=4, checkpoint_every=4)
+    base = tiny_experiment(people_store, root, evaluate_every=2, checkpoint_every=4)
     base = replace(base, model=replace(base.model, iterations=24))
     (root / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
     teacher = train(teacher_of(base), console=QUIET).checkpoint
@@ -115,7 +115,7 @@ def assert_same_search(one: Path, other: Path) -> None:
 
 def executed(storage: Path) -> int:
     """Iterations that a search trained, by its journal of trials and prefixes."""
-    progress = [TrialProgress.read(storage / f"{NAME}-{trial.number:03d}") for trial in study_of(storage)]
+    progress = [TrialProgress.read(folder) for folder in storage.glob(f"{NAME}-*")]  # with the control
     return sum(p.iteration - p.fork + p.trained for p in progress)
 
 
@@ -129,11 +129,14 @@ def assert_tracked(storage: Path, uri: str = "") -> None:
     children = {
         int(run.data.tags["dgnet.trial"]): run
         for run in runs
-        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id and run.data.tags["dgnet.kind"] == "trial"
     }
+    siblings = [run for run in runs if run.data.tags["dgnet.kind"] == "sibling"]
+    assert [run.info.status for run in siblings] == ["FINISHED"] * len(siblings)
     trials = study_of(storage)
     assert sum(run.data.tags["dgnet.kind"] == "trial" for run in runs) == len(children) == len(trials)
-    assert sorted(path.name for path in storage.glob(f"{NAME}-*")) == [f"{NAME}-{t.number:03d}" for t in trials]
+    folders = [f"{NAME}-{t.number:03d}" for t in trials] + [str(run.info.run_name) for run in siblings]
+    assert sorted(path.name for path in storage.glob(f"{NAME}-*")) == sorted(folders)
     statuses = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
     prefixes = {run.info.run_id: run for run in runs if run.data.tags["dgnet.kind"] == "prefix"}
     for trial in trials:
@@ -342,3 +345,25 @@ def test_trials_of_two_workers_run_one_after_the_other(options):
     run = Run.read(options.root / "two" / f"{NAME}-001")
     assert run.experiment.workers == "2"
     assert json.loads((checkpoints(run.folder)[-1] / "meta.json").read_text())["world_size"] == 2
+
+
+def test_the_best_are_confirmed_with_other_seeds_also_after_a_kill(options):
+    storage = options.root / "confirmed"
+    arguments = options("confirmed", "--confirm", "2")
+    arguments[arguments.index("--trials") + 1] = "3"
+    process = job("tune_market.py", *arguments)
+    wait_for(lambda: len(list(storage.glob(f"{NAME}-*-seed-*"))) > 1 or process.poll() is not None, 400)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = {folder: lines_of(folder) for folder in storage.glob(f"{NAME}-*") if TrialProgress.read(folder).over}
+    assert len(before) > 4  # the control, the trials, and the first of those with another seed
+    output = searched(arguments)
+    assert "under 2 other seeds" in " ".join(output.split())
+    assert all(lines_of(folder) == journal for folder, journal in before.items())  # nothing is trained again
+    board = leaderboard(storage)
+    again = board[board["confirmed_seeds"] > 0]
+    assert 0 in set(again["trial"])
+    assert len(again) == sum(board["state"] == "finished")
+    assert set(again["confirmed_seeds"]) == {2}
+    assert_tracked(storage)

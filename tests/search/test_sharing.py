@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 import pytest
 from rich.console import Console
 
-from dgnet_core.dgnet.config import DGNetConfig, RecipeConfig, paper
+from dgnet_core.dgnet.config import DGNetConfig, FeedConfig, RecipeConfig, paper
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.dgnet.step import train_step
-from dgnet_core.learning.config import AugmentConfig, Warmup
+from dgnet_core.learning.config import AugmentConfig, MetricConfig, Warmup
 from dgnet_core.networks.config import NetworkConfig
 from dgnet_platform.search.sharing import NEVER_ENDS, Costs, fork_of, plan_sharing, prefix_of, simulated_ends
 from dgnet_platform.search.space import Space
@@ -41,8 +41,12 @@ def different_later() -> DGNetConfig:
         config.loss, appearance_code=3.0, structure_code=4.0, cycle=5.0, prim=6.0, alpha=0.7,
         code_warmup=Warmup(start=START, slope=9.0), teacher_warmup=Warmup(start=START + 4, slope=1e-3),
     )  # fmt: skip
-    recipe = replace(config.recipe, reencode_probability=1.0, soft_label="uniform", features="fine")
-    return replace(config, loss=loss, recipe=recipe, watch=replace(config.watch, factor=9.0, floor=0.5))
+    recipe = replace(
+        config.recipe, reencode_probability=1.0, soft_label="uniform", features="fine", teacher_dropout=True
+    )
+    feed = FeedConfig(confidence="weight", least_confidence=0.1, pictures=2, share=0.3, last_share=0.9)
+    watch = replace(config.watch, factor=9.0, floor=0.5)
+    return replace(config, loss=loss, recipe=recipe, beta=0.9, feed=feed, watch=watch)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -101,6 +105,12 @@ def test_what_acts_from_the_start_is_kept():
         *(replace(a, loss=replace(loss, **{name: 3.0})) for name in (
             "image", "identity", "positive_identity", "generated_identity", "adversarial", "gradient_penalty",
         )),
+        replace(a, loss=replace(loss, label_smoothing=0.5)),
+        *(replace(a, metric=MetricConfig(**{name: 1.0})) for name in ("triplet", "circle")),
+        replace(a, ema=0.9),
+        replace(a, optim=replace(optim, optimizer="adamw")),
+        replace(a, optim=replace(optim, warmup_iterations=2)),
+        replace(a, optim=replace(optim, cosine_end=4)),
         *(replace(a, optim=replace(optim, **{name: 0.005})) for name in (
             "appearance_lr", "head_lr_factor", "momentum", "generator_lr", "discriminator_lr", "weight_decay",
             "clip_norm",
@@ -109,6 +119,8 @@ def test_what_acts_from_the_start_is_kept():
         replace(a, optim=replace(optim, milestones=(2,))),
         replace(a, recipe=replace(a.recipe, gan="nsgan")),
         replace(a, recipe=replace(a.recipe, detach_appearance=False)),
+        replace(a, recipe=replace(a.recipe, release_statistics=True)),
+        replace(a, network=replace(a.network, release_bottleneck=True)),
         replace(a, augment=AugmentConfig(pad=1, erase=0.0)),
         replace(a, watch=replace(a.watch, fast=0.5)),
         replace(a, seed=1),
@@ -118,7 +130,10 @@ def test_what_acts_from_the_start_is_kept():
         assert prefix_of(other) != prefix_of(a)
         with pytest.raises(AssertionError):
             assert_same(trained(tiny_state(other), other, START), reference)
-    for name, value in (("batch_size", 5), ("num_classes", 6), ("trunk_from_teacher", True)):
+    for name, value in (
+        ("batch_size", 5), ("num_classes", 6), ("trunk_from_teacher", True), ("instances", 2),
+        ("partners", "rare_camera"),
+    ):  # fmt: skip
         assert prefix_of(replace(a, **{name: value})) != prefix_of(a)
     assert prefix_of(replace(a, network=NetworkConfig())) != prefix_of(a)
     assert prefix_of(replace(a, step=replace(a.step, channels_last=False))) != prefix_of(a)
@@ -200,7 +215,7 @@ def test_simulated_trials_end_at_rungs_or_at_the_end():
     far = [end - ramp_end(config) for config, end in zip(configs, ends, strict=True) if end < config.iterations]
     assert len(set(far)) <= stopping.rungs
     assert 32 <= far.count(min(far)) <= 48  # about two thirds of 64 end at the first rung
-    assert sum(end == 100_000 for end in ends) <= 12
+    assert sum(end == 100_000 for end in ends) <= 20  # those at other learning rates are not compared
     assert simulated_ends(configs, StoppingRule(kind="none"), 0) == [100_000] * 64
     assert simulated_ends([], stopping, 0) == []
     assert {end - ramp_end(c) for c, end in zip(configs, simulated_ends(configs, stopping, 0, (5,)), strict=True)} >= {
@@ -208,11 +223,11 @@ def test_simulated_trials_end_at_rungs_or_at_the_end():
     }
 
 
-def test_the_paper_size_plan_saves_more_than_half():
+def test_the_paper_size_plan_saves_a_third():
     configs = drawn(64)
     found = plan_sharing(configs, simulated_ends(configs, StoppingRule(), 0), Costs(1.0, 1.32))
     assert len(found.prefixes) == 1  # nothing that acts from the first iteration on is searched
-    assert 2 < found.ratio < 4
+    assert 1.5 < found.ratio < 2
 
 
 @pytest.mark.parametrize(("seconds", "heading"), [(True, "GPU-hours"), (False, "relative cost")])

@@ -16,6 +16,8 @@ from rich.console import Console
 from dgnet_core.dgnet.config import DGNetConfig, LossConfig, laptop, paper
 from dgnet_core.dgnet.schedule import ramp_end, weights
 from dgnet_core.learning.config import Warmup
+from dgnet_platform.cli.experiments import _dimension
+from dgnet_platform.search.sharing import prefix_of
 from dgnet_platform.search.space import PARAMETERS, Space, SpaceError
 from dgnet_platform.search.stopping import StoppingRule
 
@@ -213,6 +215,30 @@ def test_a_setting_touches_only_what_it_names():
     )
 
 
+def test_what_public_work_suggests_can_be_searched_and_makes_the_run_that_it_names():
+    names = [name for name, parameter in PARAMETERS.items() if parameter.published is not None]
+    assert {"triplet", "circle", "label_smoothing", "ema", "neck", "pooling", "confidence"} <= set(names)
+    space = DEFAULT.overridden(dict(map(_dimension, names)))
+    assert space.defaults(BASE) is not None  # the release's own setting is in it
+    space.distances(BASE, NEVER)
+    config = space.apply(BASE, {"triplet": 1.0, "neck": "bnneck", "confidence": "filter", "ema": 0.999, "pictures": 2})
+    assert config == replace(
+        BASE, metric=replace(BASE.metric, triplet=1.0), network=replace(BASE.network, neck="bnneck"), ema=0.999,
+        feed=replace(BASE.feed, confidence="filter", pictures=2),
+    )  # fmt: skip
+
+
+def test_only_what_acts_before_the_warm_up_parts_prefixes():
+    feeds = {"confidence": "weight", "least_confidence": 0.1, "pictures": 2, "share": 0.5, "last_share": 0.1}
+    acts = {"partners": "rare_camera", "label_smoothing": 0.1, "triplet": 1.0, "circle": 1.0, "circle_margin": 0.3,
+            "circle_scale": 64.0, "neck": "bnneck", "pooling": "gem", "instances": 4, "optimizer": "adamw",
+            "lr_warmup": 10, "ema": 0.99, "pretrained": "none"}  # fmt: skip
+    for name, value in (feeds | acts).items():
+        config = Space({name: value}).apply(BASE, {})
+        assert config != BASE
+        assert (prefix_of(config) == prefix_of(BASE)) == (name in feeds), name
+
+
 def test_fixed_parameters_hold_for_the_first_trial_too():
     space = DEFAULT.overridden({"image": 3.0, "ramp": 1_000})
     config = space.apply(BASE, space.defaults(BASE) or {})
@@ -249,12 +275,19 @@ def test_a_space_that_does_not_fit_the_run_is_refused():
         {"warmup_start": {"choices": [10, 95_000]}}
     )
     assert "ramp up to 50,000 end at iteration 100,000: runs have" in refused({"ramp": {"low": 1, "high": 50_000}})
-    short: dict[str, object] = {"warmup_start": {"low": 10, "high": 91_990}}
-    assert "10 iterations are left after the latest ramp end" in refused(short, stopping=HALVING)
+    short: dict[str, object] = {"warmup_start": {"low": 10, "high": 91_998}}
+    assert "2 iterations are left after the latest ramp end" in refused(short, stopping=HALVING)
     assert DEFAULT.overridden(short).distances(BASE, NEVER) == ()
     # The first trial is the base, also where the space leaves it out.
     late = replace(BASE, loss=replace(BASE.loss, code_warmup=Warmup(start=99_000), teacher_warmup=Warmup(start=99_000)))
     assert "end at iteration 103,000" in refused({"warmup_start": {"low": 10, "high": 50_000}}, base=late)
+
+
+def test_a_value_that_no_run_can_have_is_refused_before_any_trial():
+    assert "instances = 3: a divisor of batch_size = 8 (in the space: instances)" in refused(
+        {"instances": {"choices": [1, 3]}}
+    )
+    assert "pictures = 3: 1 or 2" in refused({"pictures": 3})
 
 
 def test_a_space_is_printed():

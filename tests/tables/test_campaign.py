@@ -5,15 +5,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from dgnet_platform.compute.placement import Placement
 from dgnet_platform.data.store import Store
 from dgnet_platform.runs.run import RECORD, RESULTS, Run
-from dgnet_platform.search.trial import TrialProgress, run_trial
+from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables import rows
 from dgnet_platform.tables.campaign import Campaign, CampaignError
@@ -24,6 +22,7 @@ from dgnet_platform.tables.results import TableResult, result_of
 from dgnet_platform.tables.rows import Row, Table
 from dgnet_platform.tables.summary import missing_of, report_of
 from dgnet_platform.training.driver import train
+from tests.helpers.machines import Here
 from tests.helpers.runs import QUIET, tiny_experiment
 
 pytestmark = [
@@ -45,27 +44,7 @@ TABLE = Table(
 OFFLINE = Row(label="offline", change=rows.baseline, feature="baseline", generator=rows.without_feeding)
 
 
-class Here:
-    """Trains runs in this process, one after the other."""
-
-    placement = Placement(concurrent=1, cpus=1, gpus=0, workers=0)
-
-    def __init__(self, before: Callable[[Path], None] = lambda _: None):
-        self.before, self.trained = before, list[str]()
-
-    def train(self, folders: Sequence[Path], sharing: bool, over: Callable[[Path], None]) -> None:
-        for folder in folders:
-            self.before(folder)
-            run_trial(folder, judge=None, sharing=sharing)
-            self.trained.append(folder.name)
-            over(folder)
-
-    def do(self, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
-        for task in tasks:
-            work(*task)
-
-
-def campaign_in(storage: Path, store: Path, *more: Row, any_code: bool = False) -> Campaign:
+def campaign_in(storage: Path, store: Path, *more: Row, any_code: bool = False) -> Campaign[TablesPlan]:
     base = tiny_experiment(store, storage)
     plan: TablesPlan = plan_tables(
         [replace(TABLE, rows=(*TABLE.rows, *more))],
@@ -77,7 +56,7 @@ def campaign_in(storage: Path, store: Path, *more: Row, any_code: bool = False) 
     return Campaign(plan, storage / "tables", any_code=any_code)
 
 
-def trained(campaign: Campaign, machines: Here) -> TableResult:
+def trained(campaign: Campaign[TablesPlan], machines: Here) -> TableResult:
     tracked = campaign.open({}, campaign.plan.experiments[0])
     campaign.train(machines, lambda _: None)
     tracked.close("FINISHED")

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 
 from dgnet_platform.tables.campaign import CampaignError
 from dgnet_platform.tables.report import Report, as_html, as_markdown, grid_of
-from dgnet_platform.tables.results import Figure, RowResult, Score, TableResult, figures_of
+from dgnet_platform.tables.results import SWAPS, Figure, RowResult, Score, TableResult, figures_of, swaps_of
 
 PEOPLE = torch.tensor([1, 1, 2, 3])
 
@@ -22,7 +23,7 @@ def score(seed: int, values: Sequence[float], people: torch.Tensor | None = PEOP
 def row(label: str, figures: dict[str, Figure] | None = None, **overrides) -> RowResult:
     fields = {
         "label": label, "note": "", "source": "", "published": None, "published_elsewhere": {},
-        "figures": figures or {}, "runs": {0: "run0"}, "missing": {},
+        "figures": figures or {}, "swaps": {}, "runs": {0: "run0"}, "missing": {},
     }  # fmt: skip
     return RowResult(**(fields | overrides))
 
@@ -148,3 +149,22 @@ def test_a_table_survives_json():
     figure = figures_of({0: score(0, [0.1, 0.2, 0.3, 0.4])}, {})["mAP"]
     table = report(row("both", {"mAP": figure})).tables[0]
     assert json.loads(json.dumps(table.to_dict()))["rows"][0]["figures"]["mAP"]["mean"] == figure.mean
+
+
+def test_swaps_have_their_mean_deviation_and_columns():
+    measured = [dict.fromkeys(SWAPS, value) for value in (10.0, 12.0, 14.0)]
+    scores = [Score(run=f"run{n}", figures={}, swaps=swaps) for n, swaps in enumerate(measured)]
+    assert swaps_of(scores) == dict.fromkeys(SWAPS, (12.0, 2.0))
+    assert swaps_of(scores[:1]) == dict.fromkeys(SWAPS, (10.0, None))
+    assert swaps_of([score(0, [0.5] * 4)]) == {}
+    rows = (
+        row("gray", swaps=dict.fromkeys(SWAPS, (12.0, 2.0))),
+        row("none"),
+        row("one", swaps={"transfer": (0.25, None)}),
+    )
+    table = TableResult(name="structure", title="", reference="", held_out=False, swaps=True, rows=rows)
+    grid = grid_of(table, 3)
+    place = grid.header.index("transfer")
+    assert [cells[place] for cells in grid.rows] == ["12.0 ± 2.0", "-", "0.250"]
+    assert any("CIE Lab" in note for note in grid.notes)
+    assert "transfer" not in grid_of(replace(table, swaps=False), 3).header

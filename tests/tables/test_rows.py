@@ -3,21 +3,29 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
+from unittest.mock import Mock
 
 import pytest
 
-from dgnet_core.dgnet.config import LossConfig, RecipeConfig
+from dgnet_core.dgnet.config import DGNetConfig, LossConfig, RecipeConfig
+from dgnet_core.methods import method_of
+from dgnet_core.teacher.config import TeacherConfig
+from dgnet_platform.cli import campaigns
+from dgnet_platform.cli.options import CompareGenerators
 from dgnet_platform.cli.tables import names_of
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import DGNetExperiment, TaughtExperiment
-from dgnet_platform.runs.presets import dgnet_experiment
+from dgnet_platform.runs.presets import dgnet_experiment, generator_of
 from dgnet_platform.search.sharing import Costs, fork_of, prefix_of
 from dgnet_platform.storage.serialize import differences, to_dict
 from dgnet_platform.tables import rows
+from dgnet_platform.tables.campaign import Campaign
+from dgnet_platform.tables.config import TableName
 from dgnet_platform.tables.plan import TablesPlan, plan_tables, seeded
 from dgnet_platform.tables.rows import Row, Table, tables_of
-from tests.helpers.runs import CLASSES, tiny_experiment
+from tests.helpers.runs import CLASSES, QUIET, tiny_experiment
 
 PAPER = dgnet_experiment("paper", 751, 12_936)
 COSTS = Costs(1.0, 1.5)
@@ -49,6 +57,20 @@ def test_rows_of_the_ablation_differ_from_the_paper_in_what_they_say():
     assert rows.baseline(PAPER).model == PAPER.baseline
 
 
+def test_rows_of_structure_differ_in_what_the_structure_encoder_reads_and_leave_the_teacher():
+    rows_ = {row.label: row.change for row in rows.structure().rows}
+    assert {label: changed(change) for label, change in rows_.items() if change} == {
+        "gray": {},
+        "gray, negatives": {"recipe.structure_negatives": True},
+        "local contrast": {"network.structure_input": "contrast"},
+        "local contrast, negatives": {"network.structure_input": "contrast", "recipe.structure_negatives": True},
+    }
+    laptop = dgnet_experiment("laptop", 80, 1_500)
+    made = [change(laptop) for change in rows_.values() if change]
+    assert laptop in made, "the laptop's run is one of them"
+    assert {run.baseline for run in made} == {laptop.baseline}  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_the_row_without_identity_loss_says_why_its_code_is_not_detached():
     row = next(row for row in rows.ablation().rows if row.label == "without Eq. 3 and 6")
     assert "L_prim and L_fine stay" in row.note
@@ -69,10 +91,29 @@ def test_the_papers_own_settings_are_rows_of_each_table():
     start = PAPER.model.loss.teacher_warmup.start / PAPER.model.iterations
     assert start in rows.STARTS
     assert changed(rows.warm_until(start)) == {}
-    for table in tables_of(("ablation", "labels", "sensitivity", "warmup", "state_of_the_art"), {"a": "market1501"}):
+    for table in tables_of(get_args(TableName), {"a": "market1501", "b": "msmt17"}):
         labels = [row.label for row in table.rows]
         assert table.reference in ["", *labels]
         assert max(Counter(labels).values()) == 1
+
+
+def test_rows_of_the_strong_table_change_what_feeds():
+    changes = {row.label: changed(row.change) for row in rows.strong().rows if row.change not in (None, rows.baseline)}
+    assert changes == {
+        "without online feeding": {"recipe.online_feeding": False},
+        "with, f_prim": {},
+        "with": {},
+        "confident pictures only": {"feed.confidence": "filter"},
+        "weighted by confidence": {"feed.confidence": "weight"},
+        "two pictures a structure": {"feed.pictures": 2},
+        "share from 100 to 0 %": {"feed.last_share": 0.0},
+        "share from 0 to 100 %": {"feed.share": 0.0},
+        "structures of rare cameras": {"partners": "rare_camera"},
+    }
+    strong = dgnet_experiment("strong", 751, 12_936)
+    models: list[Any] = [row.change(strong).model for row in rows.strong().rows if row.change is not None]
+    prefixes = {prefix_of(model) for model in models[1:]}
+    assert len(prefixes) == 2  # all but rare cameras act from the warm-up on
 
 
 def test_nothing_is_trained_twice(people_store: Path):
@@ -94,6 +135,28 @@ def test_offline_feeding_draws_with_a_run_that_another_row_trains(people_store: 
     assert offline.experiment.model in [teacher.model for teacher in plan.teachers]
     assert len(plan.offline) == len(set(plan.generators)) == 2
     assert offline.experiment not in plan.teachers
+
+
+def test_people_who_do_not_exist_are_drawn_by_a_run_that_needs_no_teacher(people_store: Path):
+    plan = planned(people_store, rows.generators())
+    drawn = next(c for c in plan.cells if c.row.label == "LSGAN, uniform labels" and c.seed == 1)
+    assert drawn.generator is not None
+    assert method_of(drawn.generator.model).name == "lsgan"
+    assert (drawn.generator.model.seed, drawn.generator.model.num_classes) == (1, CLASSES)
+    assert (drawn.generator.data, drawn.generator.hold_out) == (str(people_store), True)
+    assert drawn.generator in plan.teachers
+    assert plan.experiments == []
+    assert drawn.experiment in plan.offline
+    assert drawn.experiment not in plan.teachers
+    assert len(plan.all_experiments) == 3 * 2
+
+
+def test_a_compared_generator_is_as_long_as_the_paper_has_it_beside_dg_net():
+    assert generator_of(PAPER, "lsgan").model.iterations == 10_106
+    half = replace(PAPER, model=PAPER.model.rescaled(50_000))
+    assert generator_of(half, "lsgan").model.iterations == 5_053
+    small = generator_of(dgnet_experiment("laptop", 80, 1_500, 400), "lsgan").model
+    assert (small.network.height, small.iterations) == (64, 750)
 
 
 def test_what_rows_share_is_shared_for_each_seed(people_store: Path):
@@ -127,6 +190,19 @@ def test_two_stores_of_one_data_set_and_of_one_folder_name_are_told_apart(people
     assert names == {"/a/store": "people (/a/store)", "/b/store": "people (/b/store)"}
     assert len({row.label for row in rows.transfer(names).rows}) == 2
     assert names_of({"/a/store": store}) == {"/a/store": "people"}
+
+
+def test_each_kind_of_run_needs_room_for_its_own_checkpoints(people_store: Path, tmp_path: Path, monkeypatch):
+    campaign = Campaign(planned(people_store, rows.labels()), tmp_path)
+    campaign.tracked = Mock(uri="")
+    asked: list[tuple[type, int]] = []
+    monkeypatch.setattr(campaigns, "check_free", lambda _, model, count: asked.append((type(model), count)))
+    monkeypatch.setattr(campaigns.cluster, "join_ray", Mock(side_effect=InterruptedError))
+    options = CompareGenerators(out=tmp_path)
+    with pytest.raises(InterruptedError):
+        campaigns.train_missing(options, campaign, QUIET)
+    # of two seeds each: a teacher keeps one, DG-Net two, and one more is being written
+    assert asked == [(TeacherConfig, 2 * 2), (DGNetConfig, 6 * 2 * 3)]
 
 
 def test_a_table_without_anything_to_compare_is_refused(people_store: Path):

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
@@ -31,7 +32,7 @@ from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.checkpoint import CheckpointError, load_networks
 from dgnet_platform.runs.run import Run
-from dgnet_platform.runs.tracking_uri import usable
+from dgnet_platform.runs.tracking_uri import database_of, sqlite_uri, usable
 from dgnet_platform.tracking import client as tracking
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training import plan as training_plan
@@ -401,10 +402,12 @@ def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_stor
     earlier = finished.run.folder / "checkpoint_00000009"
     assert make_plan(name_run(experiment, teacher=teacher, origin=earlier)).origin == earlier
     wider = replace(experiment.model.network, structure_width=4)
+    adam = replace(experiment.model.optim, optimizer="adam")
     for origin, model, words in (
         (finished.checkpoint, experiment.model, r"it has 12 iterations done, the run ends after 12: name an earlier"),
         (teacher, experiment.model, "it is of a teacher, the run of a dgnet"),
         (earlier, replace(experiment.model, network=wider), r"another one:\n  structure_width: 2 -> 4"),
+        (earlier, replace(experiment.model, optim=adam), "it was trained by sgd, the run by adam: keep the optimizer"),
     ):
         with pytest.raises(ExperimentError, match=words):
             make_plan(name_run(replace(experiment, model=model), teacher=teacher, origin=origin))
@@ -443,6 +446,17 @@ def test_a_deleted_mlflow_run_is_named_with_the_remedy(tmp_path):
     connected.delete_run(run_id)
     with pytest.raises(TrackingError, match=f"was deleted: restore it with `mlflow runs restore --run-id {run_id}`"):
         tracking.is_lost(connected, f"sqlite:///{tmp_path}/mlflow.db", run_id)
+
+
+def test_a_database_that_was_half_made_is_never_seen(tmp_path, monkeypatch):
+    uri = sqlite_uri(tmp_path / "100 %" / "mlflow.db")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._upgrade_db", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tracking.open_experiment(uri, "dgnet")
+    assert not database_of(uri).exists()
+    _, experiment = tracking.open_experiment(uri, "dgnet")
+    assert tracking.open_experiment(uri, "dgnet")[1] == experiment
 
 
 def test_a_database_is_the_same_from_everywhere(tmp_path, monkeypatch):
@@ -505,6 +519,10 @@ def test_a_teacher_of_other_identities_is_refused(finished, people_store, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+TINY = tiny_experiment(Path("store"), Path("runs")).model
+UNTAUGHT = replace(TINY, loss=replace(TINY.loss, identity=0.0, positive_identity=0.0))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -516,12 +534,24 @@ def test_a_teacher_of_other_identities_is_refused(finished, people_store, tmp_pa
         ({"tracking_uri": "http://me:secret@host"}, TrackingError, r"http://\.\.\.@host: without user and password"),
         ({"storage": "/proc/nowhere"}, ExperimentError, "/proc/nowhere"),
         ({"workers": "9"}, ExperimentError, "batch_size = 8"),
+        (
+            {"model": UNTAUGHT},
+            ExperimentError,
+            "appearance encoder would learn nothing .* --model.recipe.no-detach-app",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(people_store, tmp_path, finished, change, error, words):
     experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)))
     with pytest.raises(error, match=words):
         train(replace(experiment, **change), console=QUIET)
+
+
+def test_what_cannot_work_is_refused_before_a_teacher_is_trained(people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path / "runs", teacher="auto")
+    with pytest.raises(ExperimentError, match="would learn nothing"):
+        train(replace(experiment, model=UNTAUGHT), console=QUIET)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_full_disk_is_noticed_before(people_store, tmp_path, finished, monkeypatch):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from dgnet_core.fdgan.config import FDGANConfig
 from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import Batch
-from dgnet_core.methods import METHODS
+from dgnet_core.methods import METHODS, build
 from dgnet_platform.data.poses import FILE, KeyPoints, PoseError
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
@@ -19,7 +20,7 @@ from dgnet_platform.runs.experiment import AnyExperiment, Experiment, identity_o
 from dgnet_platform.runs.run import Run
 from dgnet_platform.training import learner as learning
 from dgnet_platform.training import loop, worker
-from dgnet_platform.training.plan import name_run
+from dgnet_platform.training.plan import make_plan, name_run
 from tests.helpers.generators import SMALL, tiny_method
 from tests.helpers.market import packed
 from tests.helpers.market import write_market as write_photographs
@@ -106,6 +107,30 @@ def test_key_points_decide_the_runs_name(people_store, tmp_path):
     assert named.folder.name.startswith("people-pngan-")
     unposed = name_run(experiment_of("lsgan", people_store, tmp_path), teacher=None)
     assert "keypoints" not in unposed.identity.values()
+
+
+def test_no_stage_begins_without_the_one_before(people_store, tmp_path):
+    experiment = experiment_of("fdgan", people_store, tmp_path)  # stages begin at 0, 4 and 8
+    model = experiment.model
+    assert isinstance(model, FDGANConfig)
+    early, late = (saved(model, tmp_path / name, iteration) for name, iteration in (("early", 3), ("late", 5)))
+
+    def planned(origin: Path, stage1: int) -> None:
+        changed = replace(experiment, model=replace(model, stage1=stage1, stage2=3))
+        make_plan(name_run(changed, teacher=None, origin=origin))
+
+    planned(early, 3)  # stage 2 begins with the next iteration
+    planned(late, 3)
+    with pytest.raises(ExperimentError, match=r"at 3 iterations it is in stage 1, the run in stage 2: keep the length"):
+        planned(early, 2)
+    with pytest.raises(ExperimentError, match=r"at 5 iterations it is in stage 2, the run in stage 1: keep the length"):
+        planned(late, 6)
+
+
+def saved(model: FDGANConfig, folder: Path, iteration: int) -> Path:
+    state = build(model)
+    state.iteration = iteration
+    return checkpoint.save(state, model, folder)
 
 
 def test_what_a_pose_generator_cannot_train_on(people_store, tmp_path):

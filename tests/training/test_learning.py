@@ -71,7 +71,7 @@ def test_laptop_runs_learn(store, tmp_path):
     colours = by_colours(query, gallery)
     untrained = Validator(config=experiment.model, group="test", query=query, gallery=gallery, people=None)(
         TrainState.build(replace(experiment.model, trunk_from_teacher=False))
-    ).metrics["test/both/mAP"]
+    ).metrics["test/prim/mAP"]  # f_fine has not learned anything yet
     assert table["both"] > 2.5 * colours
     assert table["both"] > 2.5 * untrained
     assert table["both"] > table["baseline"] + 0.02  # 0.07 measured: what the joint part adds, on 240 identities

@@ -18,6 +18,7 @@ from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.training import worker
 from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.loop import run_loop
+from dgnet_platform.training.validation import read_queries
 from dgnet_platform.training.worker import build_rank
 from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher
 
@@ -249,7 +250,8 @@ def test_a_trial_is_evaluated_saved_and_judged_at_its_own_iterations(start, peop
     assert outcome.ending == "finished"
     assert [t for t, _ in asked] == [5, 8]
     assert [int(path.name[-8:]) for path in checkpoint.checkpoints(run.folder)] == [5, 8, 12]
-    figures = lines(run.folder)[4]["metrics"]
+    assert not any(name.startswith("val/mAP_by_beta/") for name in lines(run.folder)[4]["metrics"])  # nothing fed yet
+    figures = lines(run.folder)[7]["metrics"]
     by_beta = {name: value for name, value in figures.items() if name.startswith("val/mAP_by_beta/")}
     assert len(by_beta) == 11
     assert figures["val/best/mAP"] == max(by_beta.values()) == by_beta[f"val/mAP_by_beta/{figures['val/best/beta']:g}"]
@@ -268,6 +270,17 @@ def test_a_trial_that_is_told_to_stop_saves_and_stays_stopped(start, people_stor
     resumed, outcome, _ = start("trial", experiment)
     assert outcome.ending == "finished"
     assert same(whole, tensors(resumed, 12))
+
+
+def test_a_trial_that_cannot_be_judged_yet_is_saved_and_asked_again(start, people_store, tmp_path, whole):
+    experiment = judged(tiny_experiment(people_store, tmp_path))
+    _, outcome, _ = start("trial", experiment, judge=lambda t, _: None if t == 8 else "")
+    assert outcome == Outcome(ending="stopped", iteration=8)
+    asked = []
+    run, outcome, _ = start("trial", experiment, judge=lambda t, _: asked.append(t) or "")
+    assert asked == [8]
+    assert outcome.ending == "finished"
+    assert same(whole, tensors(run, 12))
 
 
 def test_a_prefix_ends_before_its_end_without_being_evaluated_there(start, people_store, tmp_path):
@@ -305,3 +318,70 @@ def test_a_record_of_the_version_before_is_read(start, role, facts):
         del values[name]
     (run.folder / "run.json").write_text(json.dumps(values | {"role": role, "judging": None}))
     assert Run.read(run.folder) == replace(run, **facts)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# BatchNorm's statistics for evaluations
+
+
+def precise(store: Path, folder: Path):
+    experiment = tiny_experiment(store, folder)
+    return replace(experiment, model=replace(experiment.model, precise_batches=3))
+
+
+def test_statistics_for_evaluations_leave_training_as_it_is_in_every_bit(start, people_store, tmp_path, whole):
+    run, _, _ = start("precise", precise(people_store, tmp_path))
+    found = tensors(run, 12)
+    statistics = found.pop("statistics")
+    assert same(found, whole)
+    trained = whole["networks"]["appearance_encoder"]
+    buffers = statistics["appearance_encoder"]
+    assert buffers["trunk.bn1.running_mean"].shape == trained["trunk.bn1.running_mean"].shape
+    assert not torch.equal(buffers["trunk.bn1.running_mean"], trained["trunk.bn1.running_mean"])
+    # Whoever evaluates the checkpoint has what the run was evaluated with.
+    state, _ = checkpoint.load_networks(run.folder / "checkpoint_00000012")
+    loaded = state.networks["appearance_encoder"].state_dict()
+    assert all(torch.equal(loaded[name], buffer) for name, buffer in buffers.items())
+    assert torch.equal(loaded["trunk.conv1.weight"], trained["trunk.conv1.weight"])
+
+
+def test_a_run_with_statistics_for_evaluations_resumes_exactly(start, people_store, tmp_path):
+    whole_run, _, _ = start("whole", precise(people_store, tmp_path))
+    with pytest.raises(CrashError):
+        start("killed", precise(people_store, tmp_path), stop_after=8)
+    run, outcome, _ = start("killed", precise(people_store, tmp_path))
+    assert outcome.ending == "finished"
+    assert same(tensors(run, 12), tensors(whole_run, 12))
+    for one, other in zip(lines(whole_run.folder), lines(run.folder), strict=True):
+        for name, value in one["metrics"].items():
+            assert name.startswith("speed/") or other["metrics"][name] == value, name
+
+
+def test_what_each_held_out_query_says_is_kept(finished):
+    run, _, _ = finished
+    found = read_queries(run.folder, 12)
+    assert found is not None
+    assert read_queries(run.folder, 6) is None
+    last = lines(run.folder)[-1]["metrics"]
+    assert float(found["own"].mean()) == pytest.approx(last["val/both/mAP"], abs=1e-12)
+    assert float(found["best"].mean()) == pytest.approx(last["val/best/mAP"], abs=1e-12)
+    assert found["person_ids"].shape == found["own"].shape
+
+
+def test_a_feature_that_never_learned_is_not_reported(start, people_store, tmp_path):
+    experiment = tiny_experiment(people_store, tmp_path)
+    model = experiment.model
+    without = replace(experiment, model=replace(model, recipe=replace(model.recipe, online_feeding=False)))
+    run, _, _ = start("without", without)
+    last = lines(run.folder)[-1]["metrics"]
+    assert not {"val/both/mAP", "val/fine/mAP", "val/mAP_by_beta/0.5"} & last.keys()
+    assert last["val/best/mAP"] == last["val/prim/mAP"]
+    assert last["val/best/beta"] == 0
+
+
+def test_the_weight_of_f_fine_is_the_runs_own(start, people_store, tmp_path, finished):
+    experiment = tiny_experiment(people_store, tmp_path)
+    run, _, _ = start("beta", replace(experiment, model=replace(experiment.model, beta=1.0)))
+    last, before = (lines(folder)[-1]["metrics"] for folder in (run.folder, finished[0].folder))
+    assert last["val/both/mAP"] == before["val/mAP_by_beta/1"]
+    assert before["val/both/mAP"] == before["val/mAP_by_beta/0.5"]

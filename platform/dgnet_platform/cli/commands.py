@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
+from dgnet_platform.cli.experiments import base_and_space, parse
 from dgnet_platform.cli.options import (
     CompareGenerators,
     PaperTables,
@@ -16,11 +17,9 @@ from dgnet_platform.cli.options import (
     TrainGenerator,
     TrainTeacher,
     TuneMarket,
-    base_and_space,
-    parse,
 )
 from dgnet_platform.data.config import PrepareConfig
-from dgnet_platform.evaluation.config import EvaluateConfig, GenerateConfig, MeasureConfig
+from dgnet_platform.evaluation.config import EvaluateConfig, ExportConfig, GenerateConfig, MeasureConfig
 
 
 def prepare_data(description: str | None, args: Sequence[str], console: Console) -> int:
@@ -78,6 +77,14 @@ def evaluate(description: str | None, args: Sequence[str], console: Console) -> 
     from dgnet_platform.cli.evaluate import evaluate_and_show
 
     return evaluate_and_show(config, console)
+
+
+def export(description: str | None, args: Sequence[str], console: Console) -> int:
+    """Export the network that describes people."""
+    config = tyro.cli(ExportConfig, args=args, description=description)
+    from dgnet_platform.cli.export import export_and_show
+
+    return export_and_show(config, console)
 
 
 def generate(description: str | None, args: Sequence[str], console: Console) -> int:

@@ -1,70 +1,114 @@
 """The command that compares generators: trains those that are asked for, measures all, and shows the table."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from dgnet_core.methods import method_of
+from dgnet_platform.cli.campaigns import train_missing
 from dgnet_platform.cli.options import CompareGenerators
-from dgnet_platform.cli.terminal import DONE, STOPPED, progress_bars
-from dgnet_platform.cli.train import drawn_store, with_data
+from dgnet_platform.cli.terminal import DONE, FAILED, STOPPED, progress_bars
+from dgnet_platform.cli.train import announce, drawn_store, with_data
 from dgnet_platform.data.held_out import needed_classes
-from dgnet_platform.data.store import Store
+from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import printable
-from dgnet_platform.evaluation.compare import compare, markdown, write
-from dgnet_platform.evaluation.results import replacing
+from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, compare, markdown, write
+from dgnet_platform.evaluation.results import EvaluationError, replacing
 from dgnet_platform.runs.experiment import AnyExperiment
-from dgnet_platform.runs.presets import ComparedName, compared_experiment
-from dgnet_platform.runs.run import Run
-from dgnet_platform.training.driver import train
+from dgnet_platform.runs.presets import compared_experiment, dgnet_experiment
+from dgnet_platform.runs.run import Run, absolute, folder_of, training_alone
+from dgnet_platform.runs.tracking_uri import where_to_look
+from dgnet_platform.tables.campaign import Campaign
+from dgnet_platform.tables.plan import RunsPlan, seeded
+from dgnet_platform.tracking.client import UNREACHABLE
 
 
 def compare_and_show(options: CompareGenerators, console: Console) -> int:
     """Train what is asked for, compare, write figure and tables, and show the table; returns the exit status."""
-    checkpoints = list(options.checkpoint)
-    store = options.store
-    for method in options.train:
-        experiment = with_data(options.preset, _experiment(options, method, store), console)
-        store = experiment.data
-        trained = train(experiment, console=console)
-        if trained.outcome.ending != "finished":
-            console.print("Stopped: the same command resumes.", style="yellow")
-            return STOPPED
-        checkpoints.append(trained.checkpoint)
-    config = replace(options, store=store or str(drawn_store(options.storage, options.preset)))
-    if config.teacher is None:
-        config = replace(config, teacher=_teacher(checkpoints))
+    if options.train:
+        return _train_and_compare(options, console)
+    _compare(replace(options, store=options.store or str(drawn_store(options.storage, options.preset))), console)
+    return DONE
+
+
+def _train_and_compare(options: CompareGenerators, console: Console) -> int:
+    judged = options.teacher or options.inception or options.resnet or _teacher(options.checkpoint)
+    if not (judged or "dgnet" in options.train):
+        raise EvaluationError(
+            "no network would say how far pictures are apart: add dgnet to --train, whose teacher does, or name"
+            " --teacher, --resnet, or the FID network's file with --inception"
+        )
+    plan = _plan(options, console)
+    campaign = Campaign(plan, folder_of(options.storage, f"compared-{options.out.name}"), any_code=options.any_code)
+    campaign.folder.mkdir(parents=True, exist_ok=True)
+    settings = {"generators": ", ".join(options.train), "seeds": options.seeds, "preset": options.preset}
+    announce(plan.wanted[0], console)
+    with training_alone(campaign.folder), campaign.open(settings, plan.wanted[0], kind="comparison") as tracked:
+        train_missing(options, campaign, console)
+        states = {experiment: campaign.state(experiment) for experiment in plan.wanted}
+        missing = [experiment for experiment, state in states.items() if not state.finished]
+        for experiment in missing:
+            what = f"{method_of(experiment.model).title}, seed {experiment.model.seed}"
+            console.print(f"missing: {what}: {printable(states[experiment].reason)}", style="yellow")
+        if missing:
+            console.print("The same command resumes.", style="yellow")
+            stopped = campaign.stop_asked
+            tracked.close("KILLED" if stopped else "FAILED", f"{len(missing)} runs are missing")
+            return STOPPED if stopped else FAILED
+        trained = [
+            state.run.folder / f"checkpoint_{experiment.model.iterations:08d}"
+            for experiment, state in states.items()
+            if state.run is not None
+        ]
+        location = plan.own_store.location
+        _compare(replace(options, store=location, checkpoint=(*options.checkpoint, *trained)), console)
+        try:
+            for name in (FIGURE, MARKDOWN, CSV):
+                tracked.log_file(options.out / name)
+            tracked.close("FINISHED")
+        except UNREACHABLE as error:
+            console.print(f"MLflow has no comparison yet ({error}): run the same command again", style="yellow")
+        console.print(f"Runs in MLflow: {where_to_look(tracked.uri, tracked.experiment, tracked.id)}")
+    return DONE
+
+
+def _plan(options: CompareGenerators, console: Console) -> RunsPlan:
+    """The runs of each method and seed on all training identities.
+
+    Raises:
+        StoreError: the store has no query, whose people the figure shows.
+    """
+    shared = {"storage": options.storage, "tracking_uri": options.tracking_uri}
+    drawn = replace(dgnet_experiment(options.preset, 2, 2), data=options.store, **shared)  # where they would be drawn
+    location = absolute(with_data(options.preset, drawn, console).data)
+    store = Store.open(location)
+    if "query" not in store.info.splits:
+        raise StoreError(f"{location} has no query, whose people the figure shows: name a store that has one")
+    classes, pictures, dataset = needed_classes(store, hold_out=False), store.count("train"), store.info.dataset
+    wanted: list[AnyExperiment] = []
+    for method in dict.fromkeys(options.train):
+        experiment = compared_experiment(method, options.preset, classes, pictures, dataset, options.iterations)
+        experiment = replace(experiment, data=location, **shared)
+        wanted += [seeded(experiment, seed) for seed in range(options.seeds)]
+    return RunsPlan(wanted=tuple(wanted), stores={location: store})
+
+
+def _compare(options: CompareGenerators, console: Console) -> None:
+    """Measure checkpoints, write figure and tables, and show the table."""
+    config = options if options.teacher else replace(options, teacher=_teacher(options.checkpoint))
     with replacing(config.out) as folder, progress_bars(console) as progress:
-        comparison = compare(config, checkpoints, progress)
+        comparison = compare(config, progress)
         write(comparison, folder)
     console.print(Text(markdown(comparison)))
     for reason in comparison.left_out:
         console.print(f"Left out: {printable(reason)}", style="yellow", highlight=False)
     console.print(f"Figure and tables are in {printable(str(config.out))}.", style="green")
-    return DONE
 
 
-def _experiment(options: CompareGenerators, method: ComparedName, store: str) -> AnyExperiment:
-    """The experiment of one method, on all training identities of the same store."""
-    if store:
-        opened = Store.open(store)
-        classes, pictures = needed_classes(opened, hold_out=False), opened.count("train")
-    else:
-        classes = pictures = None
-    experiment = compared_experiment(method, options.preset, classes, pictures, options.iterations)
-    workers = str(options.workers)
-    return replace(
-        experiment,
-        data=store,
-        storage=options.storage,
-        tracking_uri=options.tracking_uri,
-        workers=workers,
-        gpus=options.gpus,
-    )
-
-
-def _teacher(checkpoints: list[Path]) -> Path | None:
+def _teacher(checkpoints: Sequence[Path]) -> Path | None:
     """The teacher that one of the runs was trained with: it measures all of them."""
     for path in checkpoints:
         run = Run.find(path.resolve().parent)

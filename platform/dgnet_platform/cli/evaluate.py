@@ -24,7 +24,7 @@ def evaluate_and_show(config: EvaluateConfig, console: Console) -> int:
         evaluation = evaluate(config, show)
         write(evaluation, folder)
     if config.distributed:
-        rmtree(config.descriptors)
+        rmtree(config.descriptors, ignore_errors=True)  # of a method without descriptors there are none
     console.print(tables(evaluation))
     console.print(f"Tables and pictures are in {printable(str(config.out))}.", style="green")
     if config.export_release is not None:
@@ -102,13 +102,8 @@ def _interval_table(evaluation: Evaluation) -> Table:
         first: dict[tuple[Any, Any], Any] = {}
         for row in rows.to_dict("records"):
             reference = first.setdefault((row["query"], row["reranked"]), row["feature"])
-            found = [
-                difference
-                for difference in differences
-                if difference["minus"] == reference
-                and all(difference[name] == row[name] for name in ("store", "feature", "query", "reranked"))
-            ]
-            table.add_row(*labels, _label(row), *map(_interval(row), ("rank1", "mAP")), _against(found))
+            against_first = against(differences, row, reference)
+            table.add_row(*labels, _label(row), *map(_interval(row), ("rank1", "mAP")), against_first)
             labels = [""] * len(labels)
         table.add_section()
     return table
@@ -125,15 +120,15 @@ def _interval(row: dict[Any, Any], signed: bool = False) -> Callable[[str], str]
     return write
 
 
-def _against(found: Sequence[dict[Any, Any]]) -> str:
-    """A difference of mAP with its interval, and what follows from it."""
-    if not found:
-        return ""
-    row = found[0]
-    interval = _interval(row, signed=True)("mAP")
-    return (
-        f"{100 * row['mAP']:+.1f} {interval} {row['mAP_verdict']}" if interval != "-" else "one identity: no interval"
-    )
+def against(differences: Sequence[dict[Any, Any]], row: dict[Any, Any], reference: str) -> str:
+    """A row's mAP minus that of a reference feature with its interval, and what follows; empty: not compared."""
+    for found in differences:
+        same = all(found[name] == row[name] for name in ("store", "feature", "query", "reranked"))
+        if same and found["minus"] == reference:
+            interval = _interval(found, signed=True)("mAP")
+            verdict = f"{100 * found['mAP']:+.1f} {interval} {found['mAP_verdict']}"
+            return verdict if interval != "-" else "one identity: no interval"
+    return ""
 
 
 def _sweep_table(sweep: pd.DataFrame) -> Table:

@@ -80,9 +80,10 @@ def _poses(prepared: Prepared) -> list[Text]:
         f"{poses.others:,} are for pictures that the store does not have": poses.others,
         f"{poses.empty:,} pictures have no joint at all: {', '.join(poses.empty_names)}": poses.empty,
     }
-    notes |= {
-        f"{what} in {count:,} pictures: {', '.join(poses.implausible_names[what])}": count
-        for what, count in poses.implausible.items()
-    }
+    if prepared.config.keypoints is not None:  # those of drawn people are known: what looks wrong there is not
+        notes |= {
+            f"{what} in {count:,} pictures: {', '.join(poses.implausible_names[what])}": count
+            for what, count in poses.implausible.items()
+        }
     lines += [Text(printable(f"  {note}"), style="yellow") for note, count in notes.items() if count]
     return [*lines, Text(printable(f"See ten of them in {prepared.config.out}/{SHEET}."))]

@@ -1,35 +1,34 @@
 """What the command of tables does and shows: its plan, its runs, its report."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dgnet_platform.cli.options import PaperTables, table_base
-from dgnet_platform.cli.terminal import DONE, FAILED, STOPPED, progress_bars
+from dgnet_platform.cli.campaigns import train_missing
+from dgnet_platform.cli.experiments import table_base
+from dgnet_platform.cli.options import PaperTables
+from dgnet_platform.cli.terminal import DONE, FAILED, STOPPED
 from dgnet_platform.cli.train import announce, drawn_store, with_data
-from dgnet_platform.cli.tune import COSTS
-from dgnet_platform.compute import cluster
-from dgnet_platform.compute.placement import Placement, place_trials
+from dgnet_platform.cli.tune import costs_of
 from dgnet_platform.data.store import Store
+from dgnet_platform.errors import printable
 from dgnet_platform.runs.experiment import DGNetExperiment
+from dgnet_platform.runs.presets import DRAWN
 from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import absolute, folder_of, training_alone
 from dgnet_platform.runs.tracking_uri import where_to_look
-from dgnet_platform.search.sharing import Costs
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign, CampaignError
-from dgnet_platform.tables.machines import RayMachines
 from dgnet_platform.tables.plan import TablesPlan, plan_tables
 from dgnet_platform.tables.report import JSON, grid_of, write_report
 from dgnet_platform.tables.results import TableResult
 from dgnet_platform.tables.rows import tables_of
 from dgnet_platform.tables.summary import metrics_of, missing_of, report_of
 from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun
-from dgnet_platform.training.interrupts import in_thread, stop_on_signals
-from dgnet_platform.training.plan import check_free
 
 NAME = "tables"
 """Folder of the report in the storage folder, unless another --name is given."""
@@ -37,11 +36,14 @@ NAME = "tables"
 
 def tables_and_show(options: PaperTables, console: Console) -> int:
     """Train what is missing, and report; returns the exit status."""
-    if options.dry_run and not options.data and not drawn_store(options.storage, options.preset).exists():
+    drawn = drawn_store(options.storage, options.preset)
+    if options.dry_run and not options.data and not drawn.exists():
+        console.print(f"People would be drawn into {printable(str(drawn))}: the plan needs them.")
         console.print(
-            f"People would be drawn into {drawn_store(options.storage, options.preset)}: the plan needs them."
+            f"uv run jobs/prepare_data.py --dataset people --size {DRAWN[options.preset]}"
+            f" --out {shlex.quote(str(drawn))} draws them.",
+            soft_wrap=True,
         )
-        console.print("uv run jobs/prepare_data.py --dataset people draws them.")
         return DONE
     data = options.data or with_data(options.preset, table_base(options, "", False), console).data
     locations = [absolute(location) for location in dict.fromkeys([data, *options.stores])]
@@ -63,7 +65,7 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
         settings = {"tables": ", ".join(options.tables), "seeds": options.seeds} | to_dict(base)
         with campaign.open(settings, base) as tracked:
             if not options.partial:
-                _train(options, campaign, console)
+                train_missing(options, campaign, console)
             return _report(options, campaign, base, tracked, console)
 
 
@@ -93,47 +95,11 @@ def _check_data(folder: Path, plan: TablesPlan) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Training
-
-
-def _place(options: PaperTables, uri: str) -> Placement:
-    cluster.join_ray()
-    cluster.check_tracking(uri)
-    return place_trials(
-        cluster.nodes(), workers=options.workers_per_run, gpus=options.gpus_per_run, concurrent=options.concurrent
-    )
-
-
-def _train(options: PaperTables, campaign: Campaign, console: Console) -> None:
-    """Train what is missing, while bars show how far it is."""
-    plan = campaign.plan
-    assert campaign.tracked is not None
-    needed = plan.all_experiments
-    left = [experiment for experiment in needed if not campaign.state(experiment).finished]
-    campaign.catch_up()
-    if not left and not campaign.untested:
-        return
-    for experiment in plan.experiments[:1]:
-        check_free(campaign.folder, experiment.model, (experiment.keep + 1) * len(left))
-    machines = RayMachines(_place(options, campaign.tracked.uri), campaign.folder)
-    total = sum(experiment.model.iterations for experiment in needed)
-    with progress_bars(console) as show, stop_on_signals(campaign, console.print, "runs save and stop"):
-
-        def follow() -> None:
-            states = [campaign.state(experiment) for experiment in needed]
-            show("runs", sum(state.finished for state in states), len(states))
-            show("iterations, with those that are shared", sum(state.iterations for state in states), total)
-
-        follow()
-        in_thread(lambda: campaign.train(machines, console.print), follow)
-
-
-# ------------------------------------------------------------------------------------------------------------
 # The report
 
 
 def _report(
-    options: PaperTables, campaign: Campaign, base: DGNetExperiment, tracked: TrackedRun, console: Console
+    options: PaperTables, campaign: Campaign[TablesPlan], base: DGNetExperiment, tracked: TrackedRun, console: Console
 ) -> int:
     """Write and show the report, and keep it in MLflow; returns the exit status."""
     missing = missing_of(campaign)
@@ -183,7 +149,7 @@ def _shown(table: TableResult, seeds: int) -> RichTable:
 # The plan
 
 
-def _show_plan(options: PaperTables, campaign: Campaign, console: Console) -> None:
+def _show_plan(options: PaperTables, campaign: Campaign[TablesPlan], console: Console) -> None:
     """Print what would be trained, what runs share, and what it costs."""
     plan = campaign.plan
     runs = RichTable(title="Runs", title_justify="left")
@@ -199,11 +165,8 @@ def _show_plan(options: PaperTables, campaign: Campaign, console: Console) -> No
         state_of = "finished" if state.finished else state.reason
         runs.add_row(state.name, what, str(experiment.model.seed), count, state_of)
     console.print(runs)
-    costs: Costs = COSTS[options.preset]
-    if options.seconds_before is not None and options.seconds_after is not None:
-        costs = Costs(options.seconds_before, options.seconds_after)
     finished = [experiment for experiment, state in states.items() if state.finished]
-    console.print(plan.sharing(costs, finished))
+    console.print(plan.sharing(costs_of(options), finished))
     left = [experiment for experiment in (*plan.teachers, *plan.offline) if experiment not in finished]
     count = sum(experiment.model.iterations for experiment in left)
     console.print(f"{len(left)} teachers and baselines would be trained too: {count:,} iterations")

@@ -7,19 +7,23 @@ from typing import TypeVar
 
 import yaml
 from rich.console import Console
+from rich.text import Text
 
+from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.learning.config import MethodConfig
 from dgnet_platform.cli.evaluate import tables
 from dgnet_platform.cli.options import RunOptions
 from dgnet_platform.cli.terminal import DONE, STOPPED, progress_bars
 from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.people.sizes import SIZES
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import checkpoints
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
-from dgnet_platform.runs.presets import DRAWN, Preset, teacher_of
+from dgnet_platform.runs.lengths import remarks
+from dgnet_platform.runs.presets import DRAWN, SMALL, Preset, dgnet_experiment, teacher_of
 from dgnet_platform.runs.run import folder_of
 from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.storage.serialize import to_dict
@@ -36,6 +40,8 @@ def train_and_show(options: RunOptions, experiment: AnyExperiment, console: Cons
         return DONE
     experiment = with_data(options.preset, experiment, console)
     announce(experiment, console)
+    for line in length_lines(options.preset, experiment)[1:]:
+        console.print(line)
     trained = train(experiment, console=console, origin=options.resume_from, register=options.register)
     _say_goodbye(trained, console)
     return DONE if trained.outcome.ending == "finished" else STOPPED
@@ -71,11 +77,29 @@ def announce(experiment: AnyExperiment, console: Console) -> None:
         )
 
 
+def length_lines(preset: Preset, experiment: AnyExperiment) -> list[Text]:
+    """How many epochs a run has, and for DG-Net what is unusual about its length and batches."""
+    model, size = experiment.model, SIZES[DRAWN[preset]]
+    pictures, people = size.train, size.train_identities
+    if experiment.data:
+        store = Store.open(experiment.data)
+        pictures, people = store.count("train"), len(store.info.classes)
+    trained = max(1, round(pictures * model.num_classes / people))  # others are held out
+    epochs = model.iterations * model.batch_size / trained
+    lines = [Text(f"{model.iterations:,} iterations, {epochs:.1f} epochs of about {trained:,} pictures")]
+    if isinstance(model, DGNetConfig) and preset not in SMALL:
+        usual = dgnet_experiment(preset, model.num_classes, trained, model.iterations).model
+        lines += [Text(remark, style="yellow") for remark in remarks(model, usual, trained)]
+    return lines
+
+
 def _show_plan(options: RunOptions, experiment: AnyExperiment, console: Console) -> None:
     """Print the experiment, and what training it would come down to."""
     console.print(yaml.safe_dump(to_dict(experiment), sort_keys=False, allow_unicode=True))
     size = checkpoint_bytes(experiment.model) / 2**20
-    lines = [f"{experiment.model.iterations:,} iterations; a checkpoint takes {size:,.0f} MiB"]
+    for line in length_lines(options.preset, experiment):
+        console.print(line)
+    lines = [f"a checkpoint takes {size:,.0f} MiB"]
     if not experiment.data and not drawn_store(experiment.storage, options.preset).exists():
         lines.append(f"people would be drawn into {drawn_store(experiment.storage, options.preset)}")
     else:

@@ -1,14 +1,15 @@
 """What the search command does and shows: a first search from nothing, its plan, and its end."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 
-from dgnet_platform.cli.options import TuneMarket
+from dgnet_platform.cli.options import PaperTables, TuneMarket
 from dgnet_platform.cli.terminal import DONE, STOPPED
-from dgnet_platform.cli.train import Kind, announce, drawn_store, planned_teacher, with_data
+from dgnet_platform.cli.train import Kind, announce, drawn_store, length_lines, planned_teacher, with_data
 from dgnet_platform.compute.cluster import is_local
 from dgnet_platform.data.held_out import needed_classes
 from dgnet_platform.errors import ExperimentError, TrainingError
@@ -18,10 +19,11 @@ from dgnet_platform.runs.presets import TRIALS, Preset, teacher_of
 from dgnet_platform.runs.run import training_alone
 from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.search.config import SearchConfig
+from dgnet_platform.search.confirmation import CONFIRMED
 from dgnet_platform.search.driver import Search, place_search
 from dgnet_platform.search.plan import SearchPlan, plan_search
 from dgnet_platform.search.report.display import SearchDisplay
-from dgnet_platform.search.report.leaderboard import leaderboard_table
+from dgnet_platform.search.report.leaderboard import TrialRow, leaderboard_table, winner_of
 from dgnet_platform.search.report.results import Results
 from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing, simulated_ends
 from dgnet_platform.search.space import Space, Value
@@ -32,7 +34,10 @@ from dgnet_platform.training.driver import train
 from dgnet_platform.training.interrupts import in_thread, stop_on_signals
 from dgnet_platform.training.plan import check_free, named_teacher
 
-COSTS: dict[Preset, Costs] = {"laptop": Costs(0.18, 0.25), "paper": Costs(1.0, 1.32, seconds=False)}
+_LAPTOP, _PAPER = Costs(0.18, 0.25), Costs(1.0, 1.32, seconds=False)
+COSTS: dict[Preset, Costs] = {
+    "laptop": _LAPTOP, "paper": _PAPER, "release": _PAPER, "strong-laptop": _LAPTOP, "strong": _PAPER,
+}  # fmt: skip
 """An iteration before and after the warm-up start: on two CPU cores, and of the paper's size as a ratio."""
 
 
@@ -50,6 +55,8 @@ def search_and_show(options: TuneMarket, base: DGNetExperiment, space: Space, co
 
 def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: Console) -> int:
     announce(base, console)
+    for line in length_lines(options.preset, base)[1:]:
+        console.print(line)
     teacher = None
     if base.model.needs_teacher:
         teacher = named_teacher(base)
@@ -78,17 +85,18 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
         search.study.set_target(*_wanted(options, search))
         results = Results(planned, search.study)
         _run(search, results, console)
-        best = results.publish(search.trials.tracked.run)
+        rows = results.rated_rows()
+        best = results.publish(rows, search.trials.tracked.run)
         if not search.trials.bring_to_archive():
             console.print(
                 f"The archive {base.archive} does not take the search. Nothing is lost here: the same command brings"
                 " the rest there.",
                 style="yellow",
             )
-    _say_goodbye(results, best, search.trials.tracked.run, console)
+    _say_goodbye(results, rows, best, search.trials.tracked.run, console)
     if not results.complete:
         return STOPPED
-    return _retrain(results, console) if options.retrain else DONE
+    return _retrain(results, rows, console) if options.retrain else DONE
 
 
 def on_a_worker(experiment: Kind, config: SearchConfig) -> Kind:
@@ -114,7 +122,9 @@ def _run(search: Search, results: Results, console: Console) -> None:
             in_thread(search.run)
 
 
-def _say_goodbye(results: Results, best: Path | None, tracked: TrackedRun, console: Console) -> None:
+def _say_goodbye(
+    results: Results, rows: Sequence[TrialRow], best: Path | None, tracked: TrackedRun, console: Console
+) -> None:
     """The leaderboard, what it took, and where to look."""
     plan, study, costs = results.plan, results.study, results.costs()
     lines = [
@@ -123,7 +133,7 @@ def _say_goodbye(results: Results, best: Path | None, tracked: TrackedRun, conso
     ]
     if best is not None:
         lines.append(f"Best settings: {best} (jobs/train_market.py --preset {plan.preset} --config takes it)")
-    console.print(leaderboard_table(results.rows(), most=20))
+    console.print(leaderboard_table(rows, most=20))
     for line in lines:
         console.print(line)
     if not results.complete:
@@ -133,16 +143,16 @@ def _say_goodbye(results: Results, best: Path | None, tracked: TrackedRun, conso
     console.print(f"Curves and pictures of search {plan.name}: {look}", style="green")
 
 
-def _retrain(results: Results, console: Console) -> int:
+def _retrain(results: Results, rows: Sequence[TrialRow], console: Console) -> int:
     """Train the best trial's settings on all training identities."""
-    plan, number = results.plan, results.best()
-    if number is None:
+    plan, best = results.plan, winner_of(rows)
+    if best is None:
         raise TrainingError("--retrain: no trial is finished")
     base, people = plan.base, needed_classes(plan.store, hold_out=False)
-    model = replace(plan.model(results.study.values(number)), num_classes=people)
+    model = replace(results.settings(best.number), num_classes=people)
     experiment = replace(
         base,
-        name=f"{plan.name}-best-{number:03d}",
+        name=f"{plan.name}-best-{best.number:03d}",
         hold_out=False,
         model=model,
         baseline=replace(base.baseline, num_classes=people),
@@ -162,18 +172,58 @@ def simulated(options: TuneMarket, base: DGNetExperiment, space: Space) -> Shari
     count = int(options.trials.removeprefix("+") or TRIALS[options.preset])
     points: list[dict[str, Value]] = [{}, *space.draw(count - 1, options.seed)]
     configs = [space.apply(base.model, values) for values in points]
-    ends = simulated_ends(configs, options.stopping, options.seed, at=space.distances(base.model, options.stopping))
-    costs = COSTS[options.preset]
+    every = base.evaluate_every
+    distances = space.distances(base.model, options.stopping, every)
+    ends = simulated_ends(configs, options.stopping, options.seed, at=distances, every=every)
+    return plan_sharing(configs, ends, costs_of(options))
+
+
+def costs_of(options: TuneMarket | PaperTables) -> Costs:
+    """What an iteration costs, as it was measured, or else about."""
     if options.seconds_before is not None and options.seconds_after is not None:
-        costs = Costs(options.seconds_before, options.seconds_after)
-    return plan_sharing(configs, ends, costs)
+        return Costs(options.seconds_before, options.seconds_after)
+    return COSTS[options.preset]
+
+
+def _siblings_cost(options: TuneMarket, base: DGNetExperiment, planned: SharingPlan, space: Space) -> list[str]:
+    """What the control and the confirmation take beside the trials."""
+    costs, lines = planned.costs, []
+
+    def told(shared: SharingPlan) -> str:
+        if costs.seconds:
+            return f"{shared.steps_with:,} iterations, {shared.cost_with / 3600:,.2f} GPU-hours"
+        share = f"{shared.cost_with / planned.cost_with:.0%} of what the trials cost"
+        return f"{shared.steps_with:,} iterations, {share}; --seconds-before and --seconds-after give hours"
+
+    last = base.model.iterations
+    if options.stopping.kind != "none":
+        alone = plan_sharing([base.model], [last], costs)
+        lines.append(f"The control, by which trials are judged: at most {told(alone)}.")
+    if options.confirm:
+        points: list[dict[str, Value]] = [{}, *space.draw(CONFIRMED, options.seed)]
+        again = [
+            replace(space.apply(base.model, values), seed=base.model.seed + 1 + seed)
+            for seed in range(options.confirm)
+            for values in points
+        ]
+        shared = plan_sharing(again, [last] * len(again), costs)
+        lines.append(
+            f"Confirmation: the preset and the best {CONFIRMED} trials with {options.confirm} other seeds each:"
+            f" {told(shared)}."
+        )
+    return lines
 
 
 def _show_plan(options: TuneMarket, base: DGNetExperiment, space: Space, console: Console) -> None:
     """Print what all trials have in common, what is searched, and what it comes down to."""
     console.print(yaml.safe_dump(to_dict(base), sort_keys=False, allow_unicode=True))
     console.print(space)
-    console.print(simulated(options, base, space))
+    for line in length_lines(options.preset, base):
+        console.print(line)
+    planned_sharing = simulated(options, base, space)
+    console.print(planned_sharing)
+    for line in _siblings_cost(options, base, planned_sharing, space):
+        console.print(line, highlight=False)
     console.print("A simulated sample: trials at random, their results by lot; the sampler will choose others.")
     lines: list[str] = []
     store = Path(base.data) if base.data else drawn_store(base.storage, options.preset)

@@ -1,4 +1,4 @@
-"""Work done in parts, by this process or by Ray Data's actors: a command that was killed resumes with the missing ones.
+"""Work done in parts, by this process or by Ray's actors: a command that was killed resumes with the missing ones.
 
 Workers make the files of a part, wherever they run. This process alone writes them, so only it needs to see the folder;
 a part appears there at once and whole.
@@ -6,11 +6,12 @@ a part appears there at once and whole.
 
 import json
 import logging
-import pickle
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from dgnet_platform.storage.files import appearing, locked, write_whole
 from dgnet_platform.storage.serialize import differences
 
 RECORD = "settings.json"
+RESTARTS = 3
+"""How often a worker that was lost is started again."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ def owned(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """Have a folder for the parts of one job to oneself; its record says with what settings they are made.
 
     Args:
-        folder: made if need be; one with parts is gone on with.
+        folder: made if need be; one with parts is completed.
         settings: all that decides what the parts hold, as JSON has it.
 
     Raises:
@@ -104,7 +107,8 @@ def make_parts(
         progress: called with each part when it is written.
 
     Raises:
-        PartsError: there are fewer CPUs or GPUs than workers, or workers are lost again and again.
+        ExperimentError: Ray cannot be joined, or there are fewer CPUs or GPUs than workers.
+        PartsError: workers are lost again and again.
     """
     if not parts:
         return
@@ -134,8 +138,7 @@ def _on_workers(
     workers: int,
     gpus: bool | None,
 ) -> Generator[tuple[Part, Files]]:
-    import ray.data  # takes seconds, and is needed with workers only
-    from ray.data import ActorPoolStrategy, DataContext
+    import ray  # takes seconds, and is needed with workers only
     from ray.exceptions import RayError
 
     from dgnet_platform.compute import cluster as machines
@@ -146,47 +149,48 @@ def _on_workers(
     machines.check_capacity(str(workers), capacity)
     if capacity.free < capacity.needed:
         _log.warning("%s: some wait until there is room", capacity)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown here
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    made = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map(
-        _Actor,  # pyright: ignore[reportArgumentType]
-        compute=ActorPoolStrategy(size=min(workers, len(parts))),
-        num_cpus=1,
-        num_gpus=1 if gpus else 0,
-        fn_constructor_kwargs={
-            "work": work,
-            "device": torch.device("cuda" if gpus else "cpu"),
-            "arguments": ray.put(dict(arguments)),
-        },
-    )
+    kind: Any = ray.remote(_Actor).options(
+        num_cpus=1, num_gpus=int(gpus), max_restarts=RESTARTS, max_task_retries=-1
+    )  # fmt: skip
+    shared, device = ray.put(dict(arguments)), torch.device("cuda" if gpus else "cpu")
+    actors = [kind.remote(work, device, shared) for _ in range(min(workers, len(parts)))]
+    waiting, left = {actor.__ray_ready__.remote(): actor for actor in actors}, deque(parts)
     by_name = {part.name: part for part in parts}
     try:
-        for row in made.iter_rows():
-            if row["error"]:
-                raise pickle.loads(row["error"])
-            yield by_name[row["name"]], dict(zip(row["files"], row["contents"], strict=True))
+        while by_name:  # an actor gets a part once it is there: some may wait for room until the end
+            (done,), _ = ray.wait(list(waiting))
+            actor, answer = waiting.pop(done), ray.get(done)
+            if left:
+                waiting[actor.make.remote(left.popleft())] = actor
+            match answer:
+                case Exception():
+                    raise answer
+                case name, files:
+                    yield by_name.pop(name), files
     except RayError as error:
         raise PartsError(f"the workers failed: {str(error).strip().splitlines()[-1]}") from error
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 class _Actor:
     """Makes parts in a process of Ray's."""
 
-    def __init__(self, work: Work, device: torch.device, arguments: Any) -> None:
-        import ray
+    def __init__(self, work: Work, device: torch.device, arguments: Mapping[str, Any]) -> None:
+        self._work, self._device, self._arguments = work, device, arguments
 
-        self._make = work(device=device, **dict(ray.get(arguments)))
+    @cached_property
+    def _make(self) -> Callable[[Part], Files]:
+        return self._work(device=self._device, **self._arguments)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        files, refusal = {}, b""
+    def make(self, part: Part) -> tuple[str, Files] | Exception:
+        """A part's name and files, or what the work raised."""
         try:
-            files = self._make(Part(**row))
-        except Exception as error:  # Ray would add to its message, and print pages
+            return part.name, self._make(part)
+        except Exception as error:  # returned: Ray would add to its message, and print pages
             error.add_note(traceback.format_exc())
-            refusal = pickle.dumps(error)
-        return {"name": row["name"], "files": list(files), "contents": list(files.values()), "error": refusal}
+            return error
 
 
 def _check_record(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -56,6 +56,26 @@ def cached(store: Store, progress: Callable[[int, int], None] = no_progress) -> 
     return replace(store, filesystem=fs.LocalFileSystem(), root=folder.as_posix())
 
 
+def cached_file(store: Store, filesystem: fs.FileSystem, path: str, digest: str) -> Path:
+    """A file that lies beside a store, on this machine's disk: downloaded again only when its content has changed.
+
+    Args:
+        store: what `cached` gave; the file is removed with it.
+        filesystem: where the store is.
+        path: of the file there.
+        digest: of its content.
+
+    Raises:
+        OSError: it cannot be downloaded.
+    """
+    folder = Path(store.root)
+    target = folder / f"{digest}-{Path(path).name}"
+    with locked(folder.with_suffix(".download")):
+        if not target.exists():
+            get(filesystem, path, target)
+    return target
+
+
 def _folder() -> Path:
     return Path(os.environ.get("DGNET_CACHE") or "~/.cache/dgnet").expanduser().resolve()
 

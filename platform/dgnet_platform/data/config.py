@@ -33,6 +33,9 @@ class PrepareConfig:
     files. Drawn people need none: their own are kept."""
     keypoints_as_estimated: bool = False
     """Drawn people's key points with an estimator's errors: jittered, some dropped, left and right confused."""
+    unlabelled: bool = False
+    """Keep training pictures of person -1, who has no identity, such as generated people who do not exist: a teacher
+    learns to give them the same probability for all identities (LSRO). Otherwise they are something wrong."""
     skip_bad: bool = False
     """Leave out the files with something wrong instead of refusing the set."""
     threads: int = os.cpu_count() or 1

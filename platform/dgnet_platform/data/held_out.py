@@ -24,11 +24,27 @@ def held_out_people(people: int) -> int:
     return min(max(round(people * VALIDATION_SHARE), 2), people - 2)
 
 
-def held_out_queries(shots: Iterable[tuple[int, int]], people: int) -> list[int]:
-    """Which pictures of held-out identities are queries: the others are their gallery.
+def queries_among(shots: Iterable[tuple[int, int, int]]) -> list[int]:
+    """Which pictures of identities that are not trained on are queries: the others are their gallery.
 
-    Of each held-out identity that two or more cameras saw, the first picture under every camera with two or more of it
-    is a query. So every query has a match under another camera.
+    Of each identity that two or more cameras saw, the first picture under every camera with two or more of it is a
+    query. So every query has a match under another camera.
+
+    Args:
+        shots: of each picture its place, identity and camera.
+
+    Returns:
+        Places of the queries; none where there are no such pictures.
+    """
+    rows_of: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, label, camera in shots:
+        rows_of[label][camera].append(row)
+    seen_twice = [cameras for cameras in rows_of.values() if len(cameras) >= 2]
+    return [rows[0] for cameras in seen_twice for rows in cameras.values() if len(rows) >= 2]
+
+
+def held_out_queries(shots: Iterable[tuple[int, int]], people: int) -> list[int]:
+    """Which pictures of held-out identities are queries, as `queries_among` has it: the others are their gallery.
 
     Args:
         shots: label, from 0, and camera of each picture of a training split.
@@ -41,12 +57,9 @@ def held_out_queries(shots: Iterable[tuple[int, int]], people: int) -> list[int]
         ValueError: there are fewer than 4 identities, or no held-out one gives a query.
     """
     held_out = held_out_people(people)
-    rows_of: defaultdict[int, defaultdict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for row, (label, camera) in enumerate(shots):
-        if label >= people - held_out:
-            rows_of[label][camera].append(row)
-    seen_twice = [cameras for cameras in rows_of.values() if len(cameras) >= 2]
-    queries = [rows[0] for cameras in seen_twice for rows in cameras.values() if len(rows) >= 2]
+    queries = queries_among(
+        (row, label, camera) for row, (label, camera) in enumerate(shots) if label >= people - held_out
+    )
     if not queries:
         raise ValueError(
             f"none of the {held_out} held-out identities has two pictures under one camera and one under another, so"
@@ -60,9 +73,9 @@ def check_held_out(store: "Store") -> None:
     """Refuse a store whose held-out identities give no query; raises ExperimentError."""
     label_of = {person: label for label, person in enumerate(store.info.classes)}
     index = store.index("train")
-    shots = zip(map(label_of.__getitem__, index["person_id"]), index["camera_id"], strict=True)
+    shots = zip((label_of.get(person, -1) for person in index["person_id"]), index["camera_id"], strict=True)
     try:
-        held_out_queries(shots, len(label_of))
+        held_out_queries(shots, len(store.info.classes))
     except ValueError as error:
         raise ExperimentError(f"{store.location}: {error}") from None
 

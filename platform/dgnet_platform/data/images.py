@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgnet_platform.data.decode import PictureError, decode
-from dgnet_platform.data.held_out import held_out_people, held_out_queries
+from dgnet_platform.data.held_out import held_out_people, held_out_queries, queries_among
 from dgnet_platform.data.poses import KeyPoints
+from dgnet_platform.data.records import JUNK
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import UserError
 from dgnet_platform.threads import map_in_threads, no_progress
@@ -102,13 +103,13 @@ class ImageSet:
 
     @cached_property
     def classes(self) -> Tensor:
-        """(K,) int64: the sorted person ids that occur."""
-        return torch.unique(self.person_ids)
+        """(K,) int64: the sorted person ids that occur, without -1."""
+        return torch.unique(self.person_ids[self.person_ids != JUNK])
 
     @cached_property
     def labels(self) -> Tensor:
-        """(N,) int64 in 0..K-1: each person's position in `classes`, the same on every rank and machine."""
-        return torch.searchsorted(self.classes, self.person_ids)
+        """(N,) int64 in 0..K-1: each person's position in `classes`, the same on every rank and machine; -1 for -1."""
+        return torch.where(self.person_ids == JUNK, -1, torch.searchsorted(self.classes, self.person_ids))
 
     def select(self, rows: Tensor) -> Self:
         """A copy of some rows (M,) int64, with labels of their own."""
@@ -119,6 +120,20 @@ class ImageSet:
             camera_ids=self.camera_ids[rows],
             file_names=tuple(self.file_names[row] for row in rows.tolist()),
             joints=None if self.joints is None else self.joints[rows],
+        )
+
+    def joined(self, other: "ImageSet") -> Self:
+        """This set and, after it, another one of the same size."""
+        joints = None
+        if self.joints is not None and other.joints is not None:
+            joints = torch.cat([self.joints, other.joints])
+        return replace(
+            self,
+            images=torch.cat([self.images, other.images]),
+            person_ids=torch.cat([self.person_ids, other.person_ids]),
+            camera_ids=torch.cat([self.camera_ids, other.camera_ids]),
+            file_names=self.file_names + other.file_names,
+            joints=joints,
         )
 
     def fits(self, device: torch.device) -> bool:
@@ -265,11 +280,15 @@ class ValidationSplit:
     gallery: ImageSet
 
 
-def validation_split(images: ImageSet) -> ValidationSplit:
+def validation_split(images: ImageSet, more: ImageSet | None = None) -> ValidationSplit:
     """Hold out the last identities of a training split, so that no search sees the real query and gallery.
 
     Of K identities in sorted order the last `held_out_people(K)` are held out; `held_out_queries` says which of their
     pictures are queries, all others are gallery.
+
+    Args:
+        images: the training split.
+        more: pictures of other identities, which are validated on too; `queries_among` says by which queries.
 
     Raises:
         ValueError: There are fewer than 4 identities, or no held-out one gives a query.
@@ -278,8 +297,18 @@ def validation_split(images: ImageSet) -> ValidationSplit:
     queries = torch.zeros_like(images.labels, dtype=torch.bool)
     queries[held_out_queries(zip(images.labels.tolist(), images.camera_ids.tolist(), strict=True), people)] = True
     trained = images.labels < people - held_out_people(people)
-    return ValidationSplit(
+    split = ValidationSplit(
         train=images.select(torch.nonzero(trained).flatten()),
         query=images.select(torch.nonzero(queries).flatten()),
         gallery=images.select(torch.nonzero(~trained & ~queries).flatten()),
+    )
+    if more is None:
+        return split
+    asked = torch.zeros_like(more.person_ids, dtype=torch.bool)
+    shots = zip(range(len(more)), more.person_ids.tolist(), more.camera_ids.tolist(), strict=True)
+    asked[queries_among(shots)] = True
+    return replace(
+        split,
+        query=split.query.joined(more.select(torch.nonzero(asked).flatten())),
+        gallery=split.gallery.joined(more.select(torch.nonzero(~asked).flatten())),
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dgnet_platform.data.decode import PictureError, picture_size
-from dgnet_platform.data.records import SPLITS, Listing, Problem, Record, unmatched, unmatched_problem
+from dgnet_platform.data.records import JUNK, SPLITS, Listing, Problem, Record, unmatched, unmatched_problem
 from dgnet_platform.data.source import Source, SourceError
 from dgnet_platform.data.store import (
     INDEX_COLUMNS,
@@ -110,7 +110,7 @@ def _info(
     return StoreInfo(
         dataset=dataset,
         splits=splits,
-        classes=tuple(sorted({record.person_id for record in kept.get("train", [])})),
+        classes=tuple(sorted({record.person_id for record in kept.get("train", [])} - {JUNK})),
         fingerprint=store_fingerprint(splits),
         skipped=skipped,
         person_names=listing.person_names,

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageDraw
-from pyarrow import feather
+from pyarrow import feather, ipc
 
 from dgnet_core.learning.joints import BONES, FLIP, JOINTS, MISSING, SEEN
+from dgnet_platform.data.cache import cached_file
 from dgnet_platform.data.people.people_set import people_from, shot_of
 from dgnet_platform.data.pose_files import FoundPoses, Picture, PoseError
 from dgnet_platform.data.store import Store
@@ -129,14 +130,7 @@ class KeyPoints:
         if not store.info.origin:  # drawn people bring theirs
             remedy += ", with --keypoints"
         try:
-            filesystem, root = open_place(store.location)
-            with filesystem.open_input_file(f"{root}/{FILE}") as file:
-                table = feather.read_table(file)
-        except FileNotFoundError:
-            raise PoseError(f"{store.location} has no key points ({FILE} is missing): {remedy}") from None
-        except (RemoteError, pa.ArrowException, OSError) as error:
-            raise PoseError(f"{where} cannot be read ({error}): {remedy}") from error
-        try:
+            table = _stored(store)
             about = json.loads(table.schema.metadata[_KEY])
             points = cls(
                 pictures=list(zip(table["split"].to_pylist(), table["file_name"].to_pylist(), strict=True)),
@@ -145,6 +139,10 @@ class KeyPoints:
                 store=about["store"],
                 report=PoseReport(**about["report"]),
             )
+        except FileNotFoundError:
+            raise PoseError(f"{store.location} has no key points ({FILE} is missing): {remedy}") from None
+        except (RemoteError, pa.ArrowException, OSError) as error:
+            raise PoseError(f"{where} cannot be read ({error}): {remedy}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise PoseError(f"{where} is no table of key points ({error!r}): {remedy}") from None
         if points.store != store.info.fingerprint:
@@ -165,6 +163,19 @@ class KeyPoints:
             table.write_bytes(self.encoded())
             for file in (sheet, table):
                 put(file, filesystem, f"{root}/{file.name}")
+
+
+def _stored(store: Store) -> pa.Table:
+    """The table beside a store; that of a cached one from the cache, whose copy is of the digest that it has now."""
+    filesystem, root = open_place(store.location)
+    path = f"{root}/{FILE}"
+    with filesystem.open_input_file(path) as file:
+        reader = ipc.open_file(file)  # reads the end of the file, where the digest is
+        if store.root == root:
+            return reader.read_all()
+        digest = json.loads(reader.schema.metadata[_KEY])["digest"]
+    with ipc.open_file(cached_file(store, filesystem, path, digest)) as reader:
+        return reader.read_all()
 
 
 def _fixed(values: np.ndarray) -> pa.FixedSizeListArray:
@@ -307,16 +318,16 @@ def _implausible(places: np.ndarray, present: np.ndarray) -> dict[str, np.ndarra
     return {name: np.asarray(wrong) for name, wrong in found.items()}
 
 
-def draw_sheet(points: KeyPoints, store: Store, count: int = 10) -> Image.Image:
+def draw_sheet(points: KeyPoints, store: Store, rows: Sequence[int] | None = None) -> Image.Image:
     """Pictures with their skeletons, right limbs red and left ones blue; below them, the mirror images with theirs.
 
     Args:
         points: Of the store.
-        store: Whose pictures are shown, evenly over a split.
-        count: How many.
+        store: Whose pictures are shown.
+        rows: Which of the training split; None: ten, evenly over it, or over another where there is none.
     """
     split = "train" if "train" in store.info.splits else min(store.info.splits)
-    chosen = np.unique(np.linspace(0, store.count(split) - 1, count).astype(int))
+    chosen = np.unique(np.linspace(0, store.count(split) - 1, 10).astype(int)) if rows is None else np.array(rows)
     cells = []
     for row in chosen.tolist():
         (table,) = store.row_groups(split, rows=range(row, row + 1))

@@ -62,7 +62,7 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
     _existing(config)  # refuses before anything is made
     with _staging(config.out) as folder, _source(config, progress) as source:
         existing = _existing(config)  # now that others are kept out
-        listing = read_source(config.dataset, source)
+        listing = read_source(config.dataset, source, unlabelled=config.unlabelled)
         info, problems = pack(listing, folder, dataset=config.dataset, threads=config.threads, progress=progress)
         outcome: Literal["packed", "already packed", "refused"] = "packed"
         points = None

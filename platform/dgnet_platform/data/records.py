@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from dgnet_platform.data.source import Source, SourceError
 
-SPLITS = ("train", "gallery", "multi_query", "query")
-"""In the order in which they are packed: the gallery is known when the queries come."""
+SPLITS = ("train", "gallery", "multi_query", "query", "validation")
+"""In the order in which they are packed: the gallery is known when the queries come. Whoever is in `validation` is
+validated on beside the identities that are held out of `train`."""
 JUNK = -1
 """person_id of a picture that ranking leaves out."""
 DISTRACTOR = 0
@@ -105,8 +106,12 @@ def unmatched_problem(query: Record) -> Problem:
     )
 
 
-def checked(listing: Listing) -> Listing:
+def checked(listing: Listing, *, unlabelled: bool = False) -> Listing:
     """The listing without the records that break a rule across files; each becomes a problem.
+
+    Args:
+        listing: All that a reader found.
+        unlabelled: Whether junk may be in train: pictures without identity.
 
     Raises:
         SourceError: Nothing is left to train or to evaluate on.
@@ -116,7 +121,7 @@ def checked(listing: Listing) -> Listing:
         first = "".join(f"; {problem.file}: {problem.reason}" for problem in listing.problems[:1])
         raise SourceError(f"{where} holds no usable picture{first}")
     records, problems = _unique(listing.records)
-    records, leaks = _without_leaks(records)
+    records, leaks = _without_leaks(records, unlabelled)
     by_split: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for record in records:
         by_split[record.split].append(record)
@@ -164,7 +169,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _without_leaks(records: Collection[Record]) -> tuple[list[Record], list[Problem]]:
+def _without_leaks(records: Collection[Record], unlabelled: bool) -> tuple[list[Record], list[Problem]]:
     """Records without the persons that are trained on and tested too; the training pictures stay.
 
     `multi_query` does not count: Market-1501's `gt_bbox` shows its training persons as well.
@@ -173,12 +178,13 @@ def _without_leaks(records: Collection[Record]) -> tuple[list[Record], list[Prob
     trained.pop(JUNK, None)
     kept, problems = [], []
     for record in records:
-        if record.split in ("query", "gallery") and record.person_id in trained:
+        if record.split in ("query", "gallery", "validation") and record.person_id in trained:
             other = trained[record.person_id].path
             reason = f"person {record.person_id} is in {record.split} and in train ({other}): remove one"
             problems.append(Problem(file=record.path, reason=reason))
-        elif record.split == "train" and record.person_id == JUNK:
-            problems.append(Problem(file=record.path, reason="junk (-1) is in train: remove it"))
+        elif record.split == "train" and record.person_id == JUNK and not unlabelled:
+            reason = "junk (-1) is in train: remove it, or pass --unlabelled to train on pictures without identity"
+            problems.append(Problem(file=record.path, reason=reason))
         else:
             kept.append(record)
     return kept, problems

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from dgnet_platform.data.records import count_people
+from dgnet_platform.data.records import JUNK, count_people
 from dgnet_platform.errors import UserError
 from dgnet_platform.storage.remote import RemoteError, open_place, remedy_for
 from dgnet_platform.threads import map_in_threads
@@ -62,7 +62,7 @@ class StoreInfo:
     """Name in `READERS`."""
     splits: Mapping[str, SplitInfo]
     classes: tuple[int, ...]
-    """Sorted person ids of `train`: the label of a person is its position here."""
+    """Sorted person ids of `train`, without -1: the label of a person is its position here."""
     fingerprint: str
     """Of all pictures, names and ids; independent of how, where and by how many threads they were packed."""
     skipped: int
@@ -162,7 +162,7 @@ class Store:
         return self._split(split).pictures
 
     def file(self, split: str) -> str:
-        """Path of a split's Parquet file in `filesystem`, for readers such as Ray Data."""
+        """Path of a split's Parquet file in `filesystem`, for readers of Parquet."""
         self._split(split)
         return f"{self.root}/{split}.parquet"
 
@@ -209,7 +209,7 @@ class Store:
                     "the fingerprint in its metadata): prepare it again"
                 )
             if split == "train":
-                classes = tuple(sorted(set(persons)))
+                classes = tuple(sorted(set(persons) - {JUNK}))
         if (found, classes, store_fingerprint(found)) != (
             self.info.splits,
             self.info.classes,

@@ -3,11 +3,11 @@
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -48,18 +48,26 @@ class Comparison:
     drawn: bool
     """Whether it is of drawn people, whose figures stand for no photographs."""
     table: pd.DataFrame
-    """A row for the real pictures, and one for each generator."""
+    """A row for the real pictures, and one for each seed of each generator."""
     left_out: list[str]
     """Measures that were not taken, each with its reason."""
     figure: Image.Image
 
 
-def compare(config: CompareConfig, checkpoints: Sequence[Path], progress: Progress) -> Comparison:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Compared:
+    """Checkpoints of one generator, which differ in their seeds alone."""
+
+    name: str
+    paths: tuple[Path, ...]
+    trained: tuple[TrainedNetworks, ...]
+
+
+def compare(config: CompareConfig, progress: Progress) -> Comparison:
     """Measure generators, and draw the same people in the same poses with each.
 
     Args:
-        config: what they are measured by.
-        checkpoints: one of each generator, all trained on `config.store`.
+        config: which, all trained on its store, and what they are measured by.
         progress: called with what is being done, how much of it is done and how much there is.
 
     Raises:
@@ -67,30 +75,35 @@ def compare(config: CompareConfig, checkpoints: Sequence[Path], progress: Progre
         EvaluationError: the generators were trained on different data, or there are none.
     """
     store = Store.open(config.store)
-    if not checkpoints:
+    if not config.checkpoint:
         raise EvaluationError("--checkpoint or --train is needed: which generators are compared?")
-    trained = [open_trained(path) for path in checkpoints]
-    _check_data(trained, checkpoints, store)
-    names = _names(trained, checkpoints)
-    figure = _figure(dict(zip(names, trained, strict=True)), store, config.shown)
+    compared = _generators(config.checkpoint)
+    for generator in compared:
+        _check_data(generator, store)
+    figure = _figure({generator.name: generator.trained[0] for generator in compared}, store, config.shown)
     rows: list[dict[str, object]] = []
     left_out: list[str] = []
-    for name, path, networks in zip(names, checkpoints, trained, strict=True):
-        own = _measuring(config, path, name)
-        measured = measure(own, lambda what, *count, name=name: progress(f"{name}: {what}", *count))
-        if not rows:
-            rows.append({"generator": "real", "kind": "real", **_figures(measured, real=True)})
-        rows.append({"generator": name, "kind": networks.method.name, **_figures(measured), **_cost(networks, store)})
-        left_out += [f"{name}: {reason}" for reason in measured.left_out]
-        for folder in (own.parts, own.made):
-            rmtree(folder, ignore_errors=True)
+    for generator in compared:
+        for path, networks in zip(generator.paths, generator.trained, strict=True):
+            name, seed = generator.name, networks.config.seed
+            own = _measuring(config, path, f"{name} {seed}")
+            measured = measure(
+                own, lambda what, *count, name=f"{name}, seed {seed}": progress(f"{name}: {what}", *count)
+            )
+            if not rows:
+                rows.append({"generator": "real", "kind": "real", **_figures(measured, real=True)})
+            about = {"generator": name, "seed": seed, "kind": networks.method.name}
+            rows.append({**about, **_figures(measured), **_cost(networks, store)})
+            left_out += [f"{name}: {reason}" for reason in measured.left_out]
+            for folder in (own.parts, own.made):
+                rmtree(folder, ignore_errors=True)
     for row in rows:
         row["paper_FID"], row["paper_SSIM"] = PAPER.get(str(row["kind"]), (None, None))
     return Comparison(
-        source=f"{', '.join(names)}, trained on {store.location}",
+        source=f"{', '.join(generator.name for generator in compared)}, trained on {store.location}",
         drawn=bool(store.info.origin),
-        table=pd.DataFrame(rows),
-        left_out=left_out,
+        table=pd.DataFrame(rows).astype({"seed": "Int64"}),
+        left_out=list(dict.fromkeys(left_out)),
         figure=figure,
     )
 
@@ -99,9 +112,9 @@ def compare(config: CompareConfig, checkpoints: Sequence[Path], progress: Progre
 # What is compared
 
 
-def _check_data(trained: Sequence[TrainedNetworks], checkpoints: Sequence[Path], store: Store) -> None:
+def _check_data(generator: _Compared, store: Store) -> None:
     """Refuse generators that were trained on other data; the authors' releases do not name theirs."""
-    for networks, path in zip(trained, checkpoints, strict=True):
+    for networks, path in zip(generator.trained, generator.paths, strict=True):
         if networks.fingerprint not in (None, store.info.fingerprint):
             raise EvaluationError(
                 f"{path} was trained on {networks.dataset} of fingerprint {networks.fingerprint[:12]},"
@@ -109,13 +122,33 @@ def _check_data(trained: Sequence[TrainedNetworks], checkpoints: Sequence[Path],
             )
 
 
-def _names(trained: Sequence[TrainedNetworks], checkpoints: Sequence[Path]) -> list[str]:
-    """The methods' names, with those of run and checkpoint where there are two of one method."""
-    titles = [networks.method.title for networks in trained]
-    count = Counter(titles)
+def _generators(checkpoints: Sequence[Path]) -> list[_Compared]:
+    """Checkpoints by generator: settings and iteration decide, seeds do not.
+
+    A generator's name is its method's, with run and checkpoint where there are two of one method, or the whole path
+    where runs of that name are in two folders.
+    """
+    found: dict[object, list[tuple[Path, TrainedNetworks]]] = {}
+    for path in {path.resolve(): path for path in checkpoints}.values():
+        networks = open_trained(path)
+        settings = replace(networks.config.portable(), seed=0), path.resolve().name
+        known = {other.config.seed for _, other in found.get(settings, [])}
+        key = (*settings, path) if networks.config.seed in known else settings
+        found.setdefault(key, []).append((path, networks))
+    titles = [group[0][1].method.title for group in found.values()]
+    wholes = [group[0][0].resolve() for group in found.values()]
+    places = ["/".join(whole.parts[-2:]) for whole in wholes]
+    names = [
+        title if titles.count(title) == 1 else f"{title} ({place if places.count(place) == 1 else whole})"
+        for title, place, whole in zip(titles, places, wholes, strict=True)
+    ]
     return [
-        title if count[title] == 1 else f"{title} ({'/'.join(path.resolve().parts[-2:])})"
-        for title, path in zip(titles, checkpoints, strict=True)
+        _Compared(
+            name=name,
+            paths=tuple(path for path, _ in group),
+            trained=tuple(networks for _, networks in group),
+        )
+        for name, group in zip(names, found.values(), strict=True)
     ]
 
 
@@ -157,7 +190,7 @@ def _figures(measured: Measured, *, real: bool = False) -> dict[str, object]:
 
 
 def _cost(trained: TrainedNetworks, store: Store) -> dict[str, object]:
-    """Million parameters and GMAC of what draws a picture, and the seconds that one takes in a batch here."""
+    """Million parameters and GMAC of what draws a picture, and the least seconds that one takes in a batch here."""
     used: set[str] = set()
     hooks = [
         network.register_forward_hook(lambda *_, name=name: used.add(name))
@@ -171,9 +204,11 @@ def _cost(trained: TrainedNetworks, store: Store) -> dict[str, object]:
         _draw(trained, images[:1], images[:1], None if joints is None else joints[:1])
     for hook in hooks:
         hook.remove()
-    start = time.perf_counter()
-    _draw(trained, images, images, joints)
-    seconds = (time.perf_counter() - start) / len(images)
+    seconds = math.inf
+    for _ in range(3):  # the least: others may use the machine
+        start = time.perf_counter()
+        _draw(trained, images, images, joints)
+        seconds = min(seconds, (time.perf_counter() - start) / len(images))
     parameters = sum(p.numel() for name in used for p in trained.state.networks[name].parameters())
     gmac = counter.get_total_flops() / 2e9
     return {"seconds": seconds, "parameters_M": parameters / 1e6, "GMAC": gmac}
@@ -203,7 +238,7 @@ def _figure(trained: Mapping[str, TrainedNetworks], store: Store, shown: int) ->
         lines.append(("true, for DG-Net", _true(people, shots, posed=False)))
         if any(networks.method.posed for networks in trained.values()):
             lines.append(("true, with its own body", _true(people, shots, posed=True)))
-    return labelled_rows(f"The same people in the same poses: {store.location}", lines)
+    return labelled_rows(f"The same people in the same poses: {store.info.dataset}", lines)
 
 
 def _true(people: People, shots: Sequence[tuple[Any, Any]], *, posed: bool) -> list[np.ndarray]:
@@ -223,16 +258,15 @@ def _draw(trained: TrainedNetworks, sources: Tensor, targets: Tensor, joints: Te
 
 HEADINGS = {
     "generator": "generator", "DSSIM": "DSSIM", "person_L1": "person L1", "person_SSIM": "person SSIM",
-    "transfer": "transfer", "appearance_rank1": "identity kept", "seconds": "s / picture",
-    "parameters_M": "M parameters", "GMAC": "GMAC", "paper_FID": "the paper's FID*",
-    "paper_SSIM": "the paper's SSIM*",
+    "transfer": "transfer", "appearance_rank1": "identity kept", "seconds": "ms",
+    "parameters_M": "M parameters", "GMAC": "GMAC", "paper_FID": "paper's FID*", "paper_SSIM": "paper's SSIM*",
 }  # fmt: skip
 """Columns of the Markdown table that have another heading than in the CSV."""
 
 
 def markdown(comparison: Comparison) -> str:
     """Table 2 as Markdown, with what its figures stand for."""
-    left = ("kind", "upper_colour", "lower_colour")
+    left = ("kind", "seed", "upper_colour", "lower_colour")
     table = comparison.table[[column for column in comparison.table if column not in left]]
     ahead = sorted(set(table) - set(HEADINGS))  # distances, named after their network
     columns = ["generator", *ahead, *[column for column in HEADINGS if column in table and column != "generator"]]
@@ -240,28 +274,43 @@ def markdown(comparison: Comparison) -> str:
         "| " + " | ".join(HEADINGS.get(column) or str(column) for column in columns) + " |",
         "| --- |" + " --: |" * (len(columns) - 1),
     ]
-    lines += ["| " + " | ".join(_shown(row[column]) for column in columns) + " |" for _, row in table.iterrows()]
+    lines += [
+        "| " + " | ".join(_shown(column, rows[column].tolist()) for column in columns) + " |"
+        for _, rows in table.groupby("generator", sort=False)
+    ]
+    seeds = sorted(set(comparison.table.groupby("generator")["seed"].nunique()) - {0})  # the real pictures have none
     notes = [
         "",
         "person: within the silhouette of the true picture that the generator can know. A pose generator sees the"
         " target's joints alone, so there the body is the source's; DG-Net's is the target's.",
-        "transfer: 1 - L1 / L1 of the target's picture as it is. identity kept: how often the source comes first.",
+        "transfer: 1 - L1 / L1 of the target's picture as it is. identity kept: how often the source comes first."
+        " ms: of one picture in a batch.",
         "* on Market-1501, as the paper's Table 2 has them: not to be compared with other data.",
     ]
+    if seeds[-1] > 1:
+        count = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
+        notes.append(f"Mean ± standard deviation over {count} seeds.")
     return "\n".join([*lines, *notes, *([DRAWN] if comparison.drawn else [])]) + "\n"
 
 
-def _shown(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _shown(column: str, values: Sequence[object]) -> str:
+    """A cell: the mean over seeds, and the deviation where they differ."""
+    numbers = [float(value) for value in values if isinstance(value, (int, float)) and not math.isnan(value)]
+    if not numbers:
+        return str(values[0]) if isinstance(values[0], str) else ""
+    scale, form = {"appearance_rank1": (100, ".0f"), "seconds": (1000, ".1f")}.get(column, (1, ".3g"))
+    unit = "%" if column == "appearance_rank1" else ""
+    shown = f"{scale * fmean(numbers):{form}}"
+    if len(set(numbers)) > 1:
+        shown += f" ± {scale * stdev(numbers):{form if scale > 1 else '.2g'}}"
+    return shown + unit
 
 
 def write(comparison: Comparison, folder: Path) -> None:
     """Figure, tables and results.json into a folder."""
     comparison.figure.save(folder / FIGURE, "PNG")
     comparison.table.to_csv(folder / CSV, index=False)
-    (folder / MARKDOWN).write_text(markdown(comparison))
+    (folder / MARKDOWN).write_text(markdown(comparison), encoding="utf-8")
     values = {
         "format": FORMAT,
         "source": comparison.source,

@@ -16,19 +16,30 @@ class EvaluateConfig:
     out: Path
     """Folder for tables and pictures; earlier results there are replaced when the new ones are complete."""
     checkpoint: Path | None = None
-    """A checkpoint's directory, or a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt."""
+    """A checkpoint's directory, a folder with the authors' gen_*.pt, dis_*.pt and id_*.pt, or an ONNX file of
+    jobs/export.py."""
     teacher: Path | None = None
-    """The authors' teacher (net_last.pth), for the baseline's row; may stand alone."""
+    """A teacher (a checkpoint, or the authors' net_last.pth), for the baseline's row; may stand alone."""
+    rendered_teacher: Path | None = None
+    """PN-GAN's re-id: model B, a teacher that was trained on what --checkpoint made with --poses canonical; --teacher
+    is then model A, trained on the original pictures."""
     export_release: Path | None = None
     """Also write the checkpoint's networks into this new folder as the authors' files: gen_*.pt, dis_*.pt, id_*.pt."""
-    beta: float = 0.5
-    """Weight of f_fine beside f_prim (paper: 0.5)."""
+    beta: float | None = None
+    """Weight of f_fine beside f_prim; None: the checkpoint's own setting (paper: 0.5)."""
     sweep: bool = False
     """Also try weights of f_fine from 0 to 1, from the same features."""
     rerank: bool = False
     """Also re-rank by k-reciprocal neighbours (Zhong et al., 2017)."""
     queries_shown: int = 8
     """Queries in the picture of ranked lists, from the worst to the best; 0 for none."""
+    swap_grid: bool = True
+    """Show swaps among queries of different people (the paper's Figure 6)."""
+    interpolations: bool = True
+    """Show interpolations between queries, of each code by itself (Figures 5 and 9)."""
+    failures: bool = True
+    """Show the swaps that lose the appearance's identity beside those that keep it best (Figure 7), as --teacher ranks
+    it, or else the checkpoint's own descriptors."""
     swap_pairs: int = 128
     """Pairs for swap fidelity on drawn people, of seen and of unseen identities each; 0 for none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -47,11 +58,22 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.checkpoint is None and self.teacher is None:
             raise ValueError("--checkpoint or --teacher is needed: what should be evaluated?")
+        if self.rendered_teacher is not None and (self.checkpoint is None or self.teacher is None):
+            raise ValueError("--rendered-teacher is model B: name PN-GAN's --checkpoint and model A, --teacher, too")
         if self.export_release is not None and self.checkpoint is None:
             raise ValueError("--export-release writes the networks of a --checkpoint: name it too")
+        if self.checkpoint is not None and self.checkpoint.suffix == ".pt2":
+            raise ValueError(f"--checkpoint {self.checkpoint}: PyTorch runs code as it reads it: name the ONNX file")
+        if self.exported:
+            names = "rendered_teacher", "export_release", "beta", "sweep", "distributed"
+            unfit = [name for name in names if getattr(self, name) not in (None, False)]
+            unfit += ["precision"] if self.precision != "float32" else []
+            if unfit:
+                option = unfit[0].replace("_", "-")
+                raise ValueError(f"--{option} cannot be had of an exported file: leave it out, or name the checkpoint")
         if not self.store:
             raise ValueError("--store is needed: evaluate on what?")
-        if not (0 <= self.beta < math.inf):
+        if self.beta is not None and not (0 <= self.beta < math.inf):
             raise ValueError(f"--beta {self.beta}: must be finite and at least 0")
         for name, least in (("queries_shown", 0), ("swap_pairs", 0), ("batch_size", 1), ("threads", 1), ("workers", 1)):
             if getattr(self, name) < least:
@@ -60,9 +82,34 @@ class EvaluateConfig:
             raise ValueError(f"--workers {self.workers} are for --distributed: add it")
 
     @property
+    def exported(self) -> bool:
+        """Whether an exported file is evaluated."""
+        return self.checkpoint is not None and self.checkpoint.suffix == ".onnx"
+
+    @property
     def descriptors(self) -> Path:
         """Folder of a distributed run's descriptors as long as it is not finished."""
         return self.out.parent / f".{self.out.name}.descriptors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Export the network that describes people."""
+
+    checkpoint: Path
+    """A checkpoint's directory (DG-Net's, a teacher's or FD-GAN's), a folder with the authors' id_*.pt, or their
+    teacher (net_last.pth)."""
+    out: Path
+    """A new folder for the files."""
+    formats: tuple[Literal["onnx", "pt2", "mlflow"], ...] = ("onnx", "pt2", "mlflow")
+    """ONNX, a program of torch.export, and a folder that `mlflow models serve` serves, which runs that program."""
+    precision: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
+    """float16: the ResNet's weights and arithmetic; a file is half as large."""
+
+    def __post_init__(self) -> None:
+        for name in ("formats", "precision"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name}: name one at least")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +121,12 @@ class GenerateConfig:
     store: str
     """Folder or URI of a store."""
     out: Path
-    """Folder for the pictures; one that is not complete is gone on with."""
+    """Folder for the pictures; an unfinished one is completed."""
     per_image: int = 10
-    """Structures in which each appearance is drawn; DG-Market has about 10."""
+    """Structures in which each appearance is drawn; DG-Market has about 10. Canonical poses are always eight."""
+    poses: Literal["others", "canonical"] = "others"
+    """In which poses: of other pictures, or in the eight that stand for all of the training split, which PN-GAN's
+    second model for re-id learns from."""
     split: str = "train"
     """Where appearances and structures come from."""
     seed: int = 0
@@ -100,6 +150,8 @@ class GenerateConfig:
             raise ValueError(f"--quality {self.quality}: must be 1 to 100")
         if self.gpus and not self.workers:
             raise ValueError("--gpus are for --workers: say how many")
+        if self.poses == "canonical" and self.split != "train":
+            raise ValueError(f"--poses canonical are those of the training split: leave out --split {self.split}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +183,7 @@ class MeasureConfig:
     pictures: int = 12_936
     """Pictures of each side at most; 12,936 in Table 2."""
     people: int = 512
-    """Drawn people that are compared with their true pictures; 0 for none."""
+    """People that are judged without their background, in photographs by their key points; 0 for none."""
     diversity_pairs: int = 10
     """Pairs of each identity in a round of DSSIM; 0 for no diversity."""
     diversity_rounds: int = 5
@@ -179,7 +231,7 @@ class CompareConfig:
     store: str = ""
     """Folder or URI of the store that all were trained on; none: the people that --train draws."""
     checkpoint: tuple[Path, ...] = ()
-    """A checkpoint's directory of each generator."""
+    """A checkpoint's directory of each generator; runs that differ in their seed alone are averaged."""
     teacher: Path | None = None
     """A teacher that measures distances and identity; None: the one that a compared run was trained with."""
     inception: Path | None = None
@@ -201,7 +253,7 @@ class CompareConfig:
     batch_size: int = 32
     """Pictures that go through a network at once."""
     workers: int = 0
-    """Workers on a Ray cluster that train, generate and measure; 0: this process alone."""
+    """Workers on a Ray cluster that generate and measure; 0: this process alone."""
     gpus: bool = False
     """Each worker has a GPU too; without workers a GPU is used if there is one."""
     threads: int = os.cpu_count() or 1

@@ -15,15 +15,19 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from dgnet_core.networks.config import NetworkConfig
 from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.features import Features, multi_query
+from dgnet_core.ranking.reordering import Reordering, Unscaled
 from dgnet_core.ranking.reranking import Reranking
 from dgnet_core.ranking.retrieval import RetrievalResult, sweep_beta
 from dgnet_platform.data.cache import cached
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.canonical import two_models
 from dgnet_platform.evaluation.config import EvaluateConfig
 from dgnet_platform.evaluation.extraction import Extraction, Progress, extract_on_workers, extract_splits
+from dgnet_platform.evaluation.identity import failure_picture
 from dgnet_platform.evaluation.pictures import ranked_picture, stored_pictures
 from dgnet_platform.evaluation.results import Evaluation, EvaluationError
 from dgnet_platform.evaluation.swaps import (
@@ -33,11 +37,14 @@ from dgnet_platform.evaluation.swaps import (
     people_of,
     stored_grid,
 )
+from dgnet_platform.runs.exported import ExportedNetwork
 from dgnet_platform.runs.loading import TrainedNetworks, digest_of, open_teacher, open_trained
 from dgnet_platform.storage.files import staging
 
 SWEEP = tuple(tenth / 10 for tenth in range(11))
 """Weights of f_fine in a sweep."""
+TWO_MODELS = {"model A": 0.0, "model B": math.inf, "A and B": 1.0}
+"""PN-GAN's rows: its model A on the pictures, model B on their renderings in canonical poses, both side by side."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,33 +52,47 @@ class _Model:
     """One thing that extracts features."""
 
     name: str
-    network: DescriptorNetwork
+    network: DescriptorNetwork | ExportedNetwork
     trained_on: str
+    betas: Mapping[str, float]
+    """Weight of f_fine by descriptor, the best last."""
+    reordering: Reordering | None = None
+    """A second stage that puts the nearest in another order, for a row of its own."""
 
 
 def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     """Evaluate what `config` names.
 
     Raises:
-        CheckpointError, StoreError: a file is missing, damaged or foreign.
-        EvaluationError: a store has no query or gallery, a query has no match, features are not finite, the
-            descriptors of another run are in the way, or workers cannot be had.
+        CheckpointError, StoreError, PoseError: a file is missing, damaged or foreign.
+        EvaluationError: networks do not go together, a store has no query or gallery, a query has no match, features
+            are not finite, the descriptors of another run are in the way, or workers cannot be had.
     """
+    # Over 80 lines: read once from top to bottom; parts of it would hand each other its ten lists and networks.
     device = _device(config)
     stores = _named([_checked(location, config.distributed, progress) for location in config.store])
     people = {name: people_of(store) for name, store in stores.items()}
     models: list[_Model] = []
     trained: TrainedNetworks | None = None
     source, size = "", (256, 128)
-    if config.teacher is not None:
+    if config.teacher is not None and config.rendered_teacher is None:
         baseline = open_teacher(config.teacher, device)
-        models += _models(baseline, stores)
+        models += _models(baseline, stores, config)
         source, size = f"teacher {config.teacher.name}", (baseline.network.height, baseline.network.width)
-    if config.checkpoint is not None:
+    if config.checkpoint is not None and config.exported:
+        exported = ExportedNetwork(config.checkpoint, device)
+        name, origin = exported.about["method"], _origin(exported, stores)
+        models.append(_Model(name=name, network=exported, trained_on=origin, betas={"descriptor": 0.0}))
+        source, size = exported.source, (exported.height, exported.width)
+    elif config.checkpoint is not None:
         trained = open_trained(config.checkpoint, device)
         if config.export_release is not None:
             _check_export(trained, config.export_release)
-        models += _models(trained, stores)
+        models += _models(trained, stores, config)
+        if config.teacher is not None and config.rendered_teacher is not None:
+            own = next(iter(stores.values()))
+            network = two_models(trained, config.teacher, config.rendered_teacher, own, device)
+            models.append(_Model(name="PN-GAN", network=network, trained_on=_origin(trained, stores), betas=TWO_MODELS))
         source, size = trained.source, (trained.network.height, trained.network.width)
 
     networks = {model.name: model.network for model in models}
@@ -89,11 +110,12 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     )
     extract = extract_splits
     if config.distributed:
-        given = {"teacher": config.teacher, "checkpoint": config.checkpoint}
+        names = "teacher", "checkpoint", "rendered_teacher"
+        given = {name: path for name in names if (path := getattr(config, name)) is not None}
         extract = partial(
             extract_on_workers,
             folder=config.descriptors,
-            settings={name: path and digest_of(path) for name, path in given.items()},
+            settings={name: digest_of(path) for name, path in given.items()},
             workers=config.workers,
             gpus={"auto": None, "cpu": False, "cuda": True}[config.device],
         )
@@ -117,7 +139,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         for model in models:
             head = {"model": model.name, "trained_on": model.trained_on, "store": name}
             drawn = {"drawn": bool(store.info.origin)}
-            rows, swept = _rank(features[model.name], config, model.name)
+            rows, swept = _rank(features[model.name], config, model)
             ranked += rows
             retrieval += [head | row.head | row.result.summary() | row.result.intervals() | drawn for row in rows]
             sweep += [head | row | drawn for row in swept]
@@ -131,16 +153,24 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
                 best["gallery"],
                 partial(stored_pictures, store, "query"),
                 partial(stored_pictures, store, "gallery"),
-                config.beta,
+                list(models[-1].betas.values())[-1],
                 config.queries_shown,
             )
         if trained is not None and trained.method.invent is not None:
             pictures[f"people_{_slug(name)}.png"] = invented_picture(trained, trained.source)
         if trained is not None and trained.method.draw is not None:
             title = f"{name}: swaps of {trained.source}"
-            pictures[f"swaps_{_slug(name)}.png"] = stored_grid(trained, store, people[name], title)
-            for code, picture in interpolation_pictures(trained, store, f"{name}: {trained.source}").items():
-                pictures[f"interpolated_{code}_{_slug(name)}.png"] = picture
+            if config.swap_grid:
+                pictures[f"swaps_{_slug(name)}.png"] = stored_grid(trained, store, people[name], title)
+            if config.interpolations:
+                for code, picture in interpolation_pictures(trained, store, f"{name}: {trained.source}").items():
+                    pictures[f"interpolated_{code}_{_slug(name)}.png"] = picture
+            if config.failures and models:
+                judge = models[0].network
+                assert isinstance(judge, DescriptorNetwork)  # an exported one draws nothing
+                gallery = features[models[0].name]["gallery"]
+                if (failures := failure_picture(trained, store, judge, gallery, title)) is not None:
+                    pictures[f"failures_{_slug(name)}.png"] = failures
             if (drawn_people := people[name]) is not None and config.swap_pairs:
                 rows = fidelity_rows(trained, store, drawn_people, config.swap_pairs, partial(report, "swaps"))
                 swaps += [{"store": name} | row for row in rows]
@@ -174,6 +204,12 @@ def _check_export(trained: TrainedNetworks, folder: Path) -> None:
     """Refuse to export networks of which no authors' files are known, or into a folder that holds anything."""
     if trained.method.export is None:
         raise EvaluationError(f"--export-release: no authors' files of {trained.method.title} are known: leave it out")
+    network = trained.config.network
+    if isinstance(network, NetworkConfig) and (network.pooling, network.neck) != ("release", "release"):
+        raise EvaluationError(
+            f"--export-release: {trained.source} has pooling {network.pooling} and neck {network.neck}, which the"
+            " authors' networks have not: leave it out"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise EvaluationError(f"--export-release {folder} is not empty: name a new folder")
 
@@ -221,15 +257,25 @@ def _named(stores: Sequence[Store]) -> dict[str, Store]:
     return named
 
 
-def _models(trained: TrainedNetworks, stores: Mapping[str, Store]) -> list[_Model]:
+def _models(trained: TrainedNetworks, stores: Mapping[str, Store], config: EvaluateConfig) -> list[_Model]:
     """The network that describes, if there is one."""
     method = trained.method
     if method.describe is None:
         return []
-    return [_Model(name=method.title, network=method.describe(trained.state), trained_on=_origin(trained, stores))]
+    features = method.features(trained.config, trained.state.iteration)
+    betas = {f"f_{name}" if name in ("prim", "fine") else name: beta for name, beta in features.items()}
+    if list(betas.values()) == [0.0] and "f_prim" not in betas:
+        betas = {method.title: 0.0}
+    if "both" in betas and config.beta is not None:
+        betas["both"] = config.beta
+    network, reordering = method.describe(trained.state), None
+    if method.verify is not None:
+        network, reordering = Unscaled(network), Reordering(compare=method.verify(trained.state))
+    origin = _origin(trained, stores)
+    return [_Model(name=method.title, network=network, trained_on=origin, betas=betas, reordering=reordering)]
 
 
-def _origin(trained: TrainedNetworks, stores: Mapping[str, Store]) -> str:
+def _origin(trained: TrainedNetworks | ExportedNetwork, stores: Mapping[str, Store]) -> str:
     """What networks were trained on, by the name of the store if it is one of these."""
     here = [name for name, store in stores.items() if store.info.fingerprint == trained.fingerprint]
     return here[0] if here else _title(trained.dataset) if trained.dataset else "unknown"
@@ -270,13 +316,10 @@ class _Ranked:
 
 
 def _rank(
-    features: dict[str, Features], config: EvaluateConfig, model: str
+    features: dict[str, Features], config: EvaluateConfig, model: _Model
 ) -> tuple[list[_Ranked], list[dict[str, object]]]:
     """Rows of the results table and of the sweep for one model on one store."""
     query, gallery = features["query"], features["gallery"]
-    betas = {"f_prim": 0.0, "f_fine": math.inf, "both": config.beta}
-    if not query.fine.shape[1]:
-        betas = {model: 0.0}
     reranking = Reranking().within(len(query) + len(gallery)) if config.rerank else None
     rankings = (None, reranking) if reranking is not None else (None,)
     try:
@@ -297,12 +340,19 @@ def _rank(
             for mode, asked in queries.items()
             for reranking in rankings
             for feature, result in zip(
-                betas, sweep_beta(asked, gallery, list(betas.values()), reranking=reranking), strict=True
+                model.betas,
+                sweep_beta(asked, gallery, list(model.betas.values()), reranking=reranking),
+                strict=True,
             )
         ]
-        swept = sweep_beta(query, gallery, SWEEP) if config.sweep and "both" in betas else []
+        if model.reordering is not None:
+            for mode, asked in queries.items():
+                (result,) = sweep_beta(asked, gallery, [0.0], reranking=model.reordering)
+                head = {"feature": f"{model.name} verified", "beta": None, "query": mode}
+                rows.append(_Ranked(head=head | {"reranked": False, "neighbours": None}, result=result))
+        swept = sweep_beta(query, gallery, SWEEP) if config.sweep and "both" in model.betas else []
     except ValueError as error:
-        raise EvaluationError(f"{model}: {error}") from error
+        raise EvaluationError(f"{model.name}: {error}") from error
     return rows, [{"feature": "both", "beta": result.beta, **result.summary()} for result in swept]
 
 

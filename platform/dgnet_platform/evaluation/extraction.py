@@ -20,8 +20,9 @@ from dgnet_core.ranking.features import Features
 from dgnet_platform.compute.parts import Files, Part, make_parts, missing, owned, parts_of
 from dgnet_platform.data.images import stream
 from dgnet_platform.data.store import Store
+from dgnet_platform.runs.exported import ExportedNetwork
 
-Networks = Mapping[str, DescriptorNetwork]
+Networks = Mapping[str, DescriptorNetwork | ExportedNetwork]
 """Networks by name."""
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
@@ -206,7 +207,9 @@ def _extract(networks: Networks, pixels: Tensor, how: Extraction) -> dict[str, t
     """Both halves of a batch by network."""
     pixels = pixels.to(how.device, non_blocking=True)
     return {
-        name: extract_batch(network, pixels, height=how.height, width=how.width, precision=how.precision)
+        name: network(pixels)
+        if isinstance(network, ExportedNetwork)
+        else extract_batch(network, pixels, height=how.height, width=how.width, precision=how.precision)
         for name, network in networks.items()
     }
 

@@ -28,9 +28,11 @@ from dgnet_core.methods import Method
 from dgnet_platform.compute.parts import Files, Part, PartsError, make_parts, missing, owned, parts_of
 from dgnet_platform.data.decode import decode
 from dgnet_platform.data.images import decode_table
+from dgnet_platform.data.poses import KeyPoints, draw_sheet
 from dgnet_platform.data.readers.folder import COLUMNS, MANIFEST
 from dgnet_platform.data.records import DISTRACTOR, JUNK
 from dgnet_platform.data.store import Store
+from dgnet_platform.evaluation.canonical import canonical_rows
 from dgnet_platform.evaluation.config import GenerateConfig
 from dgnet_platform.evaluation.pictures import captioned_grids
 from dgnet_platform.evaluation.swaps import different_people
@@ -38,7 +40,7 @@ from dgnet_platform.runs.loading import TrainedNetworks, digest_of, open_trained
 from dgnet_platform.storage.files import write_whole
 from dgnet_platform.threads import map_in_threads
 
-TABLE, EXAMPLES = "manifest.parquet", "examples.png"
+TABLE, EXAMPLES, POSES = "manifest.parquet", "examples.png", "canonical_poses.png"
 SHOWN = 6
 """Appearances, and structures of each, in the picture of examples."""
 
@@ -53,9 +55,16 @@ class Plan:
     seed: int
     method: Method[Any, Any]
     """What draws."""
+    canonical: Sequence[int] = ()
+    """Rows (per_image) of the pictures in whose poses all are drawn; none: each has others."""
 
     def structures(self, row: int) -> np.ndarray:
-        """Rows (per_image,) of the pictures in whose structure that of `row` is drawn: different ones, never itself."""
+        """Rows (per_image,) of the pictures in whose structure that of `row` is drawn: different ones.
+
+        Itself is among them only where it has a canonical pose.
+        """
+        if self.canonical:
+            return np.array(self.canonical)
         rng = np.random.default_rng([self.seed, purpose_word("structures"), row])
         others = rng.choice(len(self.people) - 1, self.per_image, replace=False)
         return others + (others >= row)
@@ -64,7 +73,7 @@ class Plan:
         """Name of a generated picture: whose appearance, whose camera, and the rows they are from."""
         person, camera = self._persons[row], self._cameras[structure]
         if self.method.draw is None:
-            return f"nobody_{row:06d}_{structure:06d}.jpg"
+            return f"noise_{row:06d}_{structure:06d}.jpg"
         return f"{person:04d}_c{camera}_{row:06d}_{structure:06d}.jpg"
 
     @cached_property
@@ -129,8 +138,8 @@ class Generated:
 def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Generated:
     """Make the set that `config` asks for, or what is missing of it.
 
-    The folder receives a folder of JPEGs for each part, a picture of examples, manifest.parquet, and at the very end
-    manifest.csv.
+    The folder receives a folder of JPEGs for each part, pictures of examples and of canonical poses if those are asked
+    for, manifest.parquet, and at the very end manifest.csv.
 
     Args:
         config: what to make.
@@ -145,19 +154,24 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
     trained = open_trained(config.checkpoint)
     checkpoint = digest_of(config.checkpoint)
     pictures = shown_people(store, config.split)
-    if len(pictures) <= config.per_image:
+    rows = _canonical(config, trained, store)
+    names = pictures["file_name"].to_pylist()
+    canonical = [names.index(name) for name in store.index("train")["file_name"].iloc[rows]] if rows else []
+    per_image = len(canonical) or config.per_image
+    if len(pictures) <= per_image:
         raise PartsError(
-            f"--per-image {config.per_image}: {config.split} of {config.store} shows people in {len(pictures):,}"
+            f"--per-image {per_image}: {config.split} of {config.store} shows people in {len(pictures):,}"
             f" pictures, so there are structures of at most {max(len(pictures) - 1, 0):,} others"
         )
     people = pictures.select(["person_id", "camera_id", "file_name"]).to_pandas()
-    plan = Plan(people=people, per_image=config.per_image, seed=config.seed, method=trained.method)
+    plan = Plan(people=people, per_image=per_image, seed=config.seed, method=trained.method, canonical=canonical)
     joints = trained.joints(store, config.split, pictures.select(["file_name", "height", "width"]).to_pandas())
     parts = parts_of(config.split, len(pictures), config.batch_size)
     settings = {
         "checkpoint": checkpoint,
         "store": store.info.fingerprint,
-        **{name: getattr(config, name) for name in ("split", "per_image", "seed", "batch_size", "quality")},
+        **{name: getattr(config, name) for name in ("split", "seed", "batch_size", "quality", "poses")},
+        "per_image": per_image,
     }
     arguments = {
         "trained": trained,
@@ -169,16 +183,16 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
         "quality": config.quality,
         "threads": config.threads,
     }
-    total = len(pictures) * config.per_image
+    total = len(pictures) * per_image
     with owned(config.out, settings):
         lacking = missing(config.out, parts)
-        made = sum(map(len, lacking)) * config.per_image
+        made = sum(map(len, lacking)) * per_image
         done = total - made
         progress(done, total)
 
         def written(part: Part) -> None:
             nonlocal done
-            done += len(part) * config.per_image
+            done += len(part) * per_image
             progress(done, total)
 
         gpus = config.gpus if config.workers else None
@@ -189,6 +203,9 @@ def generate(config: GenerateConfig, progress: Callable[[int, int], None]) -> Ge
             title = f"{len(manifest):,} pictures, generated by {trained.source}"
             picture = examples(config.out, plan, parts, renderer, title)
             write_whole(config.out / EXAMPLES, _encoded(picture, "PNG"))
+            if rows:
+                sheet = draw_sheet(KeyPoints.open(store), store, rows)
+                write_whole(config.out / POSES, _encoded(sheet, "PNG"))
             write_whole(config.out / TABLE, manifest.to_parquet(index=False))
             write_whole(config.out / MANIFEST, manifest[[*COLUMNS]].to_csv(index=False).encode())
     return Generated(
@@ -206,6 +223,15 @@ def shown_people(store: Store, split: str) -> pa.Table:
     return pa.concat_tables(
         group.filter(pa.array(~np.isin(group["person_id"].to_numpy(), without))) for group in groups
     )
+
+
+def _canonical(config: GenerateConfig, trained: TrainedNetworks, store: Store) -> list[int]:
+    """Rows of the training pictures that have the canonical poses; none if these are not asked for."""
+    if config.poses != "canonical":
+        return []
+    if not trained.method.posed:
+        raise PartsError(f"--poses canonical: {trained.method.title} draws from no key points, leave it out")
+    return canonical_rows(store)
 
 
 class Renderer:

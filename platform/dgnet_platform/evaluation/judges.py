@@ -5,7 +5,7 @@ Each class maps a part to its files, here or on workers, see `compute.parts`.
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from dgnet_core.generation.distances import dssim
 from dgnet_core.generation.inception import Mode, inception_input, read_inception
-from dgnet_core.generation.people import person_fidelity
+from dgnet_core.generation.people import colour_errors, person_fidelity
 from dgnet_core.learning.augment import normalise
+from dgnet_core.learning.poses import capsule_mask
 from dgnet_core.networks.config import NetworkConfig
 from dgnet_core.networks.modes import evaluating
 from dgnet_core.networks.resnet import ResNetTrunk, load_imagenet
@@ -29,6 +30,8 @@ from dgnet_platform.evaluation.picture_sets import BODY, SOURCES, PictureSet, Pi
 from dgnet_platform.evaluation.swaps import NOISY, UNCHANGED, noisy
 from dgnet_platform.threads import map_in_threads
 
+TEACHER = "teacher"
+"""Name of the network that re-identifies people."""
 POOLED, DESCRIPTOR = "pooled", "descriptor"
 """Names of a network's features: what distances compare, and what re-identifies people."""
 PICTURES = "generated", UNCHANGED, NOISY
@@ -103,7 +106,7 @@ class _Teacher:
     def __call__(self, teacher: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
         assert isinstance(teacher, Teacher)
         x = normalise(pixels, self.height, self.width)
-        pooled = teacher.trunk(torch.cat([x, x.flip(3)])).mean(dim=(2, 3))
+        pooled = teacher.pooled(torch.cat([x, x.flip(3)]))
         descriptors = mirror_average(*teacher.head(pooled).chunk(2))
         return {POOLED: pooled[: len(x)], DESCRIPTOR: descriptors}
 
@@ -237,6 +240,49 @@ class PersonJudge:
                 found = [self._teacher.features(network, pixels.to(self._device))[DESCRIPTOR] for pixels in compared]
             files["descriptor.npy"] = npy(torch.stack(found).float().cpu().numpy())
         return files
+
+
+class PhotographJudge:
+    """Generated people in photographs' structures, within capsules around their key points.
+
+    Where appearance and structure are two pictures of one person, the structure's is the true picture. Everywhere the
+    clothes' colours are compared with those of the appearance's picture.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,  # decoding takes longer than all that follows  # noqa: ARG002
+        generated: PictureSet,
+        rows: np.ndarray,
+        real: PictureSet,
+        places: np.ndarray,
+        joints: np.ndarray,
+    ) -> None:
+        """`places` (2, P) are rows of `real`, `joints` (2, P, 18, 3) in pixels of the generated pictures."""
+        self._generated = generated
+        self._rows = rows
+        self._real = real
+        self._places = places
+        self._joints = torch.from_numpy(joints)
+        index = generated.index.iloc[rows]
+        self._same = torch.from_numpy((index["person_id"] == index["structure_id"]).to_numpy(copy=True))
+
+    def __call__(self, part: Part) -> Files:
+        """`figures.npy` (2, 8, B), as PersonFidelity: of the generated pictures, and of x_j as it is."""
+        chosen = slice(part.first, part.stop)
+        generated = self._generated.decode(self._rows[chosen])
+        height, width = generated.shape[2:]
+        appearance, structure = (self._real.decode(places[chosen], (height, width)) for places in self._places)
+        worn, mask = (capsule_mask(joints[chosen], height, width) for joints in self._joints)
+        same = self._same[chosen]
+        figures = []
+        for pixels, has_true in ((generated, same), (structure, torch.zeros_like(same))):
+            scores = asdict(person_fidelity(pixels, structure, mask))
+            scores = {name: values.where(has_true, torch.nan) for name, values in scores.items()}
+            scores["upper_colour"], scores["lower_colour"] = colour_errors(pixels, mask, appearance, worn)
+            figures.append([values.numpy() for values in scores.values()])
+        return {"figures.npy": npy(np.array(figures))}
 
 
 def npy(values: np.ndarray) -> bytes:

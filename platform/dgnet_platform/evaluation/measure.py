@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dgnet_core.generation.distances import (
@@ -25,39 +24,40 @@ from dgnet_core.generation.distances import (
     kernel_distance,
     moments,
 )
-from dgnet_core.generation.grids import tile
 from dgnet_core.generation.inception import TABLE_2
-from dgnet_core.generation.people import PersonFidelity, identity_ranks, person_figures
+from dgnet_core.generation.people import PersonFidelity, person_figures
 from dgnet_core.learning.draws import purpose_word
 from dgnet_platform.compute.parts import Part, make_parts, missing, owned, parts_of
+from dgnet_platform.data.pose_files import PoseError
+from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.config import GenerateConfig, MeasureConfig
 from dgnet_platform.evaluation.extraction import Progress
 from dgnet_platform.evaluation.generate import generate
+from dgnet_platform.evaluation.identity import best_and_worst, identity_rows
 from dgnet_platform.evaluation.judges import (
     DESCRIPTOR,
     PICTURES,
     POOLED,
+    TEACHER,
     DissimilarityMaker,
     FeatureMaker,
     FeatureNetwork,
     PersonJudge,
+    PhotographJudge,
     inception_features,
     resnet_features,
     teacher_features,
 )
 from dgnet_platform.evaluation.measured import GENERATED, Measured
 from dgnet_platform.evaluation.picture_sets import SOURCES, PictureSet, PictureSetError, generated_set, stored_set
-from dgnet_platform.evaluation.pictures import captioned_grids
 from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs.loading import digest_of, load_teacher, open_teacher
 from dgnet_platform.runs.run import Run
 
-INCEPTION, TEACHER = "inception", "teacher"
+INCEPTION = "inception"
 PART, PART_OF_PEOPLE, PART_OF_IDENTITIES = 512, 32, 8
 """Pictures, drawn people and identities in a part: all that a kill costs a worker."""
-SHOWN = 8
-"""Swaps in each half of the picture of the best and the worst."""
 
 
 def measure(config: MeasureConfig, progress: Progress) -> Measured:
@@ -81,6 +81,7 @@ def measure(config: MeasureConfig, progress: Progress) -> Measured:
     job = _Job(config=config, store=store, sets=sets, networks=networks, progress=progress)
     settings = {
         "store": store.info.fingerprint,
+        "keypoints": job.keypoints and job.keypoints.digest,
         "pictures": generated.digest(),
         "networks": digests,
         **{name: getattr(config, name) for name in _DECISIVE},
@@ -89,7 +90,7 @@ def measure(config: MeasureConfig, progress: Progress) -> Measured:
         features = job.features()
         dissimilarities = job.diversity()
         fidelity, descriptors, rows = job.people()
-        identity, ranks = _identity(features, descriptors, rows, generated, real)
+        identity, ranks = identity_rows(features, descriptors, rows, generated, real)
         return Measured(
             source=f"{len(generated):,} pictures of {config.checkpoint or config.generated}, against {len(real):,} of"
             f" {config.split} of {store.location}",
@@ -99,7 +100,7 @@ def measure(config: MeasureConfig, progress: Progress) -> Measured:
             people=pd.DataFrame(fidelity),
             identity=pd.DataFrame(identity),
             left_out=job.left_out,
-            pictures={"swaps.png": _picture(generated, real, ranks, str(config.checkpoint or config.generated))},
+            pictures={"swaps.png": best_and_worst(generated, real, ranks, str(config.checkpoint or config.generated))},
         )
 
 
@@ -176,6 +177,13 @@ class _Job:
 
     def __post_init__(self) -> None:
         self.left_out: list[str] = []
+        self.drawn = people_of(self.store) if self.config.people else None
+        self.keypoints: KeyPoints | None = None
+        if self.config.people and self.drawn is None:
+            try:
+                self.keypoints = KeyPoints.open(self.store)
+            except PoseError as error:
+                self.left_out.append(f"people without their background: {error}")
 
     def features(self) -> dict[str, dict[str, Tensor]]:
         """Features by set and `<network>.<feature>`."""
@@ -203,7 +211,7 @@ class _Job:
             seed = config.seed ^ purpose_word("diversity")
             pairs = identity_pairs(people, config.diversity_pairs, config.diversity_rounds, seed=seed)
             if not pairs.shape[1]:
-                self.left_out.append(f"diversity of {name}: no identity has two pictures")
+                self.left_out.append(f"diversity of {name}: no identity has two pictures: it needs two of one or more")
                 continue
             pairs = pairs.reshape(len(pairs), -1, config.diversity_pairs, 2)
             chosen[f"{name}-table2"] = pictures, TABLE_2, pairs
@@ -232,33 +240,70 @@ class _Job:
 
     def people(self) -> tuple[list[dict[str, object]], np.ndarray | None, np.ndarray]:
         """Rows of the table of people, descriptors (PICTURES, P, D), and which P generated pictures they are of."""
-        generated, none = self.sets[GENERATED], np.empty(0, np.int64)
-        people = people_of(self.store)
-        if people is None or not self.config.people:
+        index, count, none = self.sets[GENERATED].index, self.config.people, np.empty(0, np.int64)
+        if self.drawn is None and self.keypoints is None:
             return [], None, none
-        known = np.flatnonzero((generated.index[[*SOURCES]] != "").all(axis=1))
+        known = np.flatnonzero((index[[*SOURCES]] != "").all(axis=1))
         if not len(known):
             self.left_out.append(
                 "people without their background: the manifest has no columns appearance and structure, so their true"
                 " pictures are not known"
             )
             return [], None, none
-        rng = np.random.default_rng([self.config.seed, purpose_word("people")])
-        rows = np.sort(rng.permutation(known)[: self.config.people])
+        chosen = np.random.default_rng([self.config.seed, purpose_word("people")]).permutation(known)
+        if self.drawn is not None:
+            rows = np.sort(chosen[:count])
+            arguments = {"people": self.drawn, "teacher": self.networks.get(TEACHER)}
+            parts = self._judged("drawn people", PersonJudge, rows, arguments)
+            descriptors = np.concatenate(self._arrays(parts, DESCRIPTOR), axis=1) if TEACHER in self.networks else None
+            return self._person_rows(parts, PICTURES, len(rows)), descriptors, rows
+        # The true picture is known of the few that have both sources of one person: they are half, if there are enough.
+        same = (index["person_id"] == index["structure_id"]).to_numpy()[chosen]
+        first = chosen[same][: count // 2]
+        rows = np.sort(np.concatenate([first, chosen[~np.isin(chosen, first)]])[:count])
+        parts = self._judged("people", PhotographJudge, rows, self._sources(rows))
+        table = self._person_rows(parts, PICTURES[:2], len(rows))
+        if not same.any():
+            self.left_out.append(
+                "person_L1, person_PSNR and person_SSIM: no photograph shows the true swap but where appearance and"
+                " structure are two pictures of one person, of which there is none"
+            )
+        return table, None, none
+
+    def _sources(self, rows: np.ndarray) -> dict[str, object]:
+        """What generated pictures were made from: rows of the real ones (2, P), and their joints (2, P, 18, 3)."""
+        assert self.keypoints is not None
+        generated, real, split = self.sets[GENERATED], self.sets["real"], self.config.split
+        assert generated.size is not None
+        height, width = generated.size
+        place = {name: row for row, name in enumerate(real.index["file_name"])}
+        table = self.store.index(split).set_index("file_name", drop=False)
+        names = [generated.index[column].iloc[rows] for column in SOURCES]
+        return {
+            "real": real,
+            "places": np.array([[place[name] for name in own] for own in names]),
+            "joints": np.stack(
+                [self.keypoints.joints(split, table.loc[own], height=height, width=width) for own in names]
+            ),
+        }
+
+    def _judged(
+        self, what: str, judge: Callable[..., Any], rows: np.ndarray, arguments: Mapping[str, Any]
+    ) -> list[Part]:
+        """Parts that a judge of people made of some generated pictures."""
         parts = parts_of("people", len(rows), PART_OF_PEOPLE)
-        arguments = {
-            "people": people, "generated": generated, "rows": rows, "teacher": self.networks.get(TEACHER),
-        }  # fmt: skip
-        self._make("drawn people", parts, PersonJudge, arguments)
+        self._make(what, parts, judge, {"generated": self.sets[GENERATED], "rows": rows, **arguments})
+        return parts
+
+    def _person_rows(self, parts: Sequence[Part], pictures: Sequence[str], count: int) -> list[dict[str, object]]:
+        """Rows of the table of people; the second picture is x_j as it is."""
         figures = np.concatenate(self._arrays(parts, "figures"), axis=2)
         names = [field.name for field in fields(PersonFidelity)]
         scores = [PersonFidelity(**dict(zip(names, torch.from_numpy(own), strict=True))) for own in figures]
-        table: list[dict[str, object]] = [
-            {"picture": picture, "pictures": len(rows), **person_figures(own, scores[1])}
-            for picture, own in zip(PICTURES, scores, strict=True)
+        return [
+            {"picture": picture, "pictures": count, **person_figures(own, scores[1])}
+            for picture, own in zip(pictures, scores, strict=True)
         ]
-        descriptors = np.concatenate(self._arrays(parts, DESCRIPTOR), axis=1) if TEACHER in self.networks else None
-        return table, descriptors, rows
 
     def _make(self, what: str, parts: Sequence[Part], work: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         """Make the parts that are missing, with progress."""
@@ -319,77 +364,3 @@ def _distances(
             except TooFewPicturesError as error:
                 left_out.append(f"{kernel} of {name}: {error}")
     return rows
-
-
-def _identity(
-    features: Mapping[str, Mapping[str, Tensor]],
-    descriptors: np.ndarray | None,
-    rows: np.ndarray,
-    generated: PictureSet,
-    real: PictureSet,
-) -> tuple[list[dict[str, object]], Tensor | None]:
-    """Rows of the table of identities, and the appearance's rank for each generated picture."""
-    kind = f"{TEACHER}.{DESCRIPTOR}"
-    if kind not in features["real"]:
-        return [], None
-    place = {name: row for row, name in enumerate(real.index["file_name"])}
-    columns = [[place.get(name, -1) for name in generated.index[column]] for column in SOURCES]
-    left_out = torch.tensor(columns).T
-    gallery_ids = torch.from_numpy(real.index["person_id"].to_numpy(np.int64, copy=True))
-    ids = [torch.from_numpy(generated.index[c].to_numpy(np.int64, copy=True)) for c in ("person_id", "structure_id")]
-    queries = {GENERATED: (features[GENERATED][kind], torch.arange(len(generated)))}
-    if descriptors is not None:
-        for picture, own in zip(PICTURES[1:], descriptors[1:], strict=True):
-            queries[picture] = torch.from_numpy(own), torch.from_numpy(rows)
-    table: list[dict[str, object]] = []
-    of_generated: Tensor | None = None
-    for picture, (own, asked) in queries.items():
-        row: dict[str, object] = {"picture": picture, "pictures": len(asked)}
-        for name, wanted in zip(SOURCES, ids, strict=True):
-            ranks = identity_ranks(own, features["real"][kind], gallery_ids, wanted[asked], left_out[asked])
-            if name == SOURCES[0] and picture == GENERATED:
-                of_generated = ranks
-            ranks = ranks[ranks > 0].double()  # of the others, the store has no second picture
-            row[f"{name}_rank1"] = float((ranks == 1).double().mean()) if len(ranks) else float("nan")
-            row[f"{name}_median"] = float(ranks.median()) if len(ranks) else float("nan")
-        table.append({**row, "identities": len(gallery_ids.unique())})
-    return table, of_generated
-
-
-def _picture(generated: PictureSet, real: PictureSet, ranks: Tensor | None, title: str) -> Image.Image:
-    """Swaps that keep the appearance's identity best and worst (the paper's Figure 7): sources above the generated."""
-    if ranks is None:
-        halves = {"generated": np.arange(min(2 * SHOWN, len(generated)))}
-    else:
-        ranked = torch.where(ranks > 0, ranks, ranks.max() + 1).argsort(stable=True).numpy()
-        count = min(SHOWN, -(-len(ranked) // 2))
-        worst = [row for row in ranked[::-1] if ranks[int(row)] > 0][:count]
-        halves = {
-            f"identity kept, rank {_span(ranks, ranked[:count])}": ranked[:count],
-            f"identity lost, rank {_span(ranks, worst)}": np.array(worst[::-1], dtype=np.int64),
-        }
-    size = generated.size
-    assert size is not None
-    place = {name: row for row, name in enumerate(real.index["file_name"])}
-    first_of = {person: row for row, person in reversed(list(enumerate(real.index["person_id"])))}
-    grids = []
-    for caption, rows in halves.items():
-        if not len(rows):
-            continue
-        shown = generated.index.iloc[rows]
-        cells = [
-            real.decode([place.get(n, first_of.get(p, 0)) for n, p in zip(shown[c], shown[i], strict=True)], size)
-            for c, i in zip(SOURCES, ("person_id", "structure_id"), strict=True)
-            if shown[i].isin(list(first_of)).any()  # else no person who exists is shown
-        ]
-        grids.append((caption, tile(torch.stack([*cells, generated.decode(rows)]), wide_rows=(len(cells),)).numpy()))
-    return captioned_grids(f"{title}: appearance, structure, generated", grids, cell_height=size[0])
-
-
-def _span(ranks: Tensor, rows: Sequence[int] | np.ndarray) -> str:
-    """The ranks of some pictures, in words."""
-    found = ranks[torch.from_numpy(np.array(rows, dtype=np.int64))]
-    if not len(found):
-        return "unknown"
-    low, high = int(found.min()), int(found.max())
-    return str(low) if low == high else f"{low} to {high}"

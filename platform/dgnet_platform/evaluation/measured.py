@@ -15,6 +15,8 @@ from dgnet_platform.storage.files import flush
 TABLES = "distances", "diversity", "people", "identity"
 GENERATED = "generated"
 """The generator's rows in all tables; the others are references."""
+GROUP = f"test/{GENERATED}"
+"""Of MLflow's charts: after the curves, which a reader looks at first."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,7 +32,7 @@ class Measured:
     diversity: pd.DataFrame
     """DSSIM by set and size: mean and deviation of independent rounds, and Table 2's running means."""
     people: pd.DataFrame
-    """Figures within the silhouette, of the generator and of two references; empty for photographs."""
+    """Figures within the silhouette, of the generator and of references; empty for photographs without key points."""
     identity: pd.DataFrame
     """How often the identities of appearance and structure come first, and their median ranks; needs a teacher."""
     left_out: list[str]
@@ -43,15 +45,15 @@ class Measured:
         found: dict[str, float] = {}
         for row in self.distances.to_dict("records"):
             name = row["figure"] if row["compared"] == GENERATED else f"{row['figure']}_floor"
-            found.setdefault(f"{GENERATED}/{name}", row["value"])  # the first row has the most pictures
+            found.setdefault(f"{GROUP}/{name}", row["value"])  # the first row has the most pictures
         for row in self.diversity.to_dict("records"):
             name = "diversity" if row["picture"] == GENERATED else "diversity_real"
-            found.setdefault(f"{GENERATED}/{name}", row["DSSIM"])
+            found.setdefault(f"{GROUP}/{name}", row["DSSIM"])
         for table in (self.people, self.identity):
             for row in table.to_dict("records"):
                 if row["picture"] == GENERATED:
                     values = {str(k): v for k, v in row.items() if k not in ("picture", "pictures")}
-                    found |= {f"{GENERATED}/{name}": value for name, value in values.items()}
+                    found |= {f"{GROUP}/{name}": value for name, value in values.items()}
         return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 

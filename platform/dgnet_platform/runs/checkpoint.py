@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,8 @@ from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
 FORMAT = 2
 """Version of the layout; a change that older code would misread raises it."""
 TENSORS, META = "tensors.pt", "meta.json"
+STATISTICS = "statistics"
+"""Key of the tensors beside those of the state."""
 
 _NAME = re.compile(r"checkpoint_\d{8,}")
 _log = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ def save(
     fingerprint: str | None = None,
     world_size: int = 1,
     metrics: Mapping[str, float] | None = None,
+    statistics: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write `folder/checkpoint_<iteration>`; one of the same iteration is replaced.
 
@@ -114,6 +117,8 @@ def save(
         fingerprint: of the training data's store.
         world_size: ranks that trained it.
         metrics: figures to find the best checkpoint by.
+        statistics: BatchNorm's by network and buffer, as the state was evaluated with, where they are not its own.
+            Who evaluates or serves the networks gets them; a run that resumes never sees them.
 
     Returns:
         The checkpoint's directory.
@@ -126,7 +131,7 @@ def save(
         partial.mkdir()
         try:
             with (partial / TENSORS).open("wb") as file:
-                torch.save(state.state_dict(), file)
+                torch.save(state.state_dict() | ({STATISTICS: statistics} if statistics else {}), file)
         except RuntimeError as error:  # how PyTorch reports a full disk
             raise OSError(f"{partial / TENSORS} could not be written ({error}): is the disk full?") from error
         size, digest = size_and_digest(partial / TENSORS)
@@ -188,8 +193,10 @@ def load(path: Path, state: State) -> Meta:
         CheckpointError: the checkpoint is refused, or is of another configuration than the state.
     """
     meta = verify(path)
+    saved = _read(path, state.device)
+    saved.pop(STATISTICS, None)
     try:
-        state.load_state_dict(_read(path, state.device))
+        state.load_state_dict(saved)
     except ValueError as error:
         raise CheckpointError(f"{path / TENSORS}: {error}: build the state from its meta.json's config") from error
     return meta
@@ -202,12 +209,13 @@ def load_networks(path: Path, device: torch.device | str = "cpu") -> tuple[State
         CheckpointError: the checkpoint is refused.
     """
     meta = verify(path)
-    config = replace(meta.config, step=replace(meta.config.step, compile=False))
-    state = build(config, device, pretrained=False)
+    state = build(meta.config.portable(), device, pretrained=False)
     saved = _read(path, device)
     try:
-        for name, network in state.networks.items():
-            network.load_state_dict(saved["networks"][name])
+        state.load_networks(saved)
+        for name, statistics in saved.get(STATISTICS, {}).items():
+            network = state.describing(name)
+            network.load_state_dict(network.state_dict() | statistics)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path / TENSORS} does not fit its meta.json's config: {error}") from error
     state.iteration = meta.iteration

@@ -15,7 +15,7 @@ from dgnet_core.dgnet import release
 from dgnet_core.learning.augment import normalise
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
-from dgnet_core.methods import Draw, Invent, Method, method_of
+from dgnet_core.methods import Draw, Invent, Method, method_of, needs_joints
 from dgnet_core.networks.config import ImageSize
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_core.teacher.networks import Teacher
@@ -120,9 +120,24 @@ def open_teacher(path: Path, device: torch.device | str = "cpu") -> TrainedNetwo
     return TrainedNetworks(state=state, config=config, source=path.name, dataset=None, fingerprint=None)
 
 
+def open_describing(path: Path) -> TrainedNetworks:
+    """Networks that describe people: a checkpoint of any method that does, the authors' release, or their teacher.
+
+    Raises:
+        CheckpointError: it is none of these, or damaged.
+    """
+    teacher = path.is_file() or ((path / META).exists() and isinstance(read_meta(path).config, TeacherConfig))
+    trained = open_teacher(path) if teacher else open_trained(path)
+    if trained.method.describe is None:
+        raise CheckpointError(
+            f"{path}: {trained.method.title} describes no people: name a checkpoint of DG-Net, FD-GAN or a teacher"
+        )
+    return trained
+
+
 def load_teacher(path: Path, device: torch.device | str = "cpu") -> Teacher:
     """The network of `open_teacher`."""
-    return cast(TeacherState, open_teacher(path, device).state).teacher
+    return cast(TeacherState, open_teacher(path, device).state).describing_teacher
 
 
 def describe_teacher(path: Path) -> tuple[str, int]:
@@ -152,6 +167,15 @@ def digest_of(path: Path) -> str:
         files = release.release_files(path).values()
         return hashlib.sha256("".join(size_and_digest(file)[1] for file in files).encode()).hexdigest()
     return read_meta(path).tensors_sha256
+
+
+def keypoints_of(store: Store, config: MethodConfig) -> str | None:
+    """Digest of a store's key points; None: the run needs none.
+
+    Raises:
+        PoseError: the run needs them, and the store has none.
+    """
+    return KeyPoints.open(store).digest if needs_joints(config) else None
 
 
 def _open_checkpoint(path: Path, device: torch.device | str) -> TrainedNetworks:

@@ -1,4 +1,7 @@
-"""Whole experiments to start from: `paper` on any data set, `laptop` in minutes on two CPU cores."""
+"""Whole experiments to start from: `paper` on any data set, `laptop` in minutes on two CPU cores, `strong` of both.
+
+`release` is `paper` as the authors' code really runs; other methods know no difference.
+"""
 
 from dataclasses import fields, replace
 from functools import partial
@@ -8,9 +11,16 @@ from dgnet_core.dgnet import config as presets
 from dgnet_core.fdgan import config as fdgan
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.lsgan import config as lsgan
+from dgnet_core.networks.config import NetworkConfig
 from dgnet_core.pg2gan import config as pg2gan
 from dgnet_core.pngan import config as pngan
-from dgnet_core.teacher.config import TeacherConfig, laptop_teacher, paper_teacher
+from dgnet_core.teacher.config import (
+    TeacherConfig,
+    laptop_teacher,
+    paper_teacher,
+    strong_laptop_teacher,
+    strong_teacher,
+)
 from dgnet_platform.data.people.sizes import SIZES, DrawnSize
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import (
@@ -21,9 +31,12 @@ from dgnet_platform.runs.experiment import (
     TaughtExperiment,
     TeacherExperiment,
 )
+from dgnet_platform.runs.lengths import fitting_iterations
 from dgnet_platform.storage.serialize import differences, to_dict
 
-Preset = Literal["laptop", "paper"]
+Preset = Literal["laptop", "paper", "release", "strong-laptop", "strong"]
+SMALL: tuple[Preset, ...] = ("laptop", "strong-laptop")
+"""Of laptop size; the others are of the paper's."""
 GeneratorName = Literal["lsgan", "pg2gan", "pngan", "fdgan"]
 """The generators that the paper compares DG-Net with (its Figure 3 and Table 2)."""
 ComparedName = Literal["dgnet", "lsgan", "pg2gan", "pngan", "fdgan"]
@@ -39,12 +52,20 @@ def dgnet_experiment(preset: Preset, classes: int, images: int, iterations: int 
         iterations: length of the run, with which warm-up, ramps and milestones scale; None: the preset's.
     """
     _check_length(iterations)
-    if preset == "laptop":
-        model, baseline = presets.laptop(classes, iterations=800), laptop_teacher(classes, images)
-    else:
-        model, baseline = presets.paper(classes), paper_teacher(classes, images)
+    match preset:
+        case "laptop":
+            model, baseline = presets.laptop(classes, iterations=800), laptop_teacher(classes, images)
+        case "strong-laptop":
+            model, baseline = presets.strong_laptop(classes, iterations=800), strong_laptop_teacher(classes, images)
+        case "paper":
+            model, baseline = presets.paper(classes), paper_teacher(classes, images)
+        case "strong":
+            model, baseline = presets.strong(classes), strong_teacher(classes, images)
+        case "release":
+            model = presets.release(classes)
+            baseline = paper_teacher(classes, images, network=model.network)
     model = model.rescaled(iterations) if iterations else model
-    if preset == "laptop":
+    if preset in SMALL:
         every = max(1, model.iterations // 5)
         return DGNetExperiment(
             model=model, baseline=baseline, log_every=1, evaluate_every=every, checkpoint_every=max(1, every // 2)
@@ -59,10 +80,11 @@ def generator_experiment(
 ) -> AnyExperiment:
     """The experiment of a compared generator; other arguments as for `dgnet_experiment`.
 
-    It trains on all identities, as the paper's did, and is followed on query and gallery.
+    It trains on all identities, as the paper's did, and is followed on query and gallery. The strong presets are about
+    re-id: theirs are those of their size.
     """
     _check_length(iterations)
-    if preset == "laptop":
+    if preset in SMALL:
         model = {"lsgan": lsgan.laptop, "pg2gan": pg2gan.laptop, "pngan": pngan.laptop, "fdgan": fdgan.laptop}[method](
             classes
         )
@@ -71,7 +93,7 @@ def generator_experiment(
     else:
         model = {"pg2gan": pg2gan.paper, "pngan": pngan.paper, "fdgan": fdgan.paper}[method](classes)
     model = model.rescaled(iterations) if iterations else model
-    if preset == "laptop":
+    if preset in SMALL:
         every = max(1, model.iterations // 5)
         return Experiment(
             model=model, hold_out=False, log_every=10, evaluate_every=every, checkpoint_every=max(1, every // 2)
@@ -82,15 +104,15 @@ def generator_experiment(
 def compared_experiment(
     method: ComparedName,
     preset: Preset,
-    classes: int | None,
-    images: int | None,
+    classes: int,
+    images: int,
+    dataset: str,
     iterations: int | None = None,
 ) -> AnyExperiment:
-    """The experiment of a generator, DG-Net included, on all identities; without counts those of drawn people."""
-    if classes is None or images is None:
-        size = SIZES[DRAWN[preset]]
-        classes, images = size.train_identities, size.train
+    """The experiment of a generator, DG-Net included, on all identities of a data set."""
     if method == "dgnet":
+        if iterations is None and preset not in SMALL:
+            iterations = fitting_iterations(dataset, images)
         return replace(dgnet_experiment(preset, classes, images, iterations), hold_out=False)
     return generator_experiment(method, preset, classes, images, iterations)
 
@@ -109,15 +131,29 @@ def teacher_experiment(preset: Preset, classes: int, images: int, iterations: in
 
 def teacher_of(experiment: TaughtExperiment[MethodConfig]) -> TeacherExperiment:
     """The experiment that trains the teacher of another one, on the same data and machines."""
-    shared = {
-        name: getattr(experiment, name)
-        for name in (
-            "data", "hold_out", "storage", "archive", "tracking_uri", "workers", "gpus", "threads", "max_failures",
-            "log_every",
-        )
-    }  # fmt: skip
+    shared = {name: getattr(experiment, name) for name in _AROUND}
     every = max(1, experiment.baseline.iterations // 4)
     return TeacherExperiment(model=experiment.baseline, evaluate_every=every, checkpoint_every=every, keep=1, **shared)
+
+
+def generator_of(experiment: DGNetExperiment, method: GeneratorName) -> AnyExperiment:
+    """The experiment of a compared generator on the data and machines of DG-Net's.
+
+    Its settings are those of the preset whose pictures are as large, its length is that on Market-1501, and changed as
+    the other's is.
+    """
+    model = experiment.model
+    preset: Preset = "laptop" if model.network.height < NetworkConfig().height else "paper"
+    size = SIZES[DRAWN[preset]]
+    standard = dgnet_experiment(preset, size.train_identities, size.train).model.iterations
+    made = generator_experiment(method, preset, model.num_classes, size.train)
+    iterations = max(1, round(made.model.iterations * model.iterations / standard))
+    shared = {name: getattr(experiment, name) for name in _AROUND}
+    every = max(1, iterations // 4)
+    return replace(
+        made, model=replace(made.model.rescaled(iterations), seed=model.seed), evaluate_every=every,
+        checkpoint_every=every, keep=1, **shared,
+    )  # fmt: skip
 
 
 def nearest_preset(experiment: AnyExperiment, images: int) -> tuple[Preset, dict[str, tuple[Any, Any]]] | None:
@@ -147,11 +183,15 @@ def nearest_preset(experiment: AnyExperiment, images: int) -> tuple[Preset, dict
     return nearest, found[nearest]
 
 
+_AROUND = (
+    "data", "hold_out", "storage", "archive", "tracking_uri", "workers", "gpus", "threads", "max_failures", "log_every",
+)  # fmt: skip
+"""What an experiment has in common with one that is made for it."""
 _PLACES = {field.name for field in fields(Places)}
-DRAWN: dict[Preset, DrawnSize] = {"laptop": "laptop", "paper": "market"}
+DRAWN: dict[Preset, DrawnSize] = {preset: "laptop" if preset in SMALL else "market" for preset in get_args(Preset)}
 """How many people are drawn where no data is named."""
 
 
-TRIALS: dict[Preset, int] = {"laptop": 8, "paper": 64}
-ITERATIONS: dict[Preset, int | None] = {"laptop": 400, "paper": None}
+TRIALS: dict[Preset, int] = {preset: 8 if preset in SMALL else 64 for preset in get_args(Preset)}
+ITERATIONS: dict[Preset, int | None] = {preset: 400 if preset in SMALL else None for preset in get_args(Preset)}
 """Length of a trial where none is given; None: the preset's."""

@@ -24,6 +24,9 @@ class SearchConfig:
     run to their ends (--stopping.kind none)."""
     seed: int = 0
     """Of what is tried."""
+    confirm: int = 0
+    """With how many other seeds the best three trials and the preset are trained again before a winner is named: the
+    best of many noisy figures is too good by chance. 0: not at all."""
     sharing: bool = True
     """Train what trials have in common before their warm-up once. It changes no result, only how long they take."""
     workers_per_trial: int = 0
@@ -41,7 +44,7 @@ class SearchConfig:
     """Earlier studies as PATH:STUDY, whose best trials are tried after the first one."""
 
     def __post_init__(self) -> None:
-        for name in ("seed", "workers_per_trial", "gpus_per_trial", "concurrent", "retries", "prefix_gib"):
+        for name in ("seed", "workers_per_trial", "gpus_per_trial", "concurrent", "retries", "prefix_gib", "confirm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more")
         if self.second != "none" and self.stopping.kind != "none":

@@ -21,6 +21,7 @@ from dgnet_platform.compute.placement import Placement, place_trials
 from dgnet_platform.errors import TrainingError
 from dgnet_platform.runs.archive import follow
 from dgnet_platform.search.plan import SearchPlan
+from dgnet_platform.search.siblings import Sibling
 from dgnet_platform.search.study import DONE, Study
 from dgnet_platform.search.trial import Trial
 from dgnet_platform.search.trials import Trials
@@ -124,6 +125,8 @@ class TrialFeed(Searcher):
         self._search = search
         self._left = search.study.running
         self._numbers: dict[str, int] = {}
+        self._siblings: dict[str, Sibling] = {}
+        self._dead: list[Sibling] = []
         self._failed = 0
         self._lock = threading.Lock()
         self.error: Exception | None = None
@@ -136,12 +139,17 @@ class TrialFeed(Searcher):
             if search.stop_asked or self.error is not None:
                 return Searcher.FINISHED
             try:
+                sibling = self._next_sibling()
+                if sibling is not None:
+                    folder = search.trials.prepare_sibling(sibling)
+                    self._siblings[trial_id] = sibling
+                    return {"folder": str(folder), "judge": None}
                 if self._left:
                     number = self._left.pop(0)
                 elif search.study.missing:
                     number = search.study.ask()
                 else:
-                    return None if self._numbers else Searcher.FINISHED
+                    return None if self._numbers or self._siblings else Searcher.FINISHED
                 folder = search.trials.prepare(number)
             except Exception as error:
                 self.error = error
@@ -153,15 +161,39 @@ class TrialFeed(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Tune's trial is over: whatever there is to know is in its folder."""
         with self._lock:
-            number = self._numbers.pop(trial_id, None)
-            if number is None:
-                return
+            number, sibling = self._numbers.pop(trial_id, None), self._siblings.pop(trial_id, None)
             try:
-                self._search.trials.finish_trial(number)
-                self._give_up_on(number)
+                if sibling is not None:
+                    self._finish(sibling)
+                if number is not None:
+                    self._search.trials.finish_trial(number)
+                    self._give_up_on(number)
             except Exception as failure:
                 self.error = failure
                 self._search.ask_to_stop()
+
+    def _next_sibling(self) -> Sibling | None:
+        """A run beside the trials that is to be run now.
+
+        The control comes first: trials at their rungs wait for it. What confirms the best comes once all trials are
+        over.
+        """
+        search, control = self._search, self._search.plan.control
+        wanted = [*([control] if control is not None else []), *search.trials.confirmations()]
+        under_way = [*self._siblings.values(), *self._dead]
+        return next((run for run in wanted if run not in under_way and not search.trials.is_over(run)), None)
+
+    def _finish(self, sibling: Sibling) -> None:
+        """Note how a run beside the trials ended; without its control a search can judge no trial."""
+        progress = self._search.trials.finish_sibling(sibling)
+        if progress.ending is None:  # it died more often than it may; the same command tries again
+            self._dead.append(sibling)
+        if sibling == self._search.plan.control and progress.ending not in ("finished", "stopped"):
+            raise TrainingError(
+                f"{sibling.name}, which never feeds generated pictures back, failed: {progress.reason or 'it died'}\n"
+                "Trials are compared with it: the same command resumes once that is mended; with --stopping.kind none"
+                " none is needed"
+            )
 
     def _give_up_on(self, number: int) -> None:
         """Stop a search in which nothing but failing happens: more trials would not find another reason."""

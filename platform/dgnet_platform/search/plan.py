@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from dgnet_platform.runs.presets import Preset
 from dgnet_platform.runs.run import STOP, folder_of
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search.config import SearchConfig
+from dgnet_platform.search.siblings import Sibling
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.storage.serialize import to_dict
+from dgnet_platform.training.plan import check_learns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,24 @@ class SearchPlan:
     def stop_file(self) -> Path:
         """A file that asks all trials to save and stop."""
         return self.folder / STOP
+
+    @property
+    def control(self) -> Sibling | None:
+        """The run that trials are judged by: the base's, whose re-id heads never see a generated picture. Until its
+        warm-up start it is what trials share, and then the ablation's baseline. None: no trial is judged."""
+        if self.config.stopping.kind == "none":
+            return None
+        model = self.base.model
+        return Sibling(name="control", model=replace(model, recipe=replace(model.recipe, online_feeding=False)))
+
+    def sibling_folder(self, sibling: Sibling) -> Path:
+        """Of a run beside the study's trials."""
+        return folder_of(self.base.storage, f"{self.name}-{sibling.name}")
+
+    def sibling_folders(self) -> list[Path]:
+        """Of the runs beside the trials that have begun."""
+        named = re.compile(rf"{re.escape(self.name)}-(control|\d+-seed-\d+)")
+        return sorted(path for path in self.folder.parent.glob(f"{self.name}-*/") if named.fullmatch(path.name))
 
     def trial_folder(self, number: int) -> Path:
         """Of a trial's run."""
@@ -86,13 +107,14 @@ def plan_search(
     """
     if not base.hold_out:
         raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
+    check_learns(base.model)
     store = store or Store.open(base.data)
     if config.second == "swap" and people_of(store) is None:
         raise ExperimentError(
             f"--second swap: the true swaps of the pictures in {store.location} are not known, only those of drawn"
             " people: use --second reconstruction"
         )
-    distances = space.distances(base.model, config.stopping)
+    distances = space.distances(base.model, config.stopping, base.evaluate_every)
     digest = digest_of(teacher) if teacher else None
     identity = {
         "dataset": store.info.dataset,

@@ -26,20 +26,18 @@ from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import CheckpointError, checkpoints, iteration_of
 from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
 from dgnet_platform.runs.journal import JOURNAL
-from dgnet_platform.runs.loading import digest_of
+from dgnet_platform.runs.loading import digest_of, keypoints_of
 from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.search.sharing import prefix_of
 from dgnet_platform.storage.files import appearing, lock
 from dgnet_platform.storage.remote import RemoteError
 from dgnet_platform.storage.serialize import flat, to_dict
-from dgnet_platform.tracking.client import Status, TrackedRun, open_run, uri_of
+from dgnet_platform.tracking.client import TrackedRun, open_run, status_of, uri_of
 from dgnet_platform.tracking.shipping import ship
 
 FOLDER = "prefixes"
 LOCK = ".lock"
-_STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "KILLED"}
-"""MLflow's words for how a prefix ended; all others are FAILED."""
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +90,7 @@ def ensure_prefix(
         TrackingError: MLflow was away for too long.
     """
     store = Store.open(experiment.data)
-    key = key_of(experiment, store.info.fingerprint, teacher)
+    key = key_of(experiment, store.info.fingerprint, teacher, keypoints_of(store, experiment.model))
     folder = Path(experiment.storage) / FOLDER / key / f"{fork:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent, stop_file, lambda: say("waits", folder.parent, 0)):
@@ -122,7 +120,7 @@ def ensure_prefix(
             run.forget_stop()
             say("trains", folder, iteration_of(origin.name) if origin is not None else 0)
             outcome = fit(run)
-            tracked.close(_STATUS.get(outcome.ending, "FAILED"), outcome.reason or outcome.ending)
+            tracked.close(status_of(outcome.ending), outcome.reason or outcome.ending)
         if outcome.ending != "finished":
             raise PrefixError(outcome, folder)
         yield Prefix(run=run, checkpoint=path)
@@ -141,18 +139,19 @@ def _bring_back(experiment: DGNetExperiment, folder: Path, fork: int) -> None:
         _log.warning("Prefixes in the archive are not used: %s", error)
 
 
-def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None) -> str:
+def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None, keypoints: str | None = None) -> str:
     """Names all that decides an experiment's state and curves before its warm-up.
 
     Args:
         experiment: the trial's.
         fingerprint: of its store.
         teacher: of its trunk, if it has one.
+        keypoints: digest of the store's key points, if they decide which images it sees.
     """
     model = experiment.model
     values = {
         "model": to_dict(prefix_of(model)),
-        "data": fingerprint,
+        "data": [fingerprint, keypoints] if keypoints else fingerprint,
         "hold_out": experiment.hold_out,
         "teacher": digest_of(teacher) if model.trunk_from_teacher and teacher is not None else None,
         "evaluate_every": experiment.evaluate_every,
@@ -197,6 +196,8 @@ def collect(storage: Path, limit: int) -> list[Path]:
     Returns:
         What was removed.
     """
+    for gone in (storage / FOLDER).glob("*/.*.gone/"):  # killed while it was removed
+        shutil.rmtree(gone, ignore_errors=True)
     stages = sorted((storage / FOLDER).glob("*/[0-9]*/"), key=lambda folder: folder.stat().st_mtime)
     sizes = {stage: _bytes(stage) for stage in stages}
     total, removed = sum(sizes.values()), []
@@ -211,7 +212,7 @@ def collect(storage: Path, limit: int) -> list[Path]:
             gone = stage.with_name(f".{stage.name}.gone")  # at once: half a prefix would be taken for whole
             shutil.rmtree(gone, ignore_errors=True)
             stage.rename(gone)
-            shutil.rmtree(gone)
+            shutil.rmtree(gone, ignore_errors=True)
         total -= sizes[stage]
         removed.append(stage)
     return removed
@@ -234,6 +235,7 @@ def _new_stage(
         experiment,
         dataset=store.info.dataset,
         fingerprint=store.info.fingerprint,
+        keypoints=keypoints_of(store, experiment.model),
         teacher=digest_of(teacher) if teacher else None,
         origin=None,
     )
@@ -277,7 +279,7 @@ def _nearest(folder: Path, fork: int) -> Path | None:
     """A prefix's own newest whole checkpoint, or the latest one of its key that is later, but not later than `fork`."""
     own = checkpoint.newest(folder)  # sets damaged ones aside
     start = iteration_of(own.name) if own is not None else 0
-    later = [path for stage in folder.parent.glob("*/") for path in checkpoints(stage)]
+    later = [path for stage in folder.parent.glob("[0-9]*/") for path in checkpoints(stage)]
     later = [path for path in later if start < iteration_of(path.name) <= fork]
     return next(filter(_whole, sorted(later, key=lambda path: path.name, reverse=True)), own)
 

@@ -13,10 +13,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dgnet_core.dgnet.config import DGNetConfig, LossConfig, RecipeConfig, WatchConfig
+from dgnet_core.dgnet.config import DGNetConfig, FeedConfig, LossConfig, RecipeConfig, WatchConfig
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_core.learning.config import Warmup
-from dgnet_platform.search.stopping import StoppingRule, Verdict, distances, goes_on, rungs_of
+from dgnet_platform.search.stopping import StoppingRule, Verdict, distances, goes_on, rates_at, rungs_of
 
 NEVER_ENDS = 2**31 - 1
 """Iterations of a canonical prefix, and its warm-up starts: it can be trained for as long as anyone needs it."""
@@ -31,15 +31,17 @@ def prefix_of(config: DGNetConfig) -> DGNetConfig:
     """The canonical run that equals this one in every bit for the first `fork_of(config)` iterations.
 
     What cannot matter before the warm-up start has one canonical value: maxima, alpha and slopes of ramped weights, the
-    starts themselves, how generated images are fed and read back, the run's length, and when a surge is reported. The
-    prefix needs a teacher only to start its trunk from it. All else is kept: whoever adds a field need not think of
-    prefixes, they are then shared less, but never wrongly.
+    starts themselves, which generated images are fed, and how they are fed and read back, the run's length, the weight
+    of f_fine, which has learned nothing yet, and when a surge is reported. The prefix needs a teacher only to start its
+    trunk from it. All else is kept: whoever adds a field need not think of prefixes, they are then shared less, but
+    never wrongly.
     """
     never = Warmup(start=NEVER_ENDS, slope=1.0)
     unused = LossConfig()
     return replace(
         config,
         iterations=NEVER_ENDS,
+        beta=DGNetConfig.beta,
         loss=replace(
             config.loss,
             appearance_code=unused.appearance_code,
@@ -54,9 +56,11 @@ def prefix_of(config: DGNetConfig) -> DGNetConfig:
             config.recipe,
             reencode_probability=RecipeConfig.reencode_probability,
             soft_label="none",
+            teacher_dropout=RecipeConfig.teacher_dropout,
             features=RecipeConfig.features,
             online_feeding=RecipeConfig.online_feeding,
         ),
+        feed=FeedConfig(),
         watch=replace(config.watch, factor=WatchConfig.factor, floor=WatchConfig.floor),
     )
 
@@ -219,7 +223,11 @@ def plan_sharing(configs: Sequence[DGNetConfig], ends: Sequence[int], costs: Cos
 
 
 def simulated_ends(
-    configs: Sequence[DGNetConfig], stopping: StoppingRule, seed: int, at: Sequence[int] | None = None
+    configs: Sequence[DGNetConfig],
+    stopping: StoppingRule,
+    seed: int,
+    at: Sequence[int] | None = None,
+    every: int = 1,
 ) -> list[int]:
     """Where trials would end if their results were a random permutation, the same one at all rungs.
 
@@ -230,21 +238,23 @@ def simulated_ends(
         stopping: which rule.
         seed: of the permutation.
         at: distances of the rungs from the ramp's end; None: those that suit the latest of these trials.
+        every: iterations between evaluations, on which rungs stand.
 
     Raises:
         ValueError: a trial has no room for the rungs.
     """
     if at is None:
-        at = distances(min((c.iterations - ramp_end(c) for c in configs), default=0), stopping) if configs else ()
+        at = distances(min(c.iterations - ramp_end(c) for c in configs), stopping, every) if configs else ()
     values = list(range(len(configs)))
     random.Random(seed).shuffle(values)
     ends: list[int] = []
     known: list[Verdict] = []
     for trial, (config, value) in enumerate(zip(configs, values, strict=True)):
-        end = config.iterations
-        for rung, iteration in enumerate(rungs_of(config, at)):
-            passes = goes_on(trial, rung, value, known, stopping)
-            known.append(Verdict(trial=trial, rung=rung, value=value, goes_on=passes))
+        end, rungs = config.iterations, rungs_of(config, at, every)
+        rates = rates_at(config, rungs)
+        for rung, iteration in enumerate(rungs):
+            passes = goes_on(trial, rung, value, known, stopping, rates)
+            known.append(Verdict(trial=trial, rung=rung, value=value, goes_on=passes, rates=rates))
             if not passes:
                 end = iteration
                 break

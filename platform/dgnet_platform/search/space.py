@@ -6,91 +6,24 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
-from dgnet_core.dgnet.config import DGNetConfig, LossConfig, SoftLabel
+from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_core.learning.config import Warmup
 from dgnet_platform.errors import UserError
+from dgnet_platform.search.parameters import CODE, PARAMETERS, Value, largest_code, ramp_of
 from dgnet_platform.search.stopping import StoppingRule
 from dgnet_platform.search.stopping import distances as distances_of
-
-Value = float | int | str
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SpaceError(UserError):
     """A space that cannot be searched; the message names the parameter and the remedy."""
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# Parameters
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """Something that a search may vary."""
-
-    meaning: str
-    """In words, with the paper's name."""
-    read: Callable[[DGNetConfig], Value]
-    """Its value in a run."""
-    type: Any = Weight
-    """Of its values, as pydantic checks it."""
-
-
-def _field(section: str, name: str, meaning: str, kind: Any = Weight) -> Parameter:
-    return Parameter(meaning=meaning, read=lambda config: getattr(getattr(config, section), name), type=kind)
-
-
-def _ramp_of(config: DGNetConfig) -> int:
-    """Iterations from the warm-up start until the largest ramped weight that a run has is at its maximum."""
-    loss = config.loss
-    teacher = loss.teacher_warmup.end(loss.prim) - loss.teacher_warmup.start
-    code = loss.code_warmup.end(_largest_code(loss)) - loss.code_warmup.start
-    return teacher or code or 1
-
-
-def _largest_code(loss: LossConfig) -> float:
-    return max(loss.appearance_code, loss.structure_code, loss.cycle)
-
-
-PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
-    {
-        "image": _field("loss", "image", "lambda_img, reconstruction of the image (Eq. 1, 2)"),
-        "generated_identity": _field("loss", "generated_identity", "lambda_id, identity of generated images (Eq. 6)"),
-        "prim": _field("loss", "prim", "lambda_prim at its maximum (Eq. 8)"),
-        "alpha": _field("loss", "alpha", "lambda_fine / lambda_prim (Eq. 9)"),
-        "appearance_code": _field("loss", "appearance_code", "maximum weight of the appearance code's term (Eq. 4)"),
-        "structure_code": _field("loss", "structure_code", "maximum weight of the structure code's term (Eq. 5)"),
-        "cycle": _field("loss", "cycle", "maximum weight of the cycle term (release)"),
-        "warmup_start": Parameter(
-            meaning="last iteration at which all ramped weights are 0, of both groups (section 3.3)",
-            read=lambda config: config.loss.teacher_warmup.start,
-            type=Annotated[int, Field(ge=0)],
-        ),
-        "ramp": Parameter(
-            meaning="iterations from there to the maxima, of both groups (section 3.3)",
-            read=_ramp_of,
-            type=Annotated[int, Field(ge=1)],
-        ),
-        "soft_label": _field("recipe", "soft_label", "target of L_prim", SoftLabel),
-        "appearance_lr": _field("optim", "appearance_lr", "learning rate of the appearance encoder", Rate),
-        "generator_lr": _field("optim", "generator_lr", "learning rate of structure encoder and decoder", Rate),
-        "discriminator_lr": _field("optim", "discriminator_lr", "learning rate of the discriminator", Rate),
-    }
-)
-"""Everything that can be searched, by name."""
-
-_CODE = {"appearance_code", "structure_code", "cycle"}
-_RATES = {"appearance_lr", "generator_lr", "discriminator_lr"}
-_WEIGHTS = {"image", "generated_identity", "prim", "alpha", *_CODE}
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -134,7 +67,7 @@ class Space:
         steps = (base.iterations // 2 - low) // step
         if steps >= 1:
             found["warmup_start"] = {"low": low, "high": low + steps * step, "step": step}
-        ramp = _ramp_of(base)
+        ramp = ramp_of(base)
         found["ramp"] = {"low": max(1, ramp // 4), "high": 2 * ramp, "log": True}
         return cls(found)
 
@@ -200,29 +133,38 @@ class Space:
                 raise SpaceError(f"{name} = {value!r}: it is not searched here")
             chosen[name] = _typed(name, value)
         changed = {name: value for name, value in chosen.items() if value != PARAMETERS[name].read(base)}
+        ramp = chosen.get("ramp", ramp_of(base))
 
-        loss = replace(base.loss, **{name: value for name, value in changed.items() if name in _WEIGHTS})
+        try:
+            for name, value in changed.items():
+                base = PARAMETERS[name].write(base, value)
+        except ValueError as error:
+            raise SpaceError(f"{error} (in the space: {', '.join(changed)})") from None
+        loss = base.loss
         teacher, code = loss.teacher_warmup, loss.code_warmup
         if "warmup_start" in changed:
             teacher, code = (replace(warmup, start=changed["warmup_start"]) for warmup in (teacher, code))
-        ramp = chosen.get("ramp", _ramp_of(base))
         if changed.keys() & {"prim", "ramp"}:
             teacher = _with_ramp(teacher, loss.prim, ramp)
-        if changed.keys() & {*_CODE, "ramp"}:
-            code = _with_ramp(code, _largest_code(loss), ramp)
-        return replace(
-            base,
-            loss=replace(loss, teacher_warmup=teacher, code_warmup=code),
-            recipe=replace(base.recipe, soft_label=changed.get("soft_label", base.recipe.soft_label)),
-            optim=replace(base.optim, **{name: value for name, value in changed.items() if name in _RATES}),
-        )
+        if changed.keys() & {*CODE, "ramp"}:
+            code = _with_ramp(code, largest_code(loss), ramp)
+        return replace(base, loss=replace(loss, teacher_warmup=teacher, code_warmup=code))
 
-    def distances(self, base: DGNetConfig, stopping: StoppingRule) -> tuple[int, ...]:
-        """How many iterations after its ramp's end every trial of this space is judged.
+    def distances(self, base: DGNetConfig, stopping: StoppingRule, every: int = 1) -> tuple[int, ...]:
+        """How many iterations after its ramp's end every trial of this space is judged at the earliest.
+
+        Args:
+            base: what all trials have in common.
+            stopping: how often, and where.
+            every: iterations between evaluations.
 
         Raises:
-            SpaceError: a trial would not get to the maxima of its ramped weights, or not to all of its rungs.
+            SpaceError: a trial would not get to the maxima of its ramped weights, or not to all of its rungs, or has a
+                value that no run can have.
         """
+        for name in self.searched:
+            for value in _ends(self.dimensions[name]):
+                self.apply(base, {name: value})  # refuses what no run can have
         start, ramp = self._largest("warmup_start", base), self._largest("ramp", base)
         latest = max(start + ramp, ramp_end(self.apply(base, {})))
         if latest >= base.iterations:
@@ -231,7 +173,7 @@ class Space:
                 f" {base.iterations:,}; use earlier starts, shorter ramps or longer runs"
             )
         try:
-            return distances_of(base.iterations - latest, stopping)
+            return distances_of(base.iterations - latest, stopping, every)
         except ValueError as error:
             raise SpaceError(str(error)) from None
 
@@ -253,6 +195,11 @@ class Space:
 
 # ----------------------------------------------------------------------------------------------------------------
 # Details
+
+
+def _ends(dimension: Mapping[str, Any]) -> Collection[Any]:
+    """The options of a dimension that is searched, or the ends of its range."""
+    return dimension["choices"] if "choices" in dimension else (dimension["low"], dimension["high"])
 
 
 def _check_known(name: str) -> None:

@@ -3,31 +3,38 @@
 import json
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
 from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.schedule import ramp_end
+from dgnet_platform.runs.journal import Tail
 from dgnet_platform.storage.files import lock
 
 Kind = Literal["halving", "none"]
+LEAST_FIRST = 0.1
+"""The smallest share of what is left after the ramp at which a trial may be judged."""
+WAIT = 1.0
+"""Seconds between looks at the control's journal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """When trials are judged, and which ones go on."""
+    """When trials are judged, and which ones continue."""
 
     kind: Kind = "halving"
     """halving: the best 1/eta of those that have come so far, of these at the next rung the best 1/eta, and so on;
     none: all."""
-    rungs: int = 4
+    rungs: int = 2
     """How often a trial is judged."""
     eta: int = 3
     """One trial of so many continues at a rung; and a rung stands so many times further from the ramp's end than the
     one before."""
-    first: float = 0.02
+    first: float = 0.2
     """Where the first rung stands: a share of what is left of the run after the latest ramp end of all trials."""
 
     def __post_init__(self) -> None:
@@ -37,8 +44,11 @@ class StoppingRule:
             raise ValueError(f"stopping.rungs = {self.rungs}: at least 1; kind = 'none' never stops a trial early")
         if self.eta < 2:
             raise ValueError(f"stopping.eta = {self.eta}: at least 2, for 1 / eta of the trials continue at a rung")
-        if not self.first > 0:
-            raise ValueError(f"stopping.first = {self.first}: a share > 0, no rung stands before the ramp's end")
+        if not self.first >= LEAST_FIRST:
+            raise ValueError(
+                f"stopping.first = {self.first}: at least {LEAST_FIRST}, earlier nothing is learned yet of what trials"
+                " differ in"
+            )
         last = self.first * self.eta ** (self.rungs - 1)
         if not last < 1:
             raise ValueError(
@@ -48,13 +58,14 @@ class StoppingRule:
             )
 
 
-def distances(remaining: int, stopping: StoppingRule) -> tuple[int, ...]:
-    """How many iterations after its ramp's end every trial is judged; none for kind "none".
+def distances(remaining: int, stopping: StoppingRule, every: int = 1) -> tuple[int, ...]:
+    """How many iterations after its ramp's end every trial is judged at the earliest; none for kind "none".
 
     Args:
         remaining: iterations that are left of the run after the latest ramp end of all trials, so that each of them
             has all rungs.
         stopping: how many rungs, and where.
+        every: iterations between evaluations; a trial is judged at the first one that is far enough.
 
     Raises:
         ValueError: the run is too short for so many rungs.
@@ -62,35 +73,45 @@ def distances(remaining: int, stopping: StoppingRule) -> tuple[int, ...]:
     if stopping.kind == "none":
         return ()
     found = tuple(math.ceil(stopping.first * remaining * stopping.eta**rung) for rung in range(stopping.rungs))
-    if remaining < 2 or len(set(found)) < len(found) or found[-1] >= remaining:
+    apart = all(later - earlier >= every for earlier, later in pairwise(found))
+    if remaining < 2 or not apart or found[-1] + every > remaining:
         raise ValueError(
             f"{max(0, remaining)} iterations are left after the latest ramp end: too few for {stopping.rungs} rungs"
-            f" from a share of {stopping.first} on; use longer runs, earlier warm-up starts, shorter ramps, a larger"
-            " first or fewer rungs"
+            f" from a share of {stopping.first} on, with an evaluation every {every}; use longer runs, earlier warm-up"
+            " starts, shorter ramps, a smaller evaluate_every or fewer rungs"
         )
     return found
 
 
-def rungs_of(config: DGNetConfig, distances: Sequence[int]) -> tuple[int, ...]:
+def rungs_of(config: DGNetConfig, distances: Sequence[int], every: int = 1) -> tuple[int, ...]:
     """Iterations done when a trial is judged: strictly after its own ramp end, and before its end.
+
+    All runs of a search are evaluated there, so that a trial can be compared with the control at the same iteration.
 
     Args:
         config: the trial.
         distances: from the ramp's end, rising.
+        every: iterations between evaluations, on which rungs stand.
 
     Raises:
         ValueError: a rung would stand before the warm-up is over, or not before the run's end.
     """
     end = ramp_end(config)
-    for distance in distances:
+    rungs = tuple(math.ceil((end + distance) / every) * every for distance in distances)
+    for distance, rung in zip(distances, rungs, strict=True):
         if distance < 1:
             raise ValueError(f"a rung at distance {distance}: it must stand after the ramp's end, iteration {end:,}")
-        if end + distance >= config.iterations:
+        if rung >= config.iterations:
             raise ValueError(
-                f"a rung at iteration {end + distance:,}, {distance:,} after the ramp's end: it must stand before the"
+                f"a rung at iteration {rung:,}, {distance:,} after the ramp's end: it must stand before the"
                 f" run's end, iteration {config.iterations:,}; use an earlier warm-up start or longer runs"
             )
-    return tuple(end + distance for distance in distances)
+    return rungs
+
+
+def rates_at(config: DGNetConfig, iterations: Sequence[int]) -> tuple[int, ...]:
+    """How many milestones of the learning rate a run has passed after so many iterations each."""
+    return tuple(sum(milestone <= done for milestone in config.optim.milestones) for done in iterations)
 
 
 def keeps(value: float, others: Sequence[float], stopping: StoppingRule, most: int | None = None) -> bool:
@@ -126,10 +147,22 @@ class Verdict:
     """What it was judged by, larger is better."""
     goes_on: bool
     """Whether it was kept."""
+    rates: tuple[int, ...] = ()
+    """Milestones of the learning rate that it has passed at each of its rungs."""
 
 
-def goes_on(trial: int, rung: int, value: float, known: Sequence[Verdict], stopping: StoppingRule) -> bool:
-    """Whether a trial continues from a rung, by all verdicts of the search before.
+def goes_on(
+    trial: int,
+    rung: int,
+    value: float,
+    known: Sequence[Verdict],
+    stopping: StoppingRule,
+    rates: tuple[int, ...] = (),
+) -> bool:
+    """Whether a trial continues from a rung, by the verdicts of the search before.
+
+    It is compared with those that had passed as many milestones of the learning rate at each of their rungs: what a
+    lower rate gains has nothing to do with what trials differ in.
 
     Of n trials so far, halving wants ceil(n / eta^k) to get past the k-th rung (Li et al., ASHA). Early arrivals get
     past it too easily; at the next rung they would make up the n of which a share continues. So the number is taken
@@ -141,7 +174,9 @@ def goes_on(trial: int, rung: int, value: float, known: Sequence[Verdict], stopp
         value: the trial's at this rung, larger is better.
         known: the verdicts before, in any order.
         stopping: which rule.
+        rates: as in Verdict.
     """
+    known = [verdict for verdict in known if verdict.rates == rates]
     others = [verdict.value for verdict in known if verdict.rung == rung]
     place = 1 + len({verdict.rung for verdict in known if verdict.trial == trial})
     trials = len({trial, *(verdict.trial for verdict in known)})
@@ -159,7 +194,7 @@ class Verdicts:
         """Keep them in the file at `path`, which the first verdict makes; its folder must exist."""
         self.path = path
 
-    def judge(self, trial: int, rung: int, value: float, stopping: StoppingRule) -> bool:
+    def judge(self, trial: int, rung: int, value: float, stopping: StoppingRule, rates: tuple[int, ...] = ()) -> bool:
         """Whether a trial continues. Asked again for the same trial and rung, the first verdict stands.
 
         Args:
@@ -167,6 +202,7 @@ class Verdicts:
             rung: the rung's place or distance, the same for all trials.
             value: the trial's at this rung, larger is better.
             stopping: which rule.
+            rates: as in Verdict.
 
         Raises:
             OSError: the file cannot be read or written.
@@ -177,9 +213,8 @@ class Verdicts:
             for verdict in known:
                 if (verdict.trial, verdict.rung) == (trial, rung):
                     return verdict.goes_on
-            verdict = Verdict(
-                trial=trial, rung=rung, value=float(value), goes_on=goes_on(trial, rung, value, known, stopping)
-            )
+            kept = goes_on(trial, rung, value, known, stopping, rates)
+            verdict = Verdict(trial=trial, rung=rung, value=float(value), goes_on=kept, rates=rates)
             file.truncate(_whole(file))
             file.write(json.dumps(asdict(verdict)).encode() + b"\n")
             file.flush()
@@ -198,27 +233,55 @@ class Verdicts:
 
 @dataclass(frozen=True, kw_only=True)
 class RungJudge:
-    """Compares a trial with the others at its rungs; what the training loop is handed as its judge."""
+    """Compares a trial with the others at its rungs; what the training loop is handed as its judge.
+
+    It is judged by its gain over the control, a run that never feeds generated pictures back, at the same iteration:
+    how long each has trained on real pictures then has no say. Up to its warm-up start the trial is the control, bit
+    for bit, so that the gain has little noise.
+    """
 
     book: Path
     """The file with all trials' figures and the verdicts on them."""
+    control: Path
+    """Folder of the control, which is evaluated at all rungs; it may be under way."""
+    stop_file: Path
+    """Ends the wait for the control."""
     trial: int
     """Its number."""
     rungs: tuple[int, ...]
     """Its iterations at which it is judged, in order."""
+    rates: tuple[int, ...]
+    """As in Verdict."""
     rule: StoppingRule
     """Which trials continue."""
     metric: str
     """What it is judged by."""
 
-    def __call__(self, iteration: int, metrics: Mapping[str, float]) -> str:
-        """Why the trial has to stop at an iteration, or nothing."""
+    def __call__(self, iteration: int, metrics: Mapping[str, float]) -> str | None:
+        """Why the trial has to stop at an iteration, or nothing; None: it was asked to stop and is not judged yet."""
         if iteration not in self.rungs:
             return ""
-        rung, value = self.rungs.index(iteration), metrics[self.metric]
-        if Verdicts(self.book).judge(self.trial, rung, value, self.rule):
+        control = self._control_at(iteration)
+        if control is None:
+            return None
+        rung, gain = self.rungs.index(iteration), metrics[self.metric] - control
+        if Verdicts(self.book).judge(self.trial, rung, gain, self.rule, self.rates):
             return ""
-        return f"{self.metric} {value:.4f} at iteration {iteration}, rung {rung + 1} of {len(self.rungs)}"
+        return (
+            f"gain of {100 * gain:+.2f} points of {self.metric} over no feeding at iteration {iteration},"
+            f" rung {rung + 1} of {len(self.rungs)}"
+        )
+
+    def _control_at(self, iteration: int) -> float | None:
+        """The control's figure at an iteration, once it is there; None: asked to stop before."""
+        tail = Tail(self.control, after=iteration - 1)
+        while True:
+            for entry in tail.read():
+                if entry.iteration == iteration and self.metric in entry.metrics:
+                    return entry.metrics[self.metric]
+            if self.stop_file.exists():
+                return None
+            time.sleep(WAIT)
 
 
 def _verdicts(file: BinaryIO) -> list[Verdict]:
@@ -231,8 +294,9 @@ def _parse(line: bytes) -> Verdict | None:
     """The verdict of a line, or None for a line that a crash left damaged."""
     try:
         values: dict[str, Any] = json.loads(line)
+        values["rates"] = tuple(values.get("rates", ()))
         return Verdict(**values)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         return None
 
 

@@ -202,7 +202,7 @@ class Study:
             number: the trial's.
             state: finished, stopped early, or failed.
             values: its objectives, if it is finished.
-            curve: what it was judged by, by distance from its own ramp's end; nothing with several objectives.
+            curve: what it was judged by, by the rung's place; nothing with several objectives.
         """
         trial = self._trial(number)
         known = self.trial(number).intermediate_values

@@ -1,18 +1,20 @@
 """What MLflow is told of a search and of its trials, at their beginnings and ends."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import TrialState
 
 from dgnet_platform.runs.experiment import DGNetExperiment
-from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.run import Run, folder_of
 from dgnet_platform.search import prefixes
 from dgnet_platform.search.plan import SearchPlan
 from dgnet_platform.search.study import Study
 from dgnet_platform.search.trial import TrialProgress, tag_prefix
 from dgnet_platform.storage.serialize import flat, to_dict
-from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run
+from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run, status_of
 from dgnet_platform.tracking.shipping import ship
 
 _log = logging.getLogger(__name__)
@@ -40,44 +42,52 @@ class TrackedSearch:
         )
         study.study.set_user_attr("mlflow_run", self.run.id)
 
-    def open_trial(self, number: int, experiment: DGNetExperiment, known: str | None) -> TrackedRun:
-        """The run of a trial, which is new or resumes.
+    def open_below(
+        self, experiment: DGNetExperiment, known: str | None, *, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> TrackedRun:
+        """The run of a trial, or of one beside them, which is new or resumes.
 
         Args:
-            number: the trial's.
-            experiment: the trial's.
+            experiment: the run's.
             known: id of the run that it has; None: none yet.
+            params: beside the experiment's.
+            tags: beside the search's.
 
         Raises:
             TrackingError: MLflow was away for too long.
         """
-        plan, values = self._plan, self._study.values(number)
+        plan = self._plan
         return open_run(
             plan.tracking_uri,
             plan.store,
             name=experiment.name,
-            folder=plan.trial_folder(number),
-            params=flat(to_dict(experiment)) | {f"search/{name}": value for name, value in values.items()},
-            tags=self._tags("trial") | {"mlflow.parentRunId": self.run.id, "dgnet.trial": str(number)},
+            folder=folder_of(plan.base.storage, experiment.name),
+            params=flat(to_dict(experiment)) | dict(params),
+            tags=self._tags("trial") | {"mlflow.parentRunId": self.run.id} | dict(tags),
             known=known,
             stop_asked=plan.stop_file.exists,
         )
 
     def close_trial(self, number: int) -> None:
         """Tell how a trial ended that the study knows to be over."""
-        trial = self._study.trial(number)
+        trial, folder = self._study.trial(number), self._plan.trial_folder(number)
         reason, last = trial.user_attrs.get("reason", ""), max(trial.intermediate_values, default=None)
         if trial.state == TrialState.COMPLETE:
-            self._close(number, "FINISHED", "", trial.values[0])
+            self._close(folder, "FINISHED", "", {"objective": trial.values[0]})
         elif trial.state == TrialState.PRUNED:
-            objective = None if last is None else trial.intermediate_values[last]
-            self._close(number, "KILLED", f"stopped early: {reason}", objective)
+            gain = {} if last is None else {"gain": trial.intermediate_values[last]}
+            self._close(folder, "KILLED", f"stopped early: {reason}", gain)
         else:
-            self._close(number, "FAILED", reason)
+            self._close(folder, "FAILED", reason)
 
     def close_stopped(self, number: int) -> None:
         """Tell that a trial was saved and stopped, and is not over."""
-        self._close(number, "KILLED", "stopped")
+        self._close(self._plan.trial_folder(number), "KILLED", "stopped")
+
+    def close_sibling(self, folder: Path) -> None:
+        """Tell how far a run beside the trials is."""
+        progress = TrialProgress.read(folder)
+        self._close(folder, status_of(progress.ending), progress.reason or (progress.ending or ""))
 
     def catch_up(self) -> None:
         """Tell what MLflow missed, while it was away, of trials and prefixes that are over."""
@@ -86,7 +96,13 @@ class TrackedSearch:
             for trial in self._study.trials:
                 if trial.state.is_finished() and trial.user_attrs.get("mlflow_run") in unaware:
                     self.close_trial(trial.number)
+            siblings = [TrialProgress.read(folder) for folder in self._plan.sibling_folders()]
+            for sibling in siblings:
+                run = Run.find(sibling.folder)
+                if sibling.over and run is not None and run.mlflow_run in unaware:
+                    self.close_sibling(sibling.folder)
             progress = [TrialProgress.read(self._plan.trial_folder(trial.number)) for trial in self._study.trials]
+            progress += siblings
             for folder in sorted({Path(trial.prefix) for trial in progress if trial.prefix}):
                 run = Run.find(folder)
                 if run is not None and run.mlflow_run in unaware:
@@ -94,16 +110,16 @@ class TrackedSearch:
         except UNREACHABLE as error:
             _log.warning("MLflow was not told of all trials: %s; the same command does it later", error)
 
-    def _close(self, number: int, status: Status, reason: str, objective: float | None = None) -> None:
-        """Send what a trial's own process could not, and close its run. Should MLflow be away, `catch_up` does it."""
-        run = Run.read(self._plan.trial_folder(number))
+    def _close(self, folder: Path, status: Status, reason: str, figures: Mapping[str, float] | None = None) -> None:
+        """Send what a run's own process could not, and close it in MLflow. Should that be away, `catch_up` does it."""
+        run = Run.read(folder)
         try:
             if not ship(run, lambda: True, patience=5):
                 return
             tracked = TrackedRun.of(run)
             tag_prefix(tracked, TrialProgress.read(run.folder))
-            if objective is not None:
-                tracked.log({"objective": objective})
+            if figures:
+                tracked.log(dict(figures))
             tracked.close(status, reason)
         except UNREACHABLE as error:
             _log.warning("MLflow was not told how %s ended: %s", run.name, error)

@@ -1,22 +1,27 @@
 """Trials of a search from the driver's side: how one begins, how it ends, and what is recovered after a kill."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import TrialState
 
-from dgnet_core.dgnet.schedule import ramp_end
+from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_platform.compute.placement import Placement
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
+from dgnet_platform.runs.loading import keypoints_of
 from dgnet_platform.runs.provenance import training_digest
-from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.run import Run, folder_of
 from dgnet_platform.search import prefixes
 from dgnet_platform.search.config import BETA, METRIC
+from dgnet_platform.search.confirmation import confirmations
 from dgnet_platform.search.plan import SearchPlan
-from dgnet_platform.search.stopping import RungJudge, rungs_of
+from dgnet_platform.search.siblings import Sibling
+from dgnet_platform.search.stopping import RungJudge, Verdicts, rates_at, rungs_of
 from dgnet_platform.search.study import Study
 from dgnet_platform.search.tracked import TrackedSearch
 from dgnet_platform.search.trial import TrialProgress
@@ -44,13 +49,17 @@ class Trials:
 
     def experiment(self, number: int) -> DGNetExperiment:
         """Of a trial that was asked for."""
-        plan, placement = self.plan, self.placement
+        plan = self.plan
         model = plan.model(self.study.values(number))
+        rungs = rungs_of(model, plan.distances, plan.base.evaluate_every)
+        return replace(self._experiment(plan.trial_folder(number).name, model), evaluate_also=rungs)
+
+    def _experiment(self, name: str, model: DGNetConfig) -> DGNetExperiment:
+        plan, placement = self.plan, self.placement
         return replace(
             plan.base,
-            name=plan.trial_folder(number).name,
+            name=name,
             model=model,
-            evaluate_also=rungs_of(model, plan.distances),
             workers=str(placement.workers),
             gpus=bool(placement.workers and placement.gpus),
             threads=plan.base.threads or (0 if placement.gpus else placement.cpus),
@@ -63,28 +72,50 @@ class Trials:
             ExperimentError: there is another run in its folder, or it cannot be written.
             TrackingError: MLflow was away for too long.
         """
-        plan, folder = self.plan, self.plan.trial_folder(number)
-        experiment = self.experiment(number)
+        noted = self.study.notes(number)
+        values = {f"search/{name}": value for name, value in self.study.values(number).items()}
+        run = self._prepare(
+            self.experiment(number), f"trial {number}", noted, params=values, tags={"dgnet.trial": str(number)}
+        )
+        self.study.note(number, folder=str(run.folder), mlflow_run=run.mlflow_run)
+        return run.folder
+
+    def prepare_sibling(self, sibling: Sibling) -> Path:
+        """Make, or open again, a run beside the trials; returns its folder; raises as `prepare`."""
+        experiment = self._experiment(self.plan.sibling_folder(sibling).name, sibling.model)
+        return self._prepare(experiment, sibling.name, {}, params={}, tags={"dgnet.kind": "sibling"}).folder
+
+    def _prepare(
+        self,
+        experiment: DGNetExperiment,
+        title: str,
+        noted: Mapping[str, Any],
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> Run:
+        plan = self.plan
+        folder = folder_of(plan.base.storage, experiment.name)
         identity = identity_of(
             experiment,
             dataset=plan.store.info.dataset,
             fingerprint=plan.store.info.fingerprint,
+            keypoints=keypoints_of(plan.store, experiment.model),
             teacher=plan.teacher_digest,
             origin=None,
         ).values()
-        noted = self.study.notes(number)
         if self.archive is not None and "folder" not in noted:  # the archived study may be a moment older than this
             self.archive.try_to_fetch(folder)
         run = Run.find(folder)
         if run is not None and differences(run.identity, identity):
-            raise ExperimentError(f"{folder} holds another run than trial {number}: move it, or pass another --name")
+            raise ExperimentError(f"{folder} holds another run than {title}: move it, or pass another --name")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ExperimentError(f"--storage: {folder} cannot be made ({error})") from None
         known = run.mlflow_run if run is not None else noted.get("mlflow_run")
-        tracked = self.tracked.open_trial(number, experiment, known)
-        Run(
+        tracked = self.tracked.open_below(experiment, known, params=params, tags=tags)
+        found = Run(
             folder=folder,
             experiment=experiment,
             identity=identity,
@@ -97,15 +128,26 @@ class Trials:
             counted_from=experiment.model.loss.teacher_warmup.start,
             stop_file=str(plan.stop_file),
             code=run.code if run else training_digest(),
-        ).save()
-        self.study.note(number, folder=str(folder), mlflow_run=tracked.id)
-        return folder
+        )
+        found.save()
+        return found
 
     def judge(self, number: int) -> RungJudge | None:
         """What stops a trial early; None: nothing does."""
-        rungs, rule = self.experiment(number).evaluate_also, self.plan.config.stopping
-        book = self.plan.folder / VERDICTS
-        return RungJudge(book=book, trial=number, rungs=rungs, rule=rule, metric=METRIC) if rungs else None
+        plan, experiment = self.plan, self.experiment(number)
+        rungs = experiment.evaluate_also
+        if plan.control is None:
+            return None
+        return RungJudge(
+            book=plan.folder / VERDICTS,
+            control=plan.sibling_folder(plan.control),
+            stop_file=plan.stop_file,
+            trial=number,
+            rungs=rungs,
+            rates=rates_at(experiment.model, rungs),
+            rule=plan.config.stopping,
+            metric=METRIC,
+        )
 
     def finish_trial(self, number: int) -> None:
         """Tell study and MLflow how a trial ended; one that was only stopped stays as it is.
@@ -113,7 +155,7 @@ class Trials:
         A trial without an ending died more often than it may.
         """
         folder = self.plan.trial_folder(number)
-        run, progress = Run.read(folder), TrialProgress.read(folder)
+        progress = TrialProgress.read(folder)
         curve = {entry.iteration: entry.metrics for entry in journal.read(folder) if METRIC in entry.metrics}
         last = curve.get(progress.iteration, {})
         reason = progress.reason
@@ -133,8 +175,8 @@ class Trials:
             reason=reason,
             beta=last.get(BETA),
         )
-        zero = ramp_end(run.experiment.model)  # pyright: ignore[reportArgumentType]
-        judged = {t - zero: curve[t][METRIC] for t in run.experiment.evaluate_also if t in curve}
+        book = Verdicts(self.plan.folder / VERDICTS)
+        judged = {verdict.rung: verdict.value for verdict in book.verdicts() if verdict.trial == number}
         if progress.ending == "finished" and not missing:
             self.study.tell(number, "complete", values=[last[name] for name in objectives], curve=judged)
         elif progress.ending == "stopped early":
@@ -146,6 +188,23 @@ class Trials:
         if self.archive is not None:
             self.archive.try_to_push(folder)
         prefixes.collect(Path(self.plan.base.storage), int(self.plan.config.prefix_gib * 2**30))
+
+    def finish_sibling(self, sibling: Sibling) -> TrialProgress:
+        """Tell MLflow how a run beside the trials ended; returns how far it is."""
+        folder = self.plan.sibling_folder(sibling)
+        progress = TrialProgress.read(folder)
+        self.tracked.close_sibling(folder)
+        if self.archive is not None:
+            self.archive.try_to_push(folder)
+        return progress
+
+    def confirmations(self) -> list[Sibling]:
+        """The best trials and the preset with other seeds; none as long as trials are under way."""
+        return list(confirmations(self.plan, self.study).values())
+
+    def is_over(self, sibling: Sibling) -> bool:
+        """Whether there is nothing left to do of a run beside the trials."""
+        return TrialProgress.read(self.plan.sibling_folder(sibling)).over
 
     def recover(self) -> None:
         """Finish trials that ended after the last driver was killed, and complete those that were only half asked for.
@@ -164,6 +223,7 @@ class Trials:
         if self.archive is None:
             return True
         trials = [self.plan.trial_folder(trial.number) for trial in self.study.trials]
+        trials += self.plan.sibling_folders()
         shared = {Path(found) for folder in trials if (found := TrialProgress.read(folder).prefix)}
         return all(
             self.archive.try_to_push(folder, prune=folder not in shared)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from dgnet_core.methods import method_of
 from dgnet_platform.compute.placement import Placement
@@ -25,7 +25,7 @@ from dgnet_platform.runs.checkpoint import CheckpointError
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.journal import Tail
 from dgnet_platform.runs.provenance import training_digest
-from dgnet_platform.runs.run import RECORD, RESULTS, STOP, Ending, Run
+from dgnet_platform.runs.run import RECORD, RESULTS, STOP, Run
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.search import prefixes
 from dgnet_platform.search.prefixes import link_prefix
@@ -33,14 +33,13 @@ from dgnet_platform.search.trial import TrialProgress, tag_prefix
 from dgnet_platform.storage.files import write_whole
 from dgnet_platform.storage.serialize import flat, to_dict
 from dgnet_platform.tables.offline import pack_offline
-from dgnet_platform.tables.plan import Cell, TablesPlan, teacher_needed
-from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run, uri_of
+from dgnet_platform.tables.plan import RunsPlan, teacher_needed
+from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun, open_run, status_of, uri_of
 from dgnet_platform.tracking.models import log_results
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training.plan import NamedRun, make_plan, name_run, named_teacher, outcome_of_finished
 
-_STATUS: dict[Ending, Status] = {"finished": "FINISHED", "stopped": "KILLED"}
-"""MLflow's words for how a run ended; all others are FAILED."""
+Plan = TypeVar("Plan", bound=RunsPlan)
 
 _log = logging.getLogger(__name__)
 
@@ -82,10 +81,10 @@ class State:
         return self.run.name if self.run is not None else "-"
 
 
-class Campaign:
+class Campaign(Generic[Plan]):
     """The runs that tables consist of."""
 
-    def __init__(self, plan: TablesPlan, folder: Path, *, any_code: bool = False):
+    def __init__(self, plan: Plan, folder: Path, *, any_code: bool = False):
         """Look at what is there; nothing is changed.
 
         Args:
@@ -182,8 +181,13 @@ class Campaign:
         """Have all runs save and stop."""
         self.stop_file.touch()
 
-    def open(self, settings: dict[str, Any], base: AnyExperiment) -> TrackedRun:
+    def open(self, settings: dict[str, Any], base: AnyExperiment, kind: str = "tables") -> TrackedRun:
         """Open the campaign's own run in MLflow, above its runs.
+
+        Args:
+            settings: what it was asked for.
+            base: says where MLflow is.
+            kind: what the runs are for.
 
         Raises:
             TrackingError: MLflow cannot be reached.
@@ -192,10 +196,10 @@ class Campaign:
         self.tracked = open_run(
             base.tracking_uri or default_uri(base.storage),
             self.plan.own_store,
-            name=f"tables-{self.folder.name}",
+            name=f"{kind}-{self.folder.name}",
             folder=self.folder,
             params=flat(settings),
-            tags={"dgnet.kind": "tables"},
+            tags={"dgnet.kind": kind},
             known=known.read_text() if known.exists() else None,
         )
         write_whole(known, self.tracked.id.encode())
@@ -316,21 +320,21 @@ class Campaign:
     def untested(self) -> list[tuple[Path, str, Path]]:
         """Finished runs that rows want tested on other stores than their own, as `test_on` takes them."""
         wanted: list[tuple[Path, str, Path]] = []
-        for cell in self.plan.cells:
-            state = self.state(cell.experiment)
+        for experiment, location in self.plan.tests:
+            state = self.state(experiment)
             if state.finished and state.run is not None:
-                out = results_of(state.run, self.plan.stores[cell.tested_on])
+                out = results_of(state.run, self.plan.stores[location])
                 if not (out / JSON).exists():
-                    wanted.append((state.run.folder, cell.tested_on, out))
+                    wanted.append((state.run.folder, location, out))
         return list(dict.fromkeys(wanted))
 
-    def missing(self, cell: Cell) -> str:
-        """Why a cell has no figures yet; empty: it has."""
-        state = self.state(cell.experiment)
+    def missing(self, experiment: AnyExperiment, tested_on: str) -> str:
+        """Why a run has no figures on a store yet; empty: it has."""
+        state = self.state(experiment)
         if not state.finished or state.run is None:
             return state.reason
-        tested = (results_of(state.run, self.plan.stores[cell.tested_on]) / JSON).exists()
-        return "" if tested else f"not tested on {cell.tested_on}"
+        tested = (results_of(state.run, self.plan.stores[tested_on]) / JSON).exists()
+        return "" if tested else f"not tested on {tested_on}"
 
     def catch_up(self) -> None:
         """Tell MLflow what it missed of runs and prefixes that are over: it was away, or the command was killed.
@@ -368,7 +372,7 @@ class Campaign:
                 tag_prefix(tracked, progress)
                 if progress.ending == "finished" and (folder / RESULTS / JSON).exists():
                     log_results(tracked, run)
-                tracked.close(_STATUS.get(progress.ending or "diverged", "FAILED"), progress.reason)
+                tracked.close(status_of(progress.ending), progress.reason)
         except (*UNREACHABLE, TrackingError) as error:
             _log.warning("MLflow was not told how %s ended: %s", run.name, error)
         return progress
@@ -391,6 +395,8 @@ def test_on(folder: Path, store: str, out: Path) -> None:
         checkpoint=path if draws else None,
         teacher=None if draws else path,
         queries_shown=0,
+        interpolations=False,
+        failures=False,
         swap_pairs=0,
     )
     with replacing(out) as partial:

@@ -2,5 +2,7 @@
 
 from typing import Literal
 
-TableName = Literal["ablation", "labels", "transfer", "sensitivity", "warmup", "state_of_the_art"]
+TableName = Literal[
+    "ablation", "labels", "transfer", "sensitivity", "warmup", "structure", "strong", "generators", "state_of_the_art"
+]
 """Tables of the paper, and some in its manner."""

@@ -12,21 +12,20 @@ import pandas as pd
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.readers.folder import COLUMNS, MANIFEST
+from dgnet_platform.data.records import JUNK
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.config import GenerateConfig
 from dgnet_platform.evaluation.generate import TABLE, generate
-from dgnet_platform.runs.experiment import DGNetExperiment
+from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.provenance import training_digest
 from dgnet_platform.storage.files import locked
 from dgnet_platform.storage.serialize import to_dict
 
 
-def offline_location(generator: DGNetExperiment, store: Store) -> str:
+def offline_location(generator: AnyExperiment, store: Store) -> str:
     """Where the store with a run's pictures goes: by all that decides what it draws."""
-    values = [
-        to_dict(generator.model), to_dict(generator.baseline), generator.teacher, generator.hold_out,
-        store.info.fingerprint, training_digest(),
-    ]  # fmt: skip
+    taught = [to_dict(generator.baseline), generator.teacher] if isinstance(generator, TaughtExperiment) else []
+    values = [to_dict(generator.model), *taught, generator.hold_out, store.info.fingerprint, training_digest()]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return str(Path(generator.storage) / f"offline-{digest[:12]}")
 
@@ -34,7 +33,7 @@ def offline_location(generator: DGNetExperiment, store: Store) -> str:
 def pack_offline(checkpoint: Path, location: str, classes: int, out: Path) -> None:
     """Make a store of a store's pictures and as many generated ones, each with the identity of its appearance.
 
-    Stopped, it resumes.
+    People who do not exist have none, person -1. Stopped, it resumes.
 
     Args:
         checkpoint: what draws.
@@ -48,10 +47,10 @@ def pack_offline(checkpoint: Path, location: str, classes: int, out: Path) -> No
         if not out.exists():
             generate(GenerateConfig(checkpoint=checkpoint, store=location, out=drawn, per_image=1), lambda *_: None)
             shutil.rmtree(merged, ignore_errors=True)
-            rows = _real(store, merged) + _generated(drawn, merged, set(store.info.classes[:classes]))
+            rows = _real(store, merged) + _generated(drawn, merged, {JUNK, *store.info.classes[:classes]})
             with (merged / MANIFEST).open("w", newline="") as file:
                 csv.writer(file).writerows([COLUMNS, *rows])
-            prepare(PrepareConfig(dataset="folder", source=merged, out=out))
+            prepare(PrepareConfig(dataset="folder", source=merged, out=out, unlabelled=True))
         shutil.rmtree(merged, ignore_errors=True)
         shutil.rmtree(drawn, ignore_errors=True)
 
@@ -70,7 +69,7 @@ def _real(store: Store, folder: Path) -> list[tuple[str, int, int, str]]:
 
 
 def _generated(drawn: Path, folder: Path, known: set[int]) -> list[tuple[str, int, int, str]]:
-    """Give generated pictures of known identities a second name; returns the rows of a manifest."""
+    """Give generated pictures of known identities, or of none, a second name; returns the rows of a manifest."""
     rows: list[tuple[str, int, int, str]] = []
     for row in pd.read_parquet(drawn / TABLE).to_dict("records"):
         if row["person_id"] not in known or row["structure_person_id"] not in known:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dgnet_platform.runs.run import Run
 from dgnet_platform.tables.campaign import Campaign, results_of
+from dgnet_platform.tables.plan import TablesPlan
 from dgnet_platform.tables.results import RowResult, TableResult
 
 _GREEN, _INK = "#16964a", (34, 36, 40)
@@ -60,7 +61,7 @@ def _curves(panels: Mapping[str, Sequence[tuple[float, RowResult]]]) -> Image.Im
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def generated(campaign: Campaign) -> dict[str, Image.Image]:
+def generated(campaign: Campaign[TablesPlan]) -> dict[str, Image.Image]:
     """Figures 4, 5, 6 and 9 from the finished runs of the first seed."""
     by_label: dict[str, Run] = {}
     elsewhere: dict[str, Path] = {}

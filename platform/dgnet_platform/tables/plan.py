@@ -1,9 +1,9 @@
 """What a command of tables comes down to: which runs, of which seeds, and what they share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import cast
+from typing import TypeVar, cast
 
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
@@ -13,6 +13,7 @@ from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing
 from dgnet_platform.tables.offline import offline_location
 from dgnet_platform.tables.rows import Row, Table
 
+Kind = TypeVar("Kind", bound=AnyExperiment)
 Base = Callable[[str, bool], DGNetExperiment]
 """The paper's run on a store, by its location; held out: identities are kept out of training."""
 
@@ -27,19 +28,22 @@ class Cell:
     experiment: AnyExperiment
     tested_on: str
     """Location of the store that has its query and gallery."""
-    generator: DGNetExperiment | None = None
+    generator: AnyExperiment | None = None
     """What draws pictures of the store that it trains on, which is made when this is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TablesPlan:
-    """What is trained and compared."""
+class RunsPlan:
+    """What is trained, each once."""
 
-    tables: tuple[Table, ...]
-    seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
+    wanted: tuple[AnyExperiment, ...]
+    """What is asked for; what it learns from is found from it."""
     stores: dict[str, Store]
     """By their locations, the first being --data's."""
+    tests: tuple[tuple[AnyExperiment, str], ...] = ()
+    """What is also tested on which store, by its location: its own query and gallery it always is."""
+    generators: dict[str, AnyExperiment] = field(default_factory=dict)
+    """What draws the pictures of stores that are made on the way, by their locations."""
 
     @property
     def own_store(self) -> Store:
@@ -53,30 +57,25 @@ class TablesPlan:
 
     @cached_property
     def experiments(self) -> list[AnyExperiment]:
-        """What DG-Nets are trained, each once; row by row, so that all seeds train their prefixes at once."""
-        own = [cell.experiment for cell in self.cells if isinstance(cell.experiment, TaughtExperiment)]
-        return list(dict.fromkeys([*own, *self.generators.values()]))
-
-    @cached_property
-    def generators(self) -> dict[str, DGNetExperiment]:
-        """What draws the pictures of stores that are made on the way, by their locations."""
-        return {cell.experiment.data: cell.generator for cell in self.cells if cell.generator is not None}
+        """What DG-Nets are trained, each once; in the order of what is wanted, so that prefixes are trained at once."""
+        wanted = [*self.wanted, *self.generators.values()]
+        return list(dict.fromkeys(experiment for experiment in wanted if isinstance(experiment, TaughtExperiment)))
 
     @cached_property
     def offline(self) -> list[AnyExperiment]:
         """What is trained on generated pictures, once they are drawn."""
-        return list(dict.fromkeys(cell.experiment for cell in self.cells if cell.generator is not None))
+        return list(dict.fromkeys(experiment for experiment in self.wanted if experiment.data in self.generators))
 
     @cached_property
-    def teachers(self) -> list[TeacherExperiment]:
-        """What teachers are trained: those that rows consist of, and those that runs need."""
-        own = [
-            cell.experiment
-            for cell in self.cells
-            if not isinstance(cell.experiment, TaughtExperiment) and cell.generator is None
+    def teachers(self) -> list[AnyExperiment]:
+        """What is trained first: what needs no teacher, and the teachers that others need."""
+        alone = [
+            experiment
+            for experiment in (*self.wanted, *self.generators.values())
+            if not isinstance(experiment, TaughtExperiment) and experiment.data not in self.generators
         ]
         needed = [teacher for experiment in self.experiments if (teacher := teacher_needed(experiment)) is not None]
-        return cast(list[TeacherExperiment], list(dict.fromkeys([*own, *needed])))
+        return list(dict.fromkeys([*alone, *needed]))
 
     def sharing(self, costs: Costs, without: Sequence[AnyExperiment] = ()) -> SharingPlan:
         """What the runs share and cost.
@@ -87,6 +86,15 @@ class TablesPlan:
         """
         configs = [e.model for e in map(as_dgnet, self.experiments) if e not in without]
         return plan_sharing(configs, [config.iterations for config in configs], costs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesPlan(RunsPlan):
+    """What is trained and compared."""
+
+    tables: tuple[Table, ...]
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
 
 
 def as_dgnet(experiment: AnyExperiment) -> DGNetExperiment:
@@ -128,7 +136,7 @@ def plan_tables(tables: Sequence[Table], base: Base, seeds: Sequence[int], store
                 _check_splits(stores[location], table)
             for seed in seeds:
                 paper = seeded(base(trained_on, table.held_out), seed)
-                generator = None if row.generator is None else as_dgnet(row.generator(paper))
+                generator = None if row.generator is None else row.generator(paper)
                 if generator is not None:
                     paper = replace(paper, data=offline_location(generator, stores[trained_on]))
                 cells.append(
@@ -141,16 +149,23 @@ def plan_tables(tables: Sequence[Table], base: Base, seeds: Sequence[int], store
                         generator=generator,
                     )
                 )
-    return TablesPlan(tables=tuple(tables), seeds=tuple(seeds), cells=tuple(cells), stores=stores)
-
-
-def seeded(experiment: DGNetExperiment, seed: int) -> DGNetExperiment:
-    """The experiment with all its randomness drawn from a seed, its teacher's too."""
-    return replace(
-        experiment,
-        model=replace(experiment.model, seed=seed),
-        baseline=replace(experiment.baseline, seed=seed),
+    return TablesPlan(
+        wanted=tuple(cell.experiment for cell in cells),
+        stores=stores,
+        tests=tuple((cell.experiment, cell.tested_on) for cell in cells),
+        generators={cell.experiment.data: cell.generator for cell in cells if cell.generator is not None},
+        tables=tuple(tables),
+        seeds=tuple(seeds),
+        cells=tuple(cells),
     )
+
+
+def seeded(experiment: Kind, seed: int) -> Kind:
+    """The experiment with all its randomness drawn from a seed, its teacher's too."""
+    seeded = replace(experiment, model=replace(experiment.model, seed=seed))
+    if isinstance(seeded, TaughtExperiment):
+        seeded = replace(seeded, baseline=replace(seeded.baseline, seed=seed))
+    return cast(Kind, seeded)
 
 
 def _check_splits(store: Store, table: Table) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from dgnet_platform.storage.files import write_whole
-from dgnet_platform.tables.results import FIGURES, Figure, RowResult, TableResult
+from dgnet_platform.tables.results import FIGURES, SWAPS, Figure, RowResult, TableResult
 from dgnet_platform.tracking.notes import markdown_table
 
 HTML, MARKDOWN, JSON = "report.html", "report.md", "tables.json"
@@ -80,6 +80,7 @@ def grid_of(table: TableResult, seeds: int) -> Grid:
     header = ["", *measures.values(), "mAP, 95 %"]
     if table.reference:
         header.append(f"mAP against {table.reference}")
+    header += list(SWAPS.values()) * table.swaps
     with_paper = any(row.published or row.published_elsewhere for row in table.rows)
     header += ["published Rank@1 / mAP"] * with_paper + ["runs"]
     rows: list[list[str]] = []
@@ -94,12 +95,18 @@ def grid_of(table: TableResult, seeds: int) -> Grid:
         cells.append(interval_of(overall.interval if overall else None))
         if table.reference:
             cells.append(difference_of(row, table.reference))
+        cells += [_swap_of(row.swaps.get(name)) for name in SWAPS] * table.swaps
         cells += [published_of(row)] * with_paper
         cells.append(runs_of(row, seeds))
         rows.append(cells)
     notes += [f"{row.label}: {row.source}." for row in table.rows if row.source]
     for row in table.rows:
         notes += [f"Missing: {row.label}, seed {seed} ({why})." for seed, why in row.missing.items()]
+    if table.swaps:
+        notes.append(
+            "Swaps are of drawn people that no run was trained on, within their silhouettes: colour errors are"
+            " differences in CIE Lab; transfer is 0 for x_j as it is and 1 for the true picture."
+        )
     if table.held_out:
         notes.append("On identities held out of training: intervals are over seeds alone.")
     return Grid(title=table.title, header=header, rows=rows, notes=notes)
@@ -111,6 +118,15 @@ def mean_of(figure: Figure | None) -> str:
         return "-"
     mean = f"{100 * figure.mean:.2f}"
     return f"{mean} (one seed)" if figure.deviation is None else f"{mean} ± {100 * figure.deviation:.2f}"
+
+
+def _swap_of(found: tuple[float, float | None] | None) -> str:
+    """Mean and deviation of a measure of swaps, in its own unit."""
+    if found is None:
+        return "-"
+    mean, deviation = found
+    digits = 1 if mean >= 1 else 3
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 
 def interval_of(interval: tuple[float, float] | None, sign: str = "") -> str:

@@ -3,24 +3,35 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from dgnet_core.methods import method_of
 from dgnet_core.ranking.intervals import Estimate, estimate, seed_margin
 from dgnet_platform.errors import printable
-from dgnet_platform.evaluation.results import QUERIES
+from dgnet_platform.evaluation.results import QUERIES, read
+from dgnet_platform.evaluation.swaps import GENERATED
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.run import Run
 from dgnet_platform.search.config import METRIC_BY_BETA
 from dgnet_platform.tables.campaign import Campaign, CampaignError, results_of
-from dgnet_platform.tables.plan import Cell
+from dgnet_platform.tables.plan import Cell, TablesPlan
 from dgnet_platform.tables.rows import Row, Table
 
 FIGURES = {"rank1": "Rank@1", "mAP": "mAP"}
 """Measures of the columns, and their headings."""
+SWAPS = {
+    "upper_colour": "colour error, upper body",
+    "lower_colour": "lower body",
+    "transfer": "transfer",
+    "person_SSIM": "SSIM",
+}
+"""Measures of swaps of drawn people that no run was trained on, within their silhouettes, and their headings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,8 @@ class Score:
     """By measure, shares in [0, 1]: (Q,) of each query, or (1,) the mean on held-out identities."""
     person_ids: Tensor | None = None
     """(Q,) int64; None: queries are not known one by one."""
+    swaps: Mapping[str, float] = field(default_factory=dict)
+    """By measure of SWAPS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +77,8 @@ class RowResult:
     """The same on others, where the row's data set has none."""
     figures: Mapping[str, Figure]
     """By measure; none as long as no run is finished."""
+    swaps: Mapping[str, tuple[float, float | None]]
+    """Mean and deviation over seeds, by measure of SWAPS; none where swaps are not compared."""
     runs: Mapping[int, str]
     """Names of the finished runs by their seeds."""
     missing: Mapping[int, str]
@@ -78,6 +93,7 @@ class TableResult:
     title: str
     reference: str
     held_out: bool
+    swaps: bool = False
     rows: tuple[RowResult, ...] = field(default=())
 
     @property
@@ -90,7 +106,7 @@ class TableResult:
         return asdict(self)
 
 
-def result_of(table: Table, campaign: Campaign) -> TableResult:
+def result_of(table: Table, campaign: Campaign[TablesPlan]) -> TableResult:
     """What a table says by now.
 
     Raises:
@@ -99,7 +115,7 @@ def result_of(table: Table, campaign: Campaign) -> TableResult:
     found: dict[str, tuple[dict[int, Score], dict[int, str]]] = {}
     for row in table.rows:
         cells = [cell for cell in campaign.plan.cells if cell.table.name == table.name and cell.row == row]
-        missing = {cell.seed: reason for cell in cells if (reason := campaign.missing(cell))}
+        missing = {cell.seed: reason for cell in cells if (reason := campaign.missing(cell.experiment, cell.tested_on))}
         scores: dict[int, Score] = {}
         for cell in cells:
             run = campaign.state(cell.experiment).run
@@ -121,16 +137,22 @@ def result_of(table: Table, campaign: Campaign) -> TableResult:
                 published=row.published.get(dataset),
                 published_elsewhere={} if dataset in row.published else row.published,
                 figures=figures_of(scores, compared),
+                swaps=swaps_of(scores.values()),
                 runs={seed: score.run for seed, score in scores.items()},
                 missing=missing,
             )
         )
     return TableResult(
-        name=table.name, title=table.title, reference=table.reference, held_out=table.held_out, rows=tuple(rows)
+        name=table.name,
+        title=table.title,
+        reference=table.reference,
+        held_out=table.held_out,
+        swaps=table.swaps,
+        rows=tuple(rows),
     )
 
 
-def score_of(run: Run, cell: Cell, campaign: Campaign) -> Score:
+def score_of(run: Run, cell: Cell, campaign: Campaign[TablesPlan]) -> Score:
     """What a finished run says of each query.
 
     Raises:
@@ -148,15 +170,41 @@ def score_of(run: Run, cell: Cell, campaign: Campaign) -> Score:
     if rows.empty:
         raise CampaignError(f"{folder / QUERIES} has no {cell.row.feature}, which row {cell.row.label} needs")
     figures = {name: torch.tensor(rows[name].tolist(), dtype=torch.float64) for name in FIGURES}
-    return Score(run=run.name, figures=figures, person_ids=torch.tensor(rows["person_id"].tolist()))
+    return Score(
+        run=run.name,
+        figures=figures,
+        person_ids=torch.tensor(rows["person_id"].tolist()),
+        swaps=_swaps(folder) if cell.table.swaps else {},
+    )
+
+
+def _swaps(folder: Path) -> dict[str, float]:
+    """Measures of the swaps of an evaluation; none of photographs, whose true swaps are unknown."""
+    for row in read(folder).swaps.to_dict("records"):
+        if row["identities"] == "unseen" and row["picture"] == GENERATED:
+            return {name: float(row[name]) for name in SWAPS}
+    return {}
 
 
 def _held_out(run: Run, row: Row) -> Score:
     name = f"{METRIC_BY_BETA}/{row.beta if row.beta is not None else 0.5:g}"
+    model = run.experiment.model
+    if "both" not in method_of(model).features(model, model.iterations):
+        name = "val/prim/mAP"  # f_fine has learned nothing that could be weighed
     last = [entry for entry in journal.read(run.folder) if name in entry.metrics]
     if not last:
         raise CampaignError(f"{run.folder} has no {name} in its journal, which row {printable(row.label)} needs")
     return Score(run=run.name, figures={"mAP": torch.tensor([last[-1].metrics[name]], dtype=torch.float64)})
+
+
+def swaps_of(scores: Iterable[Score]) -> dict[str, tuple[float, float | None]]:
+    """Mean and deviation of runs' swaps, by measure; of a single run without deviation."""
+    measured = [score.swaps for score in scores if score.swaps]
+    found: dict[str, tuple[float, float | None]] = {}
+    for name in SWAPS if measured else ():
+        values = [swaps[name] for swaps in measured]
+        found[name] = fmean(values), stdev(values) if len(values) > 1 else None
+    return found
 
 
 def figures_of(scores: Mapping[int, Score], reference: Mapping[int, Score]) -> dict[str, Figure]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dgnet_core.dgnet.config import SoftLabel
-from dgnet_core.learning.config import Warmup
+from dgnet_core.learning.config import Partners, Warmup
+from dgnet_core.networks.config import StructureInput
 from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment
-from dgnet_platform.runs.presets import teacher_of
+from dgnet_platform.runs.presets import generator_of, teacher_of
 from dgnet_platform.tables.config import TableName
 
 Change = Callable[[DGNetExperiment], AnyExperiment]
@@ -54,6 +55,8 @@ class Table:
     """Label of the row that others are compared with, seed by seed and query by query; none: nothing is compared."""
     held_out: bool = False
     """Runs keep identities out of training, and are compared on them: for settings that are chosen by the figures."""
+    swaps: bool = False
+    """Swaps of drawn people are compared as well."""
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -68,6 +71,11 @@ def full(experiment: DGNetExperiment) -> DGNetExperiment:
 def baseline(experiment: DGNetExperiment) -> AnyExperiment:
     """The teacher, which is the paper's baseline."""
     return teacher_of(experiment)
+
+
+def lsgan(experiment: DGNetExperiment) -> AnyExperiment:
+    """LSGAN, which draws people who do not exist."""
+    return generator_of(experiment, "lsgan")
 
 
 def without_feeding(experiment: DGNetExperiment) -> DGNetExperiment:
@@ -111,6 +119,32 @@ def warm_until(share: float) -> Change:
         return _loss(experiment, code_warmup=code, teacher_warmup=teacher)
 
     return change
+
+
+def structure_from(read: StructureInput, *, negatives: bool) -> Change:
+    """What the structure encoder reads of a picture."""
+
+    def change(experiment: DGNetExperiment) -> DGNetExperiment:
+        model = experiment.model
+        model = replace(model, network=replace(model.network, structure_input=read))
+        return _recipe(replace(experiment, model=model), structure_negatives=negatives)
+
+    return change
+
+
+def fed(**changes: object) -> Change:
+    """Other generated pictures feed the re-id heads: fields of FeedConfig."""
+
+    def change(experiment: DGNetExperiment) -> DGNetExperiment:
+        model = experiment.model
+        return replace(experiment, model=replace(model, feed=replace(model.feed, **changes)))
+
+    return change
+
+
+def partnered(partners: Partners) -> Change:
+    """Batch b, whose images give structures to batch a, is drawn otherwise."""
+    return lambda experiment: replace(experiment, model=replace(experiment.model, partners=partners))
 
 
 def _loss(experiment: DGNetExperiment, **changes: object) -> DGNetExperiment:
@@ -236,6 +270,36 @@ def warmup() -> Table:
     )  # fmt: skip
 
 
+def structure() -> Table:
+    """What the structure encoder reads: how much of the clothes' lightness the decoder can take from it."""
+    inputs: dict[str, StructureInput] = {"gray": "gray", "local contrast": "contrast"}
+    rows = [
+        Row(label=f"{label}{', negatives' if negatives else ''}", change=structure_from(read, negatives=negatives))
+        for label, read in inputs.items()
+        for negatives in (False, True)
+    ]
+    return Table(
+        name="structure", title="What the structure encoder reads", reference="gray", rows=tuple(rows), swaps=True
+    )
+
+
+def generators() -> Table:
+    """What pictures of a compared generator bring the baseline; jobs/compare_generators.py makes Table 2."""
+    return Table(
+        name="generators",
+        title="The baseline on pictures of a compared generator",
+        reference="baseline",
+        rows=(
+            Row(label="baseline", change=baseline, feature="baseline"),
+            Row(
+                label="LSGAN, uniform labels", change=baseline, feature="baseline", generator=lsgan,
+                note="LSRO (Zheng et al., ICCV 2017): the baseline on real pictures and as many of people who do not"
+                " exist, who get the same probability for all identities; as many iterations as the baseline",
+            ),
+        ),
+    )  # fmt: skip
+
+
 def state_of_the_art() -> Table:
     """Published figures, and ours."""
     return Table(
@@ -252,6 +316,39 @@ def state_of_the_art() -> Table:
             ),
             Row(label="DG-Net", source=f"{PAPER}, tables of comparison, row DG-Net", published=OURS),
             Row(label="ours", change=full),
+        ),
+    )  # fmt: skip
+
+
+def strong() -> Table:
+    """Whether generated people help, and which: of a preset strong or strong-laptop, on a strong baseline."""
+    return Table(
+        name="strong",
+        title="Generated people on this preset's baseline",
+        reference="without online feeding",
+        rows=(
+            Row(label="baseline", change=baseline, feature="baseline"),
+            Row(
+                label="without online feeding", change=without_feeding, feature="f_prim",
+                note="f_prim: nothing trains f_fine without fed pictures",
+            ),
+            Row(label="with, f_prim", change=full, feature="f_prim"),
+            Row(label="with", change=full),
+            Row(
+                label="confident pictures only", change=fed(confidence="filter"),
+                note="the teacher's largest probability is at least feed.least_confidence",
+            ),
+            Row(
+                label="weighted by confidence", change=fed(confidence="weight"),
+                note="by the teacher's largest probability",
+            ),
+            Row(label="two pictures a structure", change=fed(pictures=2)),
+            Row(label="share from 100 to 0 %", change=fed(last_share=0.0), note="from the warm-up to the run's end"),
+            Row(label="share from 0 to 100 %", change=fed(share=0.0), note="from the warm-up to the run's end"),
+            Row(
+                label="structures of rare cameras", change=partnered("rare_camera"),
+                note="batch b, whose images give structures, by one over its camera's pictures",
+            ),
         ),
     )  # fmt: skip
 
@@ -281,6 +378,9 @@ def tables_of(names: tuple[TableName, ...], stores: Mapping[str, str]) -> list[T
         "transfer": lambda: transfer(stores),
         "sensitivity": sensitivity,
         "warmup": warmup,
+        "structure": structure,
+        "generators": generators,
         "state_of_the_art": state_of_the_art,
+        "strong": strong,
     }
     return [makers[name]() for name in dict.fromkeys(names)]

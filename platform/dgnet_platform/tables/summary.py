@@ -15,11 +15,12 @@ from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign
 from dgnet_platform.tables.pictures import curves, generated
+from dgnet_platform.tables.plan import TablesPlan
 from dgnet_platform.tables.report import Report
 from dgnet_platform.tables.results import TableResult, result_of
 
 
-def report_of(campaign: Campaign, base: TaughtExperiment[Any], preset: str) -> Report:
+def report_of(campaign: Campaign[TablesPlan], base: TaughtExperiment[Any], preset: str) -> Report:
     """The report of a campaign's runs by now.
 
     Args:
@@ -42,11 +43,11 @@ def report_of(campaign: Campaign, base: TaughtExperiment[Any], preset: str) -> R
     )
 
 
-def missing_of(campaign: Campaign) -> list[str]:
+def missing_of(campaign: Campaign[TablesPlan]) -> list[str]:
     """A line for each run that is not finished, or not tested on a row's store: for which row, and why."""
     lines: dict[tuple[AnyExperiment, str], str] = {}
     for cell in campaign.plan.cells:
-        if reason := campaign.missing(cell):
+        if reason := campaign.missing(cell.experiment, cell.tested_on):
             where = f"{cell.table.name}, {cell.row.label}, seed {cell.seed}"
             lines.setdefault((cell.experiment, reason), f"missing: {where}: {reason}")
     return list(lines.values())
@@ -72,7 +73,7 @@ def metrics_of(tables: Sequence[TableResult]) -> dict[str, float]:
     return found
 
 
-def _facts(campaign: Campaign, preset: str) -> dict[str, str]:
+def _facts(campaign: Campaign[TablesPlan], preset: str) -> dict[str, str]:
     plan = campaign.plan
     trained, alone, seconds = _cost(campaign)
     return {
@@ -87,7 +88,7 @@ def _facts(campaign: Campaign, preset: str) -> dict[str, str]:
     }
 
 
-def _notes(campaign: Campaign, base: TaughtExperiment[Any]) -> list[str]:
+def _notes(campaign: Campaign[TablesPlan], base: TaughtExperiment[Any]) -> list[str]:
     plan, missing = campaign.plan, missing_of(campaign)
     notes = [DRAWN] if any(store.info.origin for store in plan.stores.values()) else []
     if len(plan.seeds) < 2:
@@ -101,7 +102,7 @@ def _notes(campaign: Campaign, base: TaughtExperiment[Any]) -> list[str]:
     return notes
 
 
-def _cost(campaign: Campaign) -> tuple[int, int, float]:
+def _cost(campaign: Campaign[TablesPlan]) -> tuple[int, int, float]:
     """Iterations that were trained, those of all runs by themselves, and seconds; what runs share is counted once."""
     parts: dict[Path, tuple[Path, int, AnyExperiment]] = {}  # by folder: of which key, from which iteration, of what
     alone = 0
@@ -125,7 +126,7 @@ def _cost(campaign: Campaign) -> tuple[int, int, float]:
     return len(counted), alone, seconds
 
 
-def _runs(campaign: Campaign) -> list[dict[str, str]]:
+def _runs(campaign: Campaign[TablesPlan]) -> list[dict[str, str]]:
     """A row for each run."""
     rows: dict[AnyExperiment, dict[str, str]] = {}
     for cell in campaign.plan.cells:

@@ -1,1 +1,1 @@
-"""What MLflow is told; no other room imports it."""
+"""What MLflow is told; no other room imports MLflow."""

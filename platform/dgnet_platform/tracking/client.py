@@ -20,20 +20,23 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.store.db.utils import _initialize_tables
 from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import TrackingError
 from dgnet_platform.runs.provenance import code_version
-from dgnet_platform.runs.run import Run
-from dgnet_platform.runs.tracking_uri import SQLITE, VARIABLE, database_of, is_gone
-from dgnet_platform.storage.files import lock
+from dgnet_platform.runs.run import Ending, Run
+from dgnet_platform.runs.tracking_uri import SQLITE, VARIABLE, database_of, is_gone, sqlite_uri
+from dgnet_platform.storage.files import appearing, lock
 from dgnet_platform.tracking.remedies import first_line, remedy_for
 
 Answer = TypeVar("Answer")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+_STATUS: dict[Ending, Status] = {"finished": "FINISHED", "stopped": "KILLED", "stopped early": "KILLED"}
 
 UNREACHABLE = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 """What MLflow raises when its store or server does not answer."""
@@ -42,6 +45,7 @@ PATIENCE, RETRY = 120.0, 3.0
 FOLDER_TAG, NAME_TAG, NOTE_TAG = "dgnet.folder", "dgnet.name", "mlflow.note.content"
 
 _log = logging.getLogger(__name__)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 class TrackedRun:
@@ -109,6 +113,11 @@ class TrackedRun:
                 self.client.set_terminated(self.id, status)
         except UNREACHABLE as error:
             _log.warning("MLflow still shows run %s as running (%s)", self.id, first_line(error))
+
+
+def status_of(ending: Ending | None) -> Status:
+    """MLflow's word for how a run ended; None: its process died."""
+    return "FAILED" if ending is None else _STATUS.get(ending, "FAILED")
 
 
 def open_run(
@@ -187,7 +196,6 @@ def client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     named = os.environ.get(VARIABLE)
     mlflow.set_tracking_uri(uri)  # it also sets the user's variable, which other runs of this process go by
     if named is None:
@@ -301,13 +309,20 @@ def _artifacts(uri: str) -> str | None:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Only one process at a time within this context: two that make the same database at once break it."""
+    """Only one process at a time within this context; a database file that is missing is made first.
+
+    It appears whole: MLflow makes its tables in many steps, and opens no database that was left between two.
+    """
     if not uri.startswith(SQLITE):
         yield
         return
-    database_of(uri).parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{database_of(uri)}.lock").open("w") as file:
+    database = database_of(uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{database}.lock").open("w") as file:
         lock(file)
+        if not database.exists():
+            with appearing(database) as partial:
+                _initialize_tables(create_engine(sqlite_uri(partial), poolclass=NullPool))
         yield
 
 

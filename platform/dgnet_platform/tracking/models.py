@@ -5,14 +5,18 @@ import logging
 import math
 import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from PIL import Image
 
@@ -20,6 +24,7 @@ import dgnet_core
 import dgnet_platform
 from dgnet_core.methods import method_of
 from dgnet_platform.evaluation.results import read
+from dgnet_platform.evaluation.swaps import GENERATED
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.checkpoint import load_networks
 from dgnet_platform.runs.run import RESULTS, Run
@@ -91,7 +96,7 @@ def _figures(results: Path, iteration: int) -> list[Metric]:
         figures = [name for name in _RETRIEVAL if not math.isnan(row.get(name, math.nan))]
         found |= {f"test/{names[0]}_minus_{names[1]}{suffix}/{name}": float(row[name]) for name in figures}
     for row in evaluation.swaps.to_dict("records"):
-        if row["picture"] == "G(a_i, s_j)":
+        if row["picture"] == GENERATED:
             who = "unseen" if row["identities"] == "unseen" else "seen"
             about = ("store", "identities", "picture", "pairs")
             figures = {str(name): float(value) for name, value in row.items() if name not in about}
@@ -105,20 +110,35 @@ def _log_model(run: Run, checkpoint: Path) -> str:
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # environments without pip are fine
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run.mlflow_run), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*type hint.*")
-        signature = serving.export(state, meta.config, Path(temporary))
         info = mlflow.pyfunc.log_model(
             name="descriptors",
-            python_model=str(Path(serving.__file__)),
-            artifacts={"network": temporary},
-            code_paths=[str(Path(package.__file__).parent) for package in (dgnet_core, dgnet_platform)],  # pyright: ignore[reportArgumentType]
-            signature=signature,
-            input_example=pd.DataFrame({serving.COLUMN: [_example()]}),
-            pip_requirements=[f"{package}=={version(package)}" for package in _NEEDED],
             step=meta.iteration,
             metadata={"dataset": meta.dataset, "iteration": meta.iteration, "code": meta.code},
+            **_served(temporary, serving.export(state, meta.config, Path(temporary))),
         )
     assert info.model_id is not None
     return info.model_id
+
+
+def save_served(program: torch.export.ExportedProgram, about: Mapping[str, str], folder: Path) -> None:
+    """Write a program with its metadata as a new folder that `mlflow models serve -m` takes: pictures' bytes in."""
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*type hint.*")
+        signature = serving.export_program(program, int(about["height"]), int(about["width"]), Path(temporary))
+        mlflow.pyfunc.save_model(path=folder, metadata=dict(about), **_served(temporary, signature))
+
+
+def _served(files: str, signature: ModelSignature) -> dict[str, Any]:
+    """What MLflow is told of a model whose files are in a folder."""
+    return {
+        "python_model": str(Path(serving.__file__)),
+        "artifacts": {"network": files},
+        "code_paths": [str(Path(package.__file__ or "").parent) for package in (dgnet_core, dgnet_platform)],
+        "signature": signature,
+        "input_example": pd.DataFrame({serving.COLUMN: [_example()]}),
+        "pip_requirements": [f"{package}=={version(package)}" for package in _NEEDED],
+    }
 
 
 def _example() -> bytes:

@@ -5,8 +5,6 @@ store.
 """
 
 import json
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,20 @@ import torch
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from torch.export.passes import move_to_device_pass
 
+from dgnet_core.learning.augment import resized
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
-from dgnet_core.methods import METHODS, method_of
-from dgnet_core.networks.resnet import DescriptorNetwork
-from dgnet_core.ranking.extraction import BATCH_SIZE, extract
-from dgnet_core.ranking.features import descriptor
+from dgnet_core.methods import METHODS, described, method_of
+from dgnet_core.networks.modes import evaluating
+from dgnet_core.ranking.extraction import BATCH_SIZE
 from dgnet_platform.data.decode import PictureError, decode
 from dgnet_platform.storage.serialize import from_dict, to_dict
 
 NETWORK, WEIGHTS = "network.json", "weights.pt"
+PROGRAM = "descriptors.pt2"
+"""In place of both: a program of torch.export, and in `network.json` its height and width."""
 COLUMN = "image"
 """Column of the input that holds the pictures: bytes of JPEG, PNG, BMP or WebP files."""
 
@@ -35,16 +36,22 @@ class Descriptors(PythonModel):
     """Maps pictures to descriptors of unit length: their dot products are the similarities that evaluation ranks by."""
 
     def load_context(self, context: Any) -> None:
-        """Build the network from the files that `export` wrote."""
+        """Build the network from the files that `export` wrote, or take the program that `export_program` wrote."""
         folder = Path(context.artifacts["network"])
         values = json.loads((folder / NETWORK).read_text())
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if (folder / PROGRAM).exists():
+            program = torch.export.load(folder / PROGRAM)
+            self._network = move_to_device_pass(program, self._device).module()
+            self._size = values["height"], values["width"]
+            return
         method = METHODS[values["method"]]
-        self._config = from_dict(method.config, values["config"])
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        state = method.build(self._config, device, pretrained=False)
-        assert method.describe is not None
-        self._network = method.describe(state).requires_grad_(False)
-        self._network.load_state_dict(torch.load(folder / WEIGHTS, map_location=device, weights_only=True))
+        config = from_dict(method.config, values["config"])
+        state = method.build(config, self._device, pretrained=False)
+        state.iteration = values["iteration"]
+        network = described(state, config)
+        network.network.load_state_dict(torch.load(folder / WEIGHTS, map_location=self._device, weights_only=True))
+        self._network, self._size = network, (network.height, network.width)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:  # noqa: ARG002 # pyright: ignore[reportIncompatibleMethodOverride]
         """Descriptors (N, D) float32 of the N pictures in column `image`.
@@ -62,22 +69,12 @@ class Descriptors(PythonModel):
         pixels = []
         for row, picture in pictures.items():
             try:
-                pixels.append(torch.from_numpy(decode(picture).transpose(2, 0, 1)[None].copy()))
+                decoded = torch.from_numpy(decode(picture).transpose(2, 0, 1)[None].copy())
             except (PictureError, TypeError) as error:
                 raise ValueError(f"row {row}, column {COLUMN!r}: {error}: send the bytes of an image file") from None
-        same = all(picture.shape == pixels[0].shape for picture in pixels)
-        groups = [torch.cat(pixels)] if same else pixels
-        return np.concatenate([_vectors(self._network, group, self._config) for group in groups])
-
-
-def _vectors(network: DescriptorNetwork, pixels: torch.Tensor, config: MethodConfig) -> np.ndarray:
-    """Descriptors (N, D) float32 of pictures (N, 3, h, w), uint8."""
-    unknown, size = torch.zeros(len(pixels), dtype=torch.int64), config.network
-    found = extract(network, pixels, unknown, unknown, height=size.height, width=size.width)
-    beta = list(method_of(config).features.values())[-1]
-    # With sqrt(beta) on both sides, dot products weigh the fine half with beta, as evaluation does.
-    vectors = descriptor(found.prim, found.fine, math.sqrt(beta))
-    return torch.nn.functional.normalize(vectors).cpu().numpy()
+            pixels.append(resized(decoded, *self._size).to(torch.uint8))
+        with torch.no_grad():
+            return self._network(torch.cat(pixels).to(self._device)).cpu().numpy()
 
 
 def export(state: State, config: MethodConfig, folder: Path) -> ModelSignature:
@@ -91,16 +88,29 @@ def export(state: State, config: MethodConfig, folder: Path) -> ModelSignature:
     Returns:
         What goes in and comes out.
     """
-    method = method_of(config)
-    assert method.describe is not None
-    config = replace(config, step=replace(config.step, compile=False))
-    (folder / NETWORK).write_text(json.dumps({"method": method.name, "config": to_dict(config)}, indent=2) + "\n")
-    network = method.describe(state)
-    torch.save(network.state_dict(), folder / WEIGHTS)
-    blank = torch.zeros(1, 3, config.network.height, config.network.width, dtype=torch.uint8)
+    values = {
+        "method": method_of(config).name, "iteration": state.iteration, "config": to_dict(config.portable()),
+    }  # fmt: skip
+    (folder / NETWORK).write_text(json.dumps(values, indent=2) + "\n")
+    network = described(state, config)
+    torch.save(network.network.state_dict(), folder / WEIGHTS)
+    blank = torch.zeros(1, 3, network.height, network.width, dtype=torch.uint8)
+    with evaluating(network):
+        return _signature(network(blank).shape[1])
+
+
+def export_program(program: torch.export.ExportedProgram, height: int, width: int, folder: Path) -> ModelSignature:
+    """The same of a program that takes pictures (N, 3, height, width), uint8, and gives descriptors (N, D)."""
+    (folder / NETWORK).write_text(json.dumps({"height": height, "width": width}) + "\n")
+    torch.export.save(program, folder / PROGRAM)
+    blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    return _signature(program.module()(blank).shape[1])
+
+
+def _signature(values: int) -> ModelSignature:
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, COLUMN)]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, _vectors(network, blank, config).shape[1]))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, values))]),
     )
 
 

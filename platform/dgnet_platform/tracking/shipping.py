@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -84,7 +85,8 @@ class Shipper:
         if keep and self._say(OVER) and self._process.stdout.readline():
             Shipper._idle = self
             return
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # a process that died left what it was told unread
+            self._process.stdin.close()
         self._process.wait()
 
     def _say(self, line: str) -> bool:

@@ -55,7 +55,8 @@ def average_statistics(state: State, share: float, *, synchronised: bool) -> Non
         return
     statistics = list(state.memory.values())
     if not synchronised:  # else they are equal, and walking through all modules takes milliseconds
-        buffers = (buffer for network in state.networks.values() for buffer in network.buffers())
+        networks = (*state.networks.values(), *state.averages.values())
+        buffers = (buffer for network in networks for buffer in network.buffers())
         statistics += [buffer for buffer in buffers if buffer.is_floating_point()]
     average(statistics, share)
 

@@ -17,10 +17,10 @@ from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import teacher_of
 from dgnet_platform.runs.provenance import training_digest
-from dgnet_platform.runs.run import RESULTS, Ending, Outcome, Run, training_alone
+from dgnet_platform.runs.run import RESULTS, Outcome, Run, training_alone
 from dgnet_platform.runs.tracking_uri import default_uri
 from dgnet_platform.storage.serialize import flat, to_dict
-from dgnet_platform.tracking.client import UNREACHABLE, Status, TrackedRun, open_run, uri_of
+from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun, open_run, status_of, uri_of
 from dgnet_platform.tracking.models import publish_model
 from dgnet_platform.tracking.notes import run_note, tell
 from dgnet_platform.tracking.shipping import ship
@@ -36,9 +36,6 @@ from dgnet_platform.training.plan import (
     name_run,
     named_teacher,
 )
-
-_STATUS: dict[Ending, Status] = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED"}
-"""MLflow's words for how a run ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +66,9 @@ def train(
     origin: Path | None = None,
     register: str | None = None,
 ) -> TrainedRun:
-    """Train, or resume, the run that an experiment describes; a finished one is only looked at.
+    """Train, or resume, the run that an experiment describes.
+
+    A finished run is not trained again; what MLflow lacks is sent.
 
     Args:
         experiment: what to train. DG-Net's teacher `auto` is trained first.
@@ -79,14 +78,15 @@ def train(
         register: publish the finished model in MLflow's registry under this name.
 
     Raises:
-        ExperimentError, StoreError, CheckpointError, TrackingError: it cannot be run as asked; nothing was begun.
+        ExperimentError, StoreError, CheckpointError, TrackingError: it cannot be run as asked; nothing was begun, but
+            that a teacher may have been trained for a run whose folder or MLflow cannot be used.
         TrainingError: a worker failed more often than it may, or a loss was not finite.
 
     Returns:
-        How the run stands, or its teacher, if that was stopped.
+        The run's outcome; the teacher's, if the teacher was stopped.
     """
     store = store or Store.open(experiment.data)
-    teacher = _train_teacher(experiment, store, console)
+    teacher = _train_teacher(experiment, store, origin, console)
     if isinstance(teacher, TrainedRun):
         return teacher  # stopped before it was finished
     named = name_run(experiment, teacher=teacher, origin=origin, store=store)
@@ -111,12 +111,15 @@ def train(
 # Before
 
 
-def _train_teacher(experiment: AnyExperiment, store: Store, console: Console) -> Path | TrainedRun | None:
+def _train_teacher(
+    experiment: AnyExperiment, store: Store, origin: Path | None, console: Console
+) -> Path | TrainedRun | None:
     """The teacher that a run needs, trained now if it is missing; if that was stopped, how it stands."""
     if not (isinstance(experiment, TaughtExperiment) and experiment.model.needs_teacher):
         return None
     if experiment.teacher != "auto":
         return named_teacher(experiment)
+    name_run(experiment, teacher=None, origin=origin, store=store)  # refuses the run before its teacher is trained
     trained = train(teacher_of(experiment), store=store, console=console)
     return trained.checkpoint if trained.outcome.ending == "finished" else trained
 
@@ -248,7 +251,7 @@ def _end(tracked: TrackedRun, run: Run, outcome: Outcome, register: str | None, 
             trained = replace(trained, model_uri=publish_model(tracked, run, trained.checkpoint, register))
         except UNREACHABLE as error:
             console.print(f"The model is not in MLflow yet ({error}): run the same command again", style="yellow")
-    tracked.close(_STATUS[outcome.ending], outcome.reason or outcome.ending)
+    tracked.close(status_of(outcome.ending), outcome.reason or outcome.ending)
     if outcome.ending == "diverged":
         raise TrainingError(f"run {run.name}: {outcome.reason}")
     return trained

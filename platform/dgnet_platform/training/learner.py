@@ -1,6 +1,6 @@
 """One rank's part in training a run: its state, and the data that its next iteration sees."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from dgnet_core.methods import build, method_of
 from dgnet_core.networks.batch_norm import synchronised
 from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.data.images import ImageSet
+from dgnet_platform.data.rarity import rarity
 from dgnet_platform.training.collectives import average_gradients, average_statistics, ranks, sum_over_ranks
 
 
@@ -33,6 +34,11 @@ class Learner:
             ValueError, FileNotFoundError, RuntimeError: as `methods.build` and `batches.share`.
         """
         rank, world_size = ranks()
+        if config.step.graph and world_size > 1:
+            raise ValueError(
+                f"step.graph = True with {world_size} workers: the averages over workers are not captured; train with"
+                " one, or set step.graph to False"
+            )
         self.config = config
         self._method = method_of(config)
         self._device = device
@@ -40,7 +46,9 @@ class Learner:
         alone = world_size == 1 or config.batch_norm != "synchronised"
         self._reduce_sums = None if alone else sum_over_ranks  # one rank has PyTorch's own, faster BatchNorm
         self._places = share(config.batch_size, rank, world_size)
-        self._sampler = PairSampler(images.labels, config.batch_size, config.seed)
+        self._sampler = PairSampler(
+            images.labels, config.batch_size, config.seed, config.instances, rarity(images, config.partners)
+        )
         self.share = len(self._places) / config.batch_size
         """This rank's part of the global batch, in (0, 1]."""
         self.images_a_step = len(self._method.sets) * config.batch_size
@@ -63,6 +71,16 @@ class Learner:
         average_statistics(self.state, self.share, synchronised=self._reduce_sums is not None)
         return metrics
 
+    def images_for_statistics(self) -> Iterator[Tensor]:
+        """Whole batches (B, 3, H, W) as identity losses see them: the same ones whenever and on whichever rank."""
+        config = self.config
+        for iteration in range(config.precise_batches):
+            rows = self._sampler.batch_at(iteration)[:1]
+            position = Position(seed=config.seed, iteration=iteration)
+            pixels = self._images.images[rows.to(self._images.images.device)].to(self._device)
+            batch = training_batch(pixels, self._images.labels[rows], position, config)
+            yield (batch.images if batch.erased is None else batch.erased)[0]
+
     def settings(self, iteration: int) -> dict[str, float]:
         """Loss weights and learning rates at a 0-based iteration."""
         return self._method.settings(self.config, iteration)
@@ -75,7 +93,7 @@ class Learner:
         pictures = self._images.images
         pixels = pictures[rows[list(sets)].to(pictures.device)].to(self._device, non_blocking=True)
         labelled = [index for index in sets if index < 2]  # positives have the labels of a and b
-        joints = self._images.joints
+        joints = self._images.joints if self._method.posed else None
         if joints is not None:
             joints = joints[rows[list(sets)]].to(self._device, non_blocking=True)
         return training_batch(pixels, self._images.labels[rows[labelled]], position, config, joints)

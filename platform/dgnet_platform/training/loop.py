@@ -16,10 +16,12 @@ from dgnet_platform.runs.journal import Journal, read
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.training.collectives import average, broadcast, check_same, ranks
 from dgnet_platform.training.learner import Learner
-from dgnet_platform.training.validation import Validator, save_pictures
+from dgnet_platform.training.validation import Validator, save_pictures, save_queries
 
-Judge = Callable[[int, Mapping[str, float]], str]
-"""Asked on rank 0 with an iteration and its figures: why the run has to stop there, or nothing."""
+Statistics = dict[str, dict[str, Tensor]]
+Judge = Callable[[int, Mapping[str, float]], str | None]
+"""Called on rank 0 with an iteration and its figures. Returns why the run has to stop there, "" to continue, or None if
+the run was asked to stop before the answer was known."""
 
 
 def node_is_leaving() -> bool:
@@ -49,16 +51,17 @@ def run_loop(
         leaving: called on every rank; whether a node of the run will soon be taken away, so that it has to save.
 
     Returns:
-        How it ended. "diverged": a loss or gradient was not finite, and starting again would only repeat it.
+        How it ended. "finished": at its last iteration. "stopped": it was asked to, and has saved. "stopped early": the
+        judge has said so. "diverged": a loss or gradient was not finite, and starting again would only repeat it.
     """
     experiment, state = run.experiment, learner.state
     last = learner.config.iterations if run.until is None else run.until
     journal = Journal(run.folder, state.iteration) if ranks()[0] == 0 else None
-    window, warned = _Window(learner), False
+    window, saved_for_it = _Window(learner), False
     asked_to_stop = asked_to_stop or (lambda: run.stop_asked)
     try:
-        if verdict := _verdict(run, judge, state.iteration, None):
-            return Outcome(ending="stopped early", iteration=state.iteration, reason=verdict)
+        if ended := _judged(run, judge, state.iteration, None):
+            return ended
         while state.iteration < last:
             fault = ""
             try:
@@ -71,30 +74,33 @@ def run_loop(
             saves = also or t % experiment.checkpoint_every == 0 or t == last
             if not (fault or evaluates or saves or t % experiment.log_every == 0):
                 continue
-            lines, (stop, warning) = window.fetch(asked_to_stop(), leaving())
-            saves |= warning and not warned  # Ray starts the run again elsewhere, once the node is gone
-            warned |= warning
+            lines, (stop, node_leaves) = window.fetch(asked_to_stop(), leaving())
+            saves |= node_leaves and not saved_for_it  # Ray starts the run again elsewhere, once the node is gone
+            saved_for_it |= node_leaves
             fault = fault or _fault(learner)
             pictures: dict[str, str] = {}
+            statistics: Statistics = {}
             if evaluates and journal is not None and not fault:
                 validation = validator(state)
                 lines[-1] |= validation.metrics
                 pictures = save_pictures(validation.pictures, run.folder, t)
+                statistics = validation.statistics
+                if validation.queries:
+                    save_queries(validation.queries, run.folder, t)
             if journal is not None:
                 for number, line in enumerate(lines, t - len(lines) + 1):
                     journal.write(number, line, pictures if number == t else None)
             if fault:
                 return Outcome(ending="diverged", iteration=t, reason=fault)
-            verdict = _verdict(run, judge, t, lines[-1])
             if saves or stop:
                 check_same(state)
                 if journal is not None:
                     journal.sync()
-                    _save(run, learner, validator, lines[-1])
+                    _save(run, learner, validator, lines[-1], statistics)
             if evaluates or saves or stop:
                 report({"iteration": t, **lines[-1]})
-            if verdict:
-                return Outcome(ending="stopped early", iteration=t, reason=verdict)
+            if ended := _judged(run, judge, t, lines[-1]):
+                return ended
             if stop and t < last:
                 return Outcome(ending="stopped", iteration=t)
         return Outcome(ending="finished", iteration=state.iteration)
@@ -103,19 +109,22 @@ def run_loop(
             journal.close()
 
 
-def _verdict(run: Run, judge: Judge | None, iteration: int, metrics: Mapping[str, float] | None) -> str:
-    """Why the run has to stop at an iteration, or nothing: the same on every rank.
+def _judged(run: Run, judge: Judge | None, iteration: int, metrics: Mapping[str, float] | None) -> Outcome | None:
+    """How the run ends at an iteration by its judge's word, or None if it continues: the same on every rank.
 
     Without metrics those of the journal are taken: the run resumes where it was perhaps told to stop.
     """
     if iteration not in run.experiment.evaluate_also:
-        return ""
-    reason = ""
+        return None
+    reason: str | None = ""
     if judge is not None and ranks()[0] == 0:
         if metrics is None:
             metrics = next((entry.metrics for entry in read(run.folder) if entry.iteration == iteration), None)
         reason = judge(iteration, metrics) if metrics is not None else ""
-    return broadcast(reason)
+    reason = broadcast(reason)
+    if reason is None:
+        return Outcome(ending="stopped", iteration=iteration)
+    return Outcome(ending="stopped early", iteration=iteration, reason=reason) if reason else None
 
 
 def _fault(learner: Learner) -> str:
@@ -127,7 +136,7 @@ def _fault(learner: Learner) -> str:
     return ""
 
 
-def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, float]) -> None:
+def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, float], statistics: Statistics) -> None:
     """Write a checkpoint and remove those that are no longer kept."""
     checkpoint.save(
         learner.state,
@@ -137,6 +146,7 @@ def _save(run: Run, learner: Learner, validator: Validator, metrics: dict[str, f
         fingerprint=run.identity["fingerprint"],
         world_size=ranks()[1],
         metrics=metrics,
+        statistics=statistics,
     )
     if run.keeps_all:
         return
@@ -159,7 +169,8 @@ class _Window:
     def fetch(self, *flags: bool) -> tuple[list[dict[str, float]], list[bool]]:
         """Means over ranks of what was added since, a dictionary an iteration, and which flags any rank has raised.
 
-        Every rank calls this at the same iteration.
+        Every rank calls this at the same iteration. `speed/images_per_second` is the mean since the last call: after
+        an evaluation or a checkpoint it contains their time.
         """
         learner, steps = self._learner, self._steps
         values = [value for step in steps for value in step.values()]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.learning.batches import share
 from dgnet_core.learning.config import LEAST_LOCAL, MethodConfig
 from dgnet_core.methods import build, method_of
 from dgnet_platform.data.held_out import check_held_out, needed_classes
-from dgnet_platform.data.poses import KeyPoints
+from dgnet_platform.data.records import JUNK
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.evaluation.results import JSON
@@ -20,7 +21,7 @@ from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import CheckpointError
 from dgnet_platform.runs.experiment import AnyExperiment, Identity, TaughtExperiment, identity_of
-from dgnet_platform.runs.loading import describe_teacher, digest_of
+from dgnet_platform.runs.loading import describe_teacher, digest_of, keypoints_of
 from dgnet_platform.runs.run import RESULTS, Outcome, Run, absolute, folder_of
 from dgnet_platform.runs.tracking_uri import usable
 from dgnet_platform.storage.serialize import differences, to_dict
@@ -78,16 +79,16 @@ def name_run(
         tracking_uri=usable(experiment.tracking_uri),
     )
     _check_data(experiment, store)
+    check_learns(experiment.model)
     if origin is not None and not origin.exists():
         raise ExperimentError(
             f"--resume-from {origin} does not exist; a run that was begun from it resumes by its --name, without this"
         )
-    posed = method_of(experiment.model).posed
     identity = identity_of(
         experiment,
         dataset=store.info.dataset,
         fingerprint=store.info.fingerprint,
-        keypoints=KeyPoints.open(store).digest if posed else None,
+        keypoints=keypoints_of(store, experiment.model),
         teacher=None if teacher is None else _checked_teacher(teacher, experiment.model.num_classes, store),
         origin=None if origin is None else digest_of(origin),
     )
@@ -167,11 +168,11 @@ def check_free(folder: Path, config: MethodConfig, count: int) -> None:
 
 
 def checkpoint_bytes(config: MethodConfig) -> int:
-    """About how large a checkpoint is: parameters, and what their optimisers remember of each."""
+    """About how large a checkpoint is: parameters, their averages, and what optimisers remember of each."""
     with torch.device("meta"):
-        state = build(config, "meta", pretrained=False)
-    moments = {torch.optim.SGD: 1, torch.optim.Adam: 2}
-    size = 0
+        state = build(config.portable(), "meta", pretrained=False)
+    moments = {torch.optim.SGD: 1, torch.optim.Adam: 2, torch.optim.AdamW: 2}
+    size = sum(parameter.nbytes for average in state.averages.values() for parameter in average.parameters())
     for optimizer in state.optimizers.values():
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         size += (1 + moments[type(optimizer)]) * sum(parameter.nbytes for parameter in parameters)
@@ -196,6 +197,20 @@ def outcome_of_finished(run: Run) -> Outcome | None:
 
 # ------------------------------------------------------------------------------------------------------------
 # What is refused
+
+
+def check_learns(model: MethodConfig) -> None:
+    """Refuse a recipe in which DG-Net's appearance encoder has no gradient before the warm-up; raises ExperimentError.
+
+    The paper's ablation without identity losses is by its equations, in which codes are not detached.
+    """
+    if not isinstance(model, DGNetConfig) or not model.recipe.detach_appearance:
+        return
+    if not (model.loss.identity or model.loss.positive_identity or model.metric.acts):
+        raise ExperimentError(
+            "model.loss.identity and model.loss.positive_identity are 0: with detached codes the appearance encoder"
+            " would learn nothing before the warm-up: pass --model.recipe.no-detach-appearance, or give one a weight"
+        )
 
 
 def _checked_teacher(path: Path, classes: int, store: Store) -> str:
@@ -238,6 +253,15 @@ def _check_origin(origin: Path, experiment: AnyExperiment) -> None:
             f"{refusal}it has {meta.iteration:,} iterations done, the run ends after {model.iterations:,}: name an"
             " earlier one, or more --iterations"
         )
+    begun = [sum(start < meta.iteration for start in config.later_stages) for config in (meta.config, model)]
+    if begun[0] != begun[1]:  # what begins a stage would be left out, or done again
+        raise ExperimentError(
+            f"{refusal}at {meta.iteration:,} iterations it is in stage {begun[0] + 1}, the run in stage {begun[1] + 1}:"
+            " keep the length of its stages, or name a checkpoint from before"
+        )
+    kinds = [getattr(getattr(config, "optim", config), "optimizer", None) for config in (meta.config, model)]
+    if kinds[0] != kinds[1]:  # what one optimiser remembers, another cannot use
+        raise ExperimentError(f"{refusal}it was trained by {kinds[0]}, the run by {kinds[1]}: keep the optimizer")
     changed = differences(to_dict(meta.config.network), to_dict(model.network))
     changed.pop("pretrained", None)
     if meta.config.num_classes != model.num_classes:
@@ -265,6 +289,8 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
     method = method_of(experiment.model)
     if method.posed:
         _check_pairs(method.title, store)
+    if not method.unlabelled:
+        _check_labelled(method.title, store)
     classes = needed_classes(store, experiment.hold_out)
     if classes != experiment.model.num_classes:
         raise ExperimentError(
@@ -285,6 +311,16 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
                 f" over {fewest} images each, from which nothing is learned: leave it synchronised, use at most"
                 f" {max(1, experiment.model.batch_size // LEAST_LOCAL)} workers, or say local_any_size"
             )
+
+
+def _check_labelled(title: str, store: Store) -> None:
+    """Refuse training pictures without identity for methods that do not learn these."""
+    pictures = store.index("train")["person_id"].tolist().count(JUNK) if "train" in store.info.splits else 0
+    if pictures:
+        raise ExperimentError(
+            f"{title} needs identities, but {pictures:,} training pictures of {store.location} are of person -1:"
+            " prepare the data without --unlabelled"
+        )
 
 
 def _check_pairs(title: str, store: Store) -> None:

@@ -1,18 +1,27 @@
 """Figures and pictures of a run under way: always of the same people, so that they can be compared over time."""
 
+import io
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
+from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.generation.distances import kernel_distance
 from dgnet_core.learning.augment import normalise, to_symmetric
 from dgnet_core.learning.config import MethodConfig
+from dgnet_core.learning.precision import autocast, dtype_of
 from dgnet_core.learning.state import State
 from dgnet_core.methods import method_of
 from dgnet_core.networks.resnet import DescriptorNetwork
+from dgnet_core.networks.statistics import reestimated
 from dgnet_core.ranking.extraction import extract
 from dgnet_core.ranking.retrieval import sweep_beta
 from dgnet_platform.data.images import ImageSet
@@ -20,6 +29,7 @@ from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
 from dgnet_platform.evaluation.pictures import PicturesOf, ranked_picture
 from dgnet_platform.evaluation.swaps import (
+    GENERATED,
     choose_pairs,
     different_people,
     fidelity,
@@ -29,13 +39,15 @@ from dgnet_platform.evaluation.swaps import (
     same_person_pairs,
 )
 from dgnet_platform.runs.loading import TrainedNetworks
-from dgnet_platform.storage.files import flush
+from dgnet_platform.storage.files import flush, write_whole
 
 SWEEP = tuple(step / 10 for step in range(11))
 """Weights of f_fine that are tried on held-out identities, to choose the best of."""
 PAIRS = 32
 """Generated pictures that are compared with the true ones."""
 QUERIES_SHOWN = 6
+QUERIES = "val_queries.npz"
+"""File in a run's folder with what the latest validation says of each query."""
 THUMBNAILS = 128
 """People drawn from noise that are compared with as many of the gallery."""
 
@@ -46,6 +58,11 @@ class Validation:
 
     metrics: dict[str, float]
     pictures: dict[str, Image.Image] = field(default_factory=dict)
+    queries: dict[str, Tensor] = field(default_factory=dict)
+    """(Q) of each held-out query: person_ids; and its average precision by the descriptor of the run's own beta
+    (`own`), and of the beta that is best here (`best`)."""
+    statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """BatchNorm's statistics that were evaluated with, by network and buffer, where they are not the run's."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +77,8 @@ class Validator:
     gallery: ImageSet
     people: People | None
     """Who is drawn in the pictures; None for photographs."""
+    batches: Callable[[], Iterable[Tensor]] = lambda: ()
+    """Images (B, 3, H, W) from which BatchNorm's statistics are estimated anew; none: the run's own serve."""
 
     def __call__(self, state: State) -> Validation:
         """What the method can do: retrieval figures in [0, 1] and ranked lists, swaps and how close they come.
@@ -71,14 +90,32 @@ class Validator:
             state=state, config=self.config, source=f"iteration {state.iteration:,}", dataset=None, fingerprint=None
         )
         validation = Validation(metrics={}, pictures={})
-        if trained.method.describe is not None and self.group != "train":
-            self._rank(trained, trained.method.describe(state), validation)
-        if trained.method.draw is not None:
-            self._draw(trained, validation)
+        with self._precise(trained, validation):
+            if trained.method.describe is not None and self.group != "train":
+                self._rank(trained, trained.method.describe(state), validation)
+            if trained.method.draw is not None:
+                self._draw(trained, validation)
         if trained.method.invent is not None:
             validation.pictures["people"] = invented_picture(trained, trained.source)
             validation.metrics[f"{self.group}/thumbnails/KID"] = self._apart(trained)
         return validation
+
+    @contextmanager
+    def _precise(self, trained: TrainedNetworks, validation: Validation) -> Iterator[None]:
+        """Meanwhile, statistics of BatchNorm are those of a fixed number of batches, which are kept."""
+        if trained.method.describe is None or not self.config.precise_batches:
+            yield
+            return
+        network = trained.method.describe(trained.state)
+        [name] = [name for name in trained.state.networks if trained.state.describing(name) is network]
+
+        def describe(images: Tensor) -> None:
+            with autocast(self.config.step, images.device):
+                network.describe(images.to(dtype_of(self.config.step)))
+
+        with reestimated(network, describe, self.batches()):
+            validation.statistics[name] = {key: buffer.clone() for key, buffer in network.named_buffers()}
+            yield
 
     def _rank(self, trained: TrainedNetworks, network: DescriptorNetwork, validation: Validation) -> None:
         """Add retrieval figures and ranked lists."""
@@ -95,20 +132,23 @@ class Validator:
             )
             for images in (self.query, self.gallery)
         )
-        features = trained.method.features
-        swept = SWEEP if self.chooses_beta else ()
+        features = trained.method.features(self.config, trained.state.iteration)
+        swept = SWEEP if self._chooses and len(features) > 1 else ()
         results = sweep_beta(query, gallery, [*features.values(), *swept])
         metrics = validation.metrics
         for feature, result in zip(features, results, strict=False):
             for figure, value in result.summary().items():
                 if not figure.startswith("queries"):
                     metrics[f"{self.group}/{feature}/{figure}"] = value
+        own = best = results[len(features) - 1]
         if swept:
             by_beta = {b: r.mean_average_precision for b, r in zip(swept, results[len(features) :], strict=True)}
-            best = max(by_beta, key=by_beta.__getitem__)
-            metrics |= {f"{self.group}/best/mAP": by_beta[best], f"{self.group}/best/beta": best}
             metrics |= {f"{self.group}/mAP_by_beta/{b:g}": value for b, value in by_beta.items()}
-        beta = list(features.values())[-1]
+            best = max(results[len(features) :], key=lambda result: result.mean_average_precision)
+        if self._chooses:
+            metrics |= {f"{self.group}/best/mAP": best.mean_average_precision, f"{self.group}/best/beta": best.beta}
+            validation.queries.update(person_ids=own.person_ids, own=own.average_precision, best=best.average_precision)
+        beta = own.beta
         shown = _pictures_of(self.query), _pictures_of(self.gallery)
         validation.pictures["ranked"] = ranked_picture(trained.source, query, gallery, *shown, beta, QUERIES_SHOWN)
 
@@ -128,7 +168,7 @@ class Validator:
             validation.metrics.update({f"{self.group}/reconstruction/{name}": value for name, value in scores.items()})
         if self.people is not None:
             pairs = choose_pairs([shot_of(name) for name in self.gallery.file_names], PAIRS)
-            scores = fidelity(trained, self.people, pairs)["G(a_i, s_j)"] if pairs else {}
+            scores = fidelity(trained, self.people, pairs)[GENERATED] if pairs else {}
             validation.metrics.update({f"{self.group}/swap/{name}": value for name, value in scores.items()})
 
     def _apart(self, trained: TrainedNetworks) -> float:
@@ -143,20 +183,19 @@ class Validator:
         return kernel_distance(*sides).mean
 
     @property
-    def chooses_beta(self) -> bool:
+    def _chooses(self) -> bool:
         """Whether the weight of f_fine may be chosen here: not on query and gallery, which measure the choice."""
-        return len(method_of(self.config).features) > 1 and self.group == "val"
+        return self.group == "val" and isinstance(self.config, DGNetConfig)
 
     @property
     def objective(self) -> str | None:
         """The metric to choose a checkpoint by: mAP of the best descriptor, SSIM where nothing is described, or none
         where no person who exists is drawn."""
-        features = method_of(self.config).features
-        if not features and method_of(self.config).draw is None:
-            return None
-        if not features:
-            return f"{self.group}/reconstruction/SSIM"
-        return f"{self.group}/{'best' if self.chooses_beta else list(features)[-1]}/mAP"
+        method = method_of(self.config)
+        if method.describe is None:
+            return None if method.draw is None else f"{self.group}/reconstruction/SSIM"
+        feature, _ = method.best_feature(self.config, self.config.iterations)
+        return f"{self.group}/{'best' if self._chooses else feature}/mAP"
 
 
 def _pictures_of(images: ImageSet) -> PicturesOf:
@@ -174,3 +213,22 @@ def save_pictures(pictures: dict[str, Image.Image], folder: Path, iteration: int
         flush(folder / file)  # the checkpoint and the journal that speak of it are flushed too
         files[name] = file.as_posix()
     return files
+
+
+def save_queries(queries: dict[str, Tensor], folder: Path, iteration: int) -> None:
+    """Write what a validation says of each query into a run's folder, in place of an earlier one's."""
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {name: values.numpy() for name, values in queries.items()}
+    np.savez(file, iteration=iteration, **arrays)
+    write_whole(folder / QUERIES, file.getvalue())
+
+
+def read_queries(folder: Path, iteration: int) -> dict[str, Tensor] | None:
+    """What `save_queries` wrote; None: nothing, or of another iteration."""
+    try:
+        with np.load(folder / QUERIES) as found:
+            if int(found["iteration"]) != iteration:
+                return None
+            return {name: torch.from_numpy(found[name]) for name in found.files if name != "iteration"}
+    except FileNotFoundError:
+        return None

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from ray.train.torch import get_device
 
 from dgnet_core.learning.memory import keep_freed_memory
-from dgnet_core.methods import method_of
+from dgnet_core.methods import method_of, needs_joints
 from dgnet_platform.data.cache import cached
 from dgnet_platform.data.images import ImageSet, validation_split
 from dgnet_platform.data.store import Store
@@ -82,20 +82,31 @@ def build_rank(run: Run, device: torch.device) -> tuple[Learner, Validator]:
     experiment = run.experiment
     network = experiment.model.network
     store = cached(Store.open(experiment.data))
-    posed = method_of(experiment.model).posed
+    posed = needs_joints(experiment.model)
     load = partial(ImageSet.load, store, height=network.height, width=network.width, posed=posed)
     rank, _ = ranks()
     images = load("train")
     if experiment.hold_out:
-        split = validation_split(images)
+        more = rank == 0 and "validation" in store.info.splits  # no other rank validates
+        split = validation_split(images, load("validation") if more else None)
         images, query, gallery, group = split.train, split.query, split.gallery, "val"
     elif {"query", "gallery"} <= store.info.splits.keys():
         query, gallery, group = (*map(load, ("query", "gallery")), "test") if rank == 0 else (images, images, "test")
     else:
         query, gallery, group = images, images, "train"
-    validator = Validator(config=experiment.model, group=group, query=query, gallery=gallery, people=people_of(store))
+    if not method_of(experiment.model).posed:  # joints say which images it sees, they are nothing to draw by
+        query, gallery = replace(query, joints=None), replace(gallery, joints=None)
     teacher = load_teacher(Path(run.teacher), device) if run.teacher is not None else None
-    return Learner(experiment.model, images, device, teacher), validator
+    learner = Learner(experiment.model, images, device, teacher)
+    validator = Validator(
+        config=experiment.model,
+        group=group,
+        query=query,
+        gallery=gallery,
+        people=people_of(store),
+        batches=learner.images_for_statistics,
+    )
+    return learner, validator
 
 
 def _restore(run: Run, learner: Learner) -> None:

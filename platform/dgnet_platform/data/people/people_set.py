@@ -77,6 +77,16 @@ def plan(size: Size, seed: int) -> dict[str, list[str]]:
     for identity, count in ((DISTRACTOR, size.distractors), (JUNK, size.junk)):
         shots = (Shot(identity, 1 + k % size.cameras, k // size.cameras) for k in range(count))
         folders["bounding_box_test"] += [file_name(shot) for shot in shots]
+    if size.validation_identities:  # last: nothing else depends on them
+        sightings = round(size.validation_identities * size.queries / size.test_identities)
+        first = 1 + size.train_identities + size.test_identities
+        seen = _seen_by(rng, first, size.validation_identities, size.cameras, sightings)
+        shares = _shares(rng, size.validation, len(seen))
+        folders["bounding_box_validation"] = [
+            file_name(Shot(identity, camera, k))
+            for (identity, camera), count in zip(seen, shares, strict=True)
+            for k in range(count)
+        ]
     return folders
 
 

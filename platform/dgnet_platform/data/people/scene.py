@@ -260,6 +260,7 @@ def backdrop(seed: int, number: int, scenery: Scenery) -> Image.Image:
 
 def _furnish(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: str, leaves: np.ndarray) -> None:
     """Windows, doors, cars, trees, signs and the like along the wall of a backdrop."""
+    # Over 80 lines: a branch for each kind of place, all of it measures.
     paints = (
         (150, 30, 30),
         (200, 200, 204),

@@ -32,6 +32,10 @@ class Size:
     """Pictures numbered -1 in bounding_box_test: bad boxes."""
     hand_drawn: int
     """Pictures in gt_bbox for each query, the query itself among them."""
+    validation_identities: int = 0
+    """Further ones, after those of the test, neither trained nor tested on: settings are chosen by them."""
+    validation: int = 0
+    """Pictures of them."""
     scenery: Scenery = "busy"
     """What is around the people, where nothing else is asked for."""
 
@@ -46,6 +50,8 @@ class Size:
             ("distractors", self.distractors, 0),
             ("junk", self.junk, 0),
             ("hand_drawn", self.hand_drawn, 1),
+            ("validation_identities", self.validation_identities, 0),
+            ("validation", self.validation, self.cameras * self.validation_identities),
         ):
             if not isinstance(value, int) or value < least:
                 raise ValueError(
@@ -65,7 +71,8 @@ SIZES: dict[DrawnSize, Size] = {
     ),
     "laptop": Size(
         train_identities=96, test_identities=240, cameras=6,
-        train=1_536, queries=720, gallery=1_440, distractors=240, junk=120, hand_drawn=2, scenery="plain",
+        train=1_536, queries=720, gallery=1_440, distractors=240, junk=120, hand_drawn=2,
+        validation_identities=107, validation=856, scenery="plain",
     ),
     "market": Size(
         train_identities=751, test_identities=750, cameras=6,

@@ -1,4 +1,4 @@
-"""Data sets: readers of the public ones, drawn people, and the store they are packed into."""
+"""Readers of data sets, public and own: the records of a source, before they are packed into a store."""
 
 from dgnet_platform.data.config import Dataset
 from dgnet_platform.data.readers.cuhk03_np import CUHK03_DETECTED, CUHK03_LABELED
@@ -20,8 +20,13 @@ READERS: dict[Dataset, Reader] = {
 }
 
 
-def read_source(dataset: Dataset, source: Source) -> Listing:
+def read_source(dataset: Dataset, source: Source, *, unlabelled: bool = False) -> Listing:
     """All records of a source that holds `dataset` at its root, one folder down, or where single folders lead to.
+
+    Args:
+        dataset: Which.
+        source: Where it is looked for.
+        unlabelled: Keep training pictures of person -1.
 
     Raises:
         SourceError: It holds another data set (the message says which), several copies, or not all of it.
@@ -36,7 +41,7 @@ def read_source(dataset: Dataset, source: Source) -> Listing:
         places = " and ".join(level.where("") for level in found)
         raise SourceError(f"{reader.title} is there more than once, at {places}: name the folder of one of them")
     if found:
-        return checked(reader.read(found[0]))
+        return checked(reader.read(found[0]), unlabelled=unlabelled)
     looks = [(name, other) for name, other in READERS.items() if any(map(other.recognises, levels))]
     if looks:
         advice = f"it looks like {looks[0][1].title}, so pass --dataset {looks[0][0]}"

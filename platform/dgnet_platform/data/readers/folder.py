@@ -1,10 +1,10 @@
 """Own data, persons or vehicles: a folder a split and identity, or a table that names each picture.
 
 Either `<split>/<identity>/<anything>_c<camera>_<anything>.jpg`, or a `manifest.csv` with the columns `path`
-(relative to it), `person_id`, `camera_id` and `split`. Splits are train, query, gallery and multi_query.
-Identities may be any text. Where all are different whole numbers they keep those, with -1 for junk and 0 for
-distractors as in Market-1501; but where a query shows identity 0, it is a person like the others, and all numbers are
-one higher. Other identities are numbered from 1 in their sorted order, over all splits.
+(relative to it), `person_id`, `camera_id` and `split`. Splits are train, query, gallery, multi_query and
+validation. Identities may be any text. Where all are different whole numbers they keep those, with -1 for junk and 0
+for distractors as in Market-1501; but where a query shows identity 0, it is a person like the others, and all numbers
+are one higher. Other identities are numbered from 1 in their sorted order, over all splits.
 
 The folders into which DG-Net's authors sort Market-1501 are read too: `train_all` instead of `train` and `val`, which
 are its parts, and `multi-query`.

@@ -12,6 +12,7 @@ FOLDERS = {
     "bounding_box_test": "gallery",
     "query": "query",
     "gt_bbox": "multi_query",
+    "bounding_box_validation": "validation",
 }
 REQUIRED = ("bounding_box_train", "bounding_box_test", "query")
 _ENDINGS = re.compile(rf"({'|'.join(map(re.escape, PICTURE_ENDINGS))})+$", re.IGNORECASE)

@@ -35,7 +35,7 @@ class SearchDisplay:
     def __init__(self, results: Results, console: Console):
         self._results, self._console = results, console
         self._rows: list[TrialRow] = []
-        self._told: dict[int, str] = {}
+        self._told: dict[str, str] = {}
         self._notice = ""
         self._clock: tuple[float, int] | None = None  # when iterations were first seen to be trained, and how many
         self._line_at = time.monotonic()
@@ -44,8 +44,8 @@ class SearchDisplay:
         self._thread = threading.Thread(target=self._follow, name="search display", daemon=True)
 
     def __enter__(self) -> Self:
-        self._rows = self._results.rows()
-        self._told = {row.number: row.state for row in self._rows}  # what was before needs no line
+        self._rows = self._look()
+        self._told = {row.name: row.state for row in self._rows}  # what was before needs no line
         self._spent_before = _spent(self._rows)
         if self._console.is_terminal:
             self._live.start()
@@ -68,30 +68,36 @@ class SearchDisplay:
         while not self._over.wait(EVERY):
             self._update()
 
+    def _look(self) -> list[TrialRow]:
+        return [*self._results.sibling_rows(), *self._results.rows()]
+
     def _update(self) -> None:
-        self._rows = self._results.rows()
+        self._rows = self._look()
         now, spent = time.monotonic(), _spent(self._rows)
         if self._clock is None and spent > self._spent_before:  # what was before that is start-up
             self._clock = now, spent
         if self._console.is_terminal:
             return
         for row in self._rows:
-            if row.state != self._told.get(row.number) and row.state not in ("starts", "over"):
-                self._told[row.number] = row.state
-                line = f"trial {row.number} {_WORDS.get(row.state, row.state)}: {_values(row)}{_result(row)}"
+            if row.state != self._told.get(row.name) and row.state not in ("starts", "over"):
+                self._told[row.name] = row.state
+                line = f"{self._title(row)} {_WORDS.get(row.state, row.state)}{_values(row)}{_result(row)}"
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         if now - self._line_at >= LINES_EVERY and not self._over.is_set():
             self._line_at = now
             line = f"{self._results.plan.name}: {self._progress()}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def _title(self, row: TrialRow) -> str:
+        return f"trial {row.number}" if row.number >= 0 else row.name.removeprefix(f"{self._results.plan.name}-")
+
     def _progress(self) -> str:
         """How far the search is, what it took and takes, and how long it will take."""
         results, rows = self._results, self._rows
         spent, last = _spent(rows), results.plan.base.model.iterations
-        over = [row for row in rows if row.state in (FINISHED, STOPPED)]
+        over = [row for row in rows if row.number >= 0 and row.state in (FINISHED, STOPPED)]
         each = fmean(row.trained_iterations for row in over) if over else last
-        active = sum(last - row.iterations for row in rows if row.state not in _STYLES)
+        active = sum(last - row.iterations for row in rows if row.state not in (*_STYLES, "over"))
         left = results.study.missing * each + active  # at most: some of those under way will stop early
         text = (
             f"{len(over)} of {results.study.target} trials, {spent:,} of about {spent + left:,.0f} iterations trained"
@@ -118,7 +124,9 @@ class SearchDisplay:
             values = [_value(row.values.get(name)) for name in names]
             state = f"{_WORDS.get(row.state, row.state)}{f': {row.reason}' if row.reason else ''}"
             progress = f"{row.iterations:,}/{last:,}"
-            table.add_row(str(row.number), *values, progress, figure, state, style=_STYLES.get(row.state))
+            table.add_row(
+                self._title(row).removeprefix("trial "), *values, progress, figure, state, style=_STYLES.get(row.state)
+            )
         return Group(table, Text(self._notice, style="yellow")) if self._notice else table
 
 
@@ -128,7 +136,8 @@ def _spent(rows: Sequence[TrialRow]) -> int:
 
 
 def _values(row: TrialRow) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in row.values.items())
+    values = ", ".join(f"{name} {_value(value)}" for name, value in row.values.items())
+    return f": {values}" if values else ""
 
 
 def _value(value: object) -> str:

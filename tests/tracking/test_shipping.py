@@ -1,0 +1,14 @@
+"""The shipping process as the training process sees it."""
+
+import subprocess
+import sys
+
+from dgnet_platform.tracking.shipping import Shipper
+
+
+def test_one_that_died_does_not_end_the_run_that_it_shipped():
+    process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with process:
+        process.wait()
+        Shipper(process).finish(keep=True)
+    assert Shipper._idle is None
