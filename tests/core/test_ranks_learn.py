@@ -47,7 +47,7 @@ def config() -> TeacherConfig:
     return tiny_teacher_config(
         num_classes=PEOPLE, batch_size=8, iterations=STEPS, warmup_iterations=10, milestones=(90,), lr=0.005,
         network=replace(small.network, appearance_width=8),
-        augment=AugmentConfig(pad=1, erase=0.0), step=StepConfig(precision="float32"),
+        augment=AugmentConfig(pad=1, erase=0.0), step=StepConfig(precision="float64"),
     )  # fmt: skip
 
 
@@ -102,8 +102,7 @@ def test_two_and_four_ranks_learn_what_one_does(tmp_path: Path):
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
     assert all(found["four"] == ranks[0]["four"] for found in ranks)
     scores = ranks[0]
-    assert scores["one"] > 0.45, scores  # 0.17 untrained, 0.59 measured
+    assert scores["one"] > 0.35, scores  # 0.17 untrained, 0.46 to 0.55 measured
     for several in ("two", "four"):
-        assert abs(scores[several] - scores["one"]) < 0.2, scores  # 0.54 and 0.50: rounding takes other ways
-        assert scores[several] > scores["four, local"] + 0.15, scores
-    assert scores["four, local"] < 0.3, scores  # 0.17: nothing
+        assert scores[several] == pytest.approx(scores["one"], abs=0.01), scores
+    assert scores["four, local"] < scores["one"] - 0.15, scores  # 0.17 to 0.25

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore"),  # Ray, MLflow and gRPC warn of each other
 ]
-ITERATIONS = 40
+ITERATIONS = 60
 
 
 @pytest.fixture(scope="module")
