@@ -191,13 +191,13 @@ def make_campaign(root: Path, names: Sequence[str]) -> Campaign:
     base = tiny_experiment(store, root / "base", checkpoint_every=2, name="run")
     if {"training", "search", "generate", "evaluate"} & set(names):
         taught = train(teacher_of(replace(base, name="")), console=QUIET)
-        base = replace(base, teacher=str(taught.checkpoint))
+        base = replace(base, teacher=str(taught.run.last_checkpoint))
     (root / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
     longer = replace(base, evaluate_every=1, model=replace(base.model, iterations=20))  # room for two rungs
     (root / "search.yaml").write_text(yaml.safe_dump(to_dict(longer)))
     checkpoint = ""
     if {"generate", "evaluate"} & set(names):
-        checkpoint = str(train(base, console=QUIET).checkpoint)
+        checkpoint = str(train(base, console=QUIET).run.last_checkpoint)
     settings = ["--config", str(root / "base.yaml")]
     jobs = {
         "prepare": Job(

@@ -105,7 +105,7 @@ def test_searches_beside_each_other_are_stopped_and_submitted_again(cluster, peo
     base = tiny_experiment(people_store, tmp_path, evaluate_every=20, checkpoint_every=4)
     base = replace(base, model=replace(base.model, iterations=ITERATIONS))
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
-    teacher = train(teacher_of(base), console=QUIET).checkpoint
+    teacher = train(teacher_of(base), console=QUIET).run.last_checkpoint
     options = [
         "--storage", str(tmp_path), "--data", str(people_store), "--teacher", str(teacher), "--config",
         str(tmp_path / "base.yaml"), "--trials", str(TRIALS), "--concurrent", "2", "--stopping.kind", "none",

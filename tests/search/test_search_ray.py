@@ -48,7 +48,7 @@ def options(people_store, tmp_path_factory):
     base = tiny_experiment(people_store, root, evaluate_every=2, checkpoint_every=4)
     base = replace(base, model=replace(base.model, iterations=24))
     (root / "base.yaml").write_text(yaml.safe_dump(to_dict(base)))
-    teacher = train(teacher_of(base), console=QUIET).checkpoint
+    teacher = train(teacher_of(base), console=QUIET).run.last_checkpoint
 
     return Options(root, people_store, teacher)
 

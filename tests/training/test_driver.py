@@ -162,7 +162,7 @@ numpy.save("descriptors.npy", model.predict(pandas.read_pickle("pictures.pkl")))
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "descriptors.npy")
 
-    state, meta = load_networks(finished.checkpoint)
+    state, meta = load_networks(finished.run.last_checkpoint)
     images = ImageSet.load(table, "query", height=24, width=12, threads=1)
     network = state.appearance_encoder  # pyright: ignore[reportAttributeAccessIssue]
     sizes = meta.config.network
@@ -404,7 +404,7 @@ def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_stor
     wider = replace(experiment.model.network, structure_width=4)
     adam = replace(experiment.model.optim, optimizer="adam")
     for origin, model, words in (
-        (finished.checkpoint, experiment.model, r"it has 12 iterations done, the run ends after 12: name an earlier"),
+        (finished.run.last_checkpoint, experiment.model, r"it has 12 iterations done, the run ends after 12: name an earlier"),
         (teacher, experiment.model, "it is of a teacher, the run of a dgnet"),
         (earlier, replace(experiment.model, network=wider), r"another one:\n  structure_width: 2 -> 4"),
         (earlier, replace(experiment.model, optim=adam), "it was trained by sgd, the run by adam: keep the optimizer"),
@@ -430,7 +430,7 @@ def test_a_run_goes_on_when_the_checkpoint_it_started_from_is_gone(finished, peo
 
 def test_a_plan_touches_nothing(finished, people_store, tmp_path):
     folder = shutil.copytree(finished.run.folder, tmp_path / finished.run.name)
-    damaged = folder / finished.checkpoint.name / "meta.json"
+    damaged = folder / finished.run.last_checkpoint.name / "meta.json"
     damaged.write_text("{}")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     experiment = tiny_experiment(people_store, tmp_path, name=folder.name)
@@ -490,11 +490,11 @@ def test_an_mlflow_run_that_was_half_made_is_completed(finished, client, tmp_pat
 def test_a_run_starts_from_another_ones_checkpoint_with_other_settings(finished, people_store, tmp_path):
     experiment = tiny_experiment(people_store, tmp_path, teacher=str(teacher_of(finished)))
     longer = replace(experiment, model=replace(experiment.model, iterations=14))
-    forked = train(longer, console=QUIET, origin=finished.checkpoint)
+    forked = train(longer, console=QUIET, origin=finished.run.last_checkpoint)
     assert forked.run.name != finished.run.name
-    assert forked.run.origin == str(finished.checkpoint)
+    assert forked.run.origin == str(finished.run.last_checkpoint)
     assert [line["iteration"] for line in lines(forked.run.folder)] == [13, 14]
-    again = train(longer, console=QUIET, origin=finished.checkpoint)
+    again = train(longer, console=QUIET, origin=finished.run.last_checkpoint)
     assert again.run.mlflow_run == forked.run.mlflow_run
     lost = replace(longer, name=forked.run.name, tracking_uri=f"sqlite:///{tmp_path}/new.db")
     by_name = train(lost, console=QUIET).run

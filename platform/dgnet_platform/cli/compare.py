@@ -58,11 +58,7 @@ def _train_and_compare(options: CompareGenerators, console: Console) -> int:
             stopped = campaign.stop_asked
             tracked.close("KILLED" if stopped else "FAILED", f"{len(missing)} runs are missing")
             return STOPPED if stopped else FAILED
-        trained = [
-            state.run.folder / f"checkpoint_{experiment.model.iterations:08d}"
-            for experiment, state in states.items()
-            if state.run is not None
-        ]
+        trained = [state.run.last_checkpoint for state in states.values() if state.run is not None]
         location = plan.own_store.location
         _compare(replace(options, store=location, checkpoint=(*options.checkpoint, *trained)), console)
         try:

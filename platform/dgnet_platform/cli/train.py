@@ -24,7 +24,7 @@ from dgnet_platform.runs.checkpoint import checkpoints
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.lengths import remarks
 from dgnet_platform.runs.presets import DRAWN, SMALL, Preset, dgnet_experiment, teacher_of
-from dgnet_platform.runs.run import folder_of
+from dgnet_platform.runs.run import checkpoint_at, folder_of
 from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import TrainedRun, train
@@ -121,7 +121,7 @@ def planned_teacher(experiment: TaughtExperiment[MethodConfig]) -> tuple[Path | 
     if named is not None:
         return named, f"teacher {named}"
     plan = make_plan(name_run(teacher_of(experiment), teacher=None))
-    path = plan.folder / f"checkpoint_{plan.experiment.model.iterations:08d}"
+    path = checkpoint_at(plan.folder, plan.experiment.model.iterations)
     if path.exists():
         return path, f"teacher {path}"
     if _archived(plan) is not None:
@@ -158,7 +158,7 @@ def _say_goodbye(trained: TrainedRun, console: Console) -> None:
                 f"Not evaluated: {run.experiment.data} has no query and gallery; jobs/evaluate.py takes other stores.",
                 style="yellow",
             )
-        console.print(f"Checkpoint: {trained.checkpoint}")
+        console.print(f"Checkpoint: {trained.run.last_checkpoint}")
         if trained.model_uri:
             console.print(f"Model in MLflow: {trained.model_uri}")
     else:

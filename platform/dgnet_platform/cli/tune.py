@@ -65,7 +65,7 @@ def _search(options: TuneMarket, base: DGNetExperiment, space: Space, console: C
             if trained.outcome.ending != "finished":
                 console.print("Stopped while the teacher was trained: the same command resumes.", style="yellow")
                 return STOPPED
-            teacher = trained.checkpoint
+            teacher = trained.run.last_checkpoint
     config = options.search
     planned = plan_search(base, space, config, name=options.name, preset=options.preset, teacher=teacher)
     try:
@@ -159,7 +159,7 @@ def _retrain(results: Results, rows: Sequence[TrialRow], console: Console) -> in
         teacher="auto",
     )
     trained = train(on_a_worker(experiment, plan.config), console=console)
-    console.print(f"Trained on all {people:,} identities: {trained.checkpoint}")
+    console.print(f"Trained on all {people:,} identities: {trained.run.last_checkpoint}")
     return DONE if trained.outcome.ending == "finished" else STOPPED
 
 

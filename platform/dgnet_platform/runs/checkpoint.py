@@ -24,6 +24,7 @@ from dgnet_core.learning.state import State
 from dgnet_core.methods import METHODS, build, method_of
 from dgnet_platform.errors import UserError
 from dgnet_platform.runs.provenance import code_version
+from dgnet_platform.runs.run import checkpoint_at
 from dgnet_platform.storage.files import appearing
 from dgnet_platform.storage.serialize import ConfigError, from_dict, to_dict
 
@@ -126,7 +127,7 @@ def save(
     Raises:
         OSError: it could not be written; what was there before still is.
     """
-    path = folder / f"checkpoint_{state.iteration:08d}"
+    path = checkpoint_at(folder, state.iteration)
     with appearing(path) as partial:
         partial.mkdir()
         try:

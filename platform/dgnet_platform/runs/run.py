@@ -26,6 +26,11 @@ FORMAT = 1
 """Version of the record."""
 
 
+def checkpoint_at(folder: Path, iteration: int) -> Path:
+    """Where a run's folder has the checkpoint of an iteration."""
+    return folder / f"checkpoint_{iteration:08d}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run is. Its folder also holds checkpoints, journal, pictures and results."""
@@ -63,6 +68,11 @@ class Run:
     def name(self) -> str:
         """Name of the run."""
         return self.folder.name
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint of its configuration's last iteration, there or not."""
+        return checkpoint_at(self.folder, self.experiment.model.iterations)
 
     def save(self) -> None:
         """Write the record, whole or not at all; raises OSError."""

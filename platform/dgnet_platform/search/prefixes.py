@@ -28,7 +28,7 @@ from dgnet_platform.runs.experiment import DGNetExperiment, identity_of
 from dgnet_platform.runs.journal import JOURNAL
 from dgnet_platform.runs.loading import digest_of, keypoints_of
 from dgnet_platform.runs.provenance import training_digest
-from dgnet_platform.runs.run import Outcome, Run
+from dgnet_platform.runs.run import Outcome, Run, checkpoint_at
 from dgnet_platform.search.sharing import prefix_of
 from dgnet_platform.storage.files import appearing, lock
 from dgnet_platform.storage.remote import RemoteError
@@ -94,7 +94,7 @@ def ensure_prefix(
     folder = Path(experiment.storage) / FOLDER / key / f"{fork:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent, stop_file, lambda: say("waits", folder.parent, 0)):
-        path = folder / f"checkpoint_{fork:08d}"
+        path = checkpoint_at(folder, fork)
         if not _whole(path):
             _bring_back(experiment, folder, fork)
         run = Run.find(folder)
@@ -164,7 +164,8 @@ def key_of(experiment: DGNetExperiment, fingerprint: str, teacher: Path | None, 
 
 def catch_up(run: Run) -> None:
     """Tell MLflow what it missed of a prefix that was finished while it was away."""
-    if (run.folder / f"checkpoint_{run.until:08d}").exists() and ship(run, lambda: True, patience=0):
+    assert run.until is not None
+    if checkpoint_at(run.folder, run.until).exists() and ship(run, lambda: True, patience=0):
         TrackedRun.of(run).close("FINISHED")
 
 

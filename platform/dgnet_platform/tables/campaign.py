@@ -162,7 +162,7 @@ class Campaign(Generic[Plan]):
         state = self.state(needed)
         if not state.finished or state.run is None:
             return None
-        return state.run.folder / f"checkpoint_{needed.model.iterations:08d}"
+        return state.run.last_checkpoint
 
     # ------------------------------------------------------------------------------------------------------------
     # Training
@@ -241,8 +241,7 @@ class Campaign(Generic[Plan]):
         for location, generator in self.plan.generators.items():
             state = self.state(generator)
             if state.finished and state.run is not None and not Path(location).exists():
-                last = state.run.folder / f"checkpoint_{generator.model.iterations:08d}"
-                tasks.append((last, generator.data, generator.model.num_classes, Path(location)))
+                tasks.append((state.run.last_checkpoint, generator.data, generator.model.num_classes, Path(location)))
         return tasks
 
     def _over(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -307,13 +306,12 @@ class Campaign(Generic[Plan]):
 
     def _searched(self, named: NamedRun) -> Path | None:
         """The last checkpoint of the same run that a search has trained to its end, with the same code."""
-        last = f"checkpoint_{named.experiment.model.iterations:08d}"
         for record in sorted(Path(named.experiment.storage).glob(f"*/{RECORD}")):
             with suppress(ExperimentError, CheckpointError, OSError):
                 run = Run.read(record.parent)
                 if run.identity == named.identity.values() and run.code == training_digest():
-                    checkpoint.verify(run.folder / last)
-                    return run.folder / last
+                    checkpoint.verify(run.last_checkpoint)
+                    return run.last_checkpoint
         return None
 
     @property
@@ -387,7 +385,7 @@ def results_of(run: Run, store: Store) -> Path:
 def test_on(folder: Path, store: str, out: Path) -> None:
     """Evaluate a finished run on query and gallery of another store."""
     run = Run.read(folder)
-    path = folder / f"checkpoint_{run.experiment.model.iterations:08d}"
+    path = run.last_checkpoint
     draws = method_of(run.experiment.model).draw is not None  # else it is a teacher
     config = EvaluateConfig(
         store=(store,),

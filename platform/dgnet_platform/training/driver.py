@@ -48,11 +48,6 @@ class TrainedRun:
     """Of the published model; None: it is not finished, or MLflow was away."""
 
     @property
-    def checkpoint(self) -> Path:
-        """The run's last checkpoint."""
-        return self.run.folder / f"checkpoint_{self.run.experiment.model.iterations:08d}"
-
-    @property
     def results(self) -> Path:
         """Folder of the final evaluation."""
         return self.run.folder / RESULTS
@@ -121,7 +116,7 @@ def _train_teacher(
         return named_teacher(experiment)
     name_run(experiment, teacher=None, origin=origin, store=store)  # refuses the run before its teacher is trained
     trained = train(teacher_of(experiment), store=store, console=console)
-    return trained.checkpoint if trained.outcome.ending == "finished" else trained
+    return trained.run.last_checkpoint if trained.outcome.ending == "finished" else trained
 
 
 def _bring_back(named: NamedRun, console: Console) -> None:
@@ -248,7 +243,7 @@ def _end(tracked: TrackedRun, run: Run, outcome: Outcome, register: str | None, 
     trained = TrainedRun(run=run, outcome=outcome)
     if outcome.ending == "finished":
         try:
-            trained = replace(trained, model_uri=publish_model(tracked, run, trained.checkpoint, register))
+            trained = replace(trained, model_uri=publish_model(tracked, run, trained.run.last_checkpoint, register))
         except UNREACHABLE as error:
             console.print(f"The model is not in MLflow yet ({error}): run the same command again", style="yellow")
     tracked.close(status_of(outcome.ending), outcome.reason or outcome.ending)

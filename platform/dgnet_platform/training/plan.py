@@ -188,7 +188,7 @@ def outcome_of_finished(run: Run) -> Outcome | None:
     """How a run ended that is trained and evaluated; None: there is something to do."""
     last = run.experiment.model.iterations
     try:
-        checkpoint.verify(run.folder / f"checkpoint_{last:08d}")
+        checkpoint.verify(run.last_checkpoint)
     except CheckpointError:
         return None
     evaluated = (run.folder / RESULTS / JSON).exists() or not run.evaluated_at_end

@@ -25,7 +25,7 @@ from dgnet_platform.evaluation.results import JSON, replacing, write
 from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.loading import load_teacher
-from dgnet_platform.runs.run import RESULTS, Run
+from dgnet_platform.runs.run import RESULTS, Run, checkpoint_at
 from dgnet_platform.tracking.shipping import Shipper
 from dgnet_platform.training.collectives import broadcast, gather, ranks
 from dgnet_platform.training.learner import Learner
@@ -128,7 +128,7 @@ def _evaluate(run: Run, learner: Learner, device: torch.device) -> None:
     out = run.folder / RESULTS
     if (out / JSON).exists():
         return
-    path = run.folder / f"checkpoint_{learner.state.iteration:08d}"
+    path = checkpoint_at(run.folder, learner.state.iteration)
     generates = method_of(run.experiment.model).generates  # else it is a teacher
     config = EvaluateConfig(
         store=(run.experiment.data,),
