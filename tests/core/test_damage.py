@@ -159,6 +159,7 @@ def test_people_without_their_background(swaps: Swaps):
         assert wrong["background_L1"] > 0.1
         assert (wrong["person_L1"], wrong["transfer"], wrong["upper_colour"], wrong["lower_colour"]) == (0, 1, 0, 0)
         assert wrong["sharpness"] == pytest.approx(1)
+        assert wrong["person_SSIM"] < 0.95
         whole = swap_fidelity(swaps.damaged[name][FEW], true)
         assert float(whole.l1.mean()) > 0.05
         assert float(whole.ssim.mean()) < wrong["person_SSIM"] - 0.2
@@ -193,6 +194,22 @@ def test_distances_rank_damage(swaps: Swaps, teacher: Teacher):
     assert frechet["none"] < frechet["channels"]
     # Each has a background of the set still, if not its own: sets differ no more, and no distance tells.
     assert frechet["background"] < frechet["strong blur"]
+
+
+def test_distances_of_mean_colours_tell_channels_and_gray(swaps: Swaps):
+    def features(pixels: Tensor) -> Tensor:
+        """Mean colours of 8 x 4 cells (N, 96): they need no learning, and see colour but no detail."""
+        return F.adaptive_avg_pool2d(pixels.double() / 255, (8, 4)).flatten(1)
+
+    real = features(swaps.real)
+    known = moments(real)
+    frechet = {name: frechet_distance(known, moments(features(values))) for name, values in swaps.damaged.items()}
+    kernel = {name: kernel_distance(real, features(values)).mean for name, values in swaps.damaged.items()}
+    for distance, step in ((frechet, 0.1), (kernel, 0.002)):
+        for damage in ("blur", "strong blur", "noise", "strong noise"):
+            assert distance[damage] == pytest.approx(distance["none"], abs=step / 4), damage
+        assert min(distance["channels"], distance["gray"]) > distance["none"] + step
+        assert distance["no background"] > 10 * max(distance["channels"], distance["gray"])
 
 
 def test_diversity_tells_blur_noise_and_gray(swaps: Swaps):
