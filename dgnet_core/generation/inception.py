@@ -205,9 +205,15 @@ def _difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
         return (
             f"torchvision's Inception3 for {len(found['fc.weight']):,} classes, of another training than FID's network"
         )
+    if "layer1.0.conv1.weight" in found:
+        return "torchvision's ResNet, which is for --resnet"
     missing = [name for name in wanted if name not in found]
     if missing:
-        return f"of another network ({len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]})"
+        first = [name for name in found if not name.endswith("num_batches_tracked")][:2]
+        return (
+            f"of another network (its first tensors are {', '.join(first) or 'none'}; {len(missing)} of {len(wanted)}"
+            f" are missing, such as {missing[0]})"
+        )
     for name, value in wanted.items():
         if found[name].shape != value.shape:
             return f"of another network ({name} is {tuple(found[name].shape)}, {tuple(value.shape)} is needed)"

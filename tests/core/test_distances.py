@@ -186,7 +186,11 @@ def test_a_file_of_another_network_is_named(weights: Path, tmp_path: Path):
         {**tensors, "AuxLogits.fc.weight": torch.zeros(1), "fc.weight": torch.zeros(1000, 2048)},
         "Inception3 for 1,000 cl",
     )
-    refused({"conv1.weight": torch.zeros(1)}, "of another network .* tensors are missing, such as Conv2d_1a_3x3")
+    resnet = {"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}
+    refused(resnet, "is torchvision's ResNet, which is for --resnet: the FID network's file is needed")
+    other = {name: torch.zeros(1) for name in ("conv1.weight", "conv2.weight", "conv3.weight")}
+    refused(other, r"first tensors are conv1.weight, conv2.weight; \d+ of \d+ are missing, such as Conv2d_1a_3x3")
+    refused({"state_dict": other}, "first tensors are none; ")
     refused({**tensors, "fc.weight": torch.zeros(10, 2048)}, r"fc.weight is \(10, 2048\), \(1008, 2048\) is needed")
     refused({**tensors, "fc.bias": torch.full((1008,), torch.nan)}, "damaged .fc.bias holds NaN")
     refused([1, 2], "holds a list")
