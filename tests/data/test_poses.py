@@ -165,11 +165,14 @@ def test_photographs_are_prepared_with_key_points(tmp_path, capsys):
     source = write_photographs(tmp_path / "market", size=(64, 128))
     upright = np.stack([np.full(18, 30.0), np.linspace(5, 120, 18)], axis=1)
     names = sorted(file.name for file in source.rglob("*.jpg"))
-    (tmp_path / "poses.csv").write_text(csv(dict.fromkeys(names, upright) | {names[0]: np.full((18, 2), np.nan)}))
+    changed = {names[0]: np.full((18, 2), np.nan), names[1]: (0, 128) + upright * (1, -1)}
+    (tmp_path / "poses.csv").write_text(csv(dict.fromkeys(names, upright) | changed))
     arguments = ["--dataset", "market1501", "--source", str(source), "--out", str(tmp_path / "store")]
     assert prepare_data.main([*arguments, "--keypoints", str(tmp_path / "poses.csv")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"1 pictures have no joint at all: gallery/{names[0]}" in shown
+    assert f"the shoulders are below the hips in 1 pictures: train/{names[1]}" in shown
+    assert "in the first column" not in shown
     assert "See ten of them in" in shown
     points = KeyPoints.open(Store.open(tmp_path / "store"))
     assert points.visibility.sum() == 2 * 18 * (len(names) - 1)

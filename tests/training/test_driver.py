@@ -142,6 +142,8 @@ def test_the_results_compare_baseline_and_features(finished, client):
     assert set(read(finished.results).swaps["identities"]) == {"seen", "unseen"}
     names = {artifact.path for artifact in client.list_artifacts(finished.run.mlflow_run, "results")}
     assert {"results/results.json", "results/results.parquet"} <= names
+    for start in ("swaps_", "interpolated_appearance_", "interpolated_structure_", "failures_"):
+        assert any(name.startswith(f"results/{start}") for name in names), start
 
 
 def test_the_model_gives_evaluations_descriptors_in_a_fresh_process(finished, client, people_store, tmp_path):
