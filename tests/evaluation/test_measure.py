@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from dgnet_core.dgnet.state import TrainState
-from dgnet_core.generation.distances import moments
+from dgnet_core.generation.distances import frechet_distance, moments
 from dgnet_core.generation.inception import InceptionFID
 from dgnet_core.teacher.config import laptop_teacher
 from dgnet_core.teacher.state import TeacherState
+from dgnet_platform.cli.measure import tables
 from dgnet_platform.compute import parts
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import Size, shot_of, write_market
@@ -25,19 +28,16 @@ from dgnet_platform.data.poses import FILE as KEYPOINTS
 from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.prepare import PrepareConfig, prepare
 from dgnet_platform.data.store import Store
-from dgnet_platform.errors import TrackingError
 from dgnet_platform.evaluation.config import MeasureConfig
 from dgnet_platform.evaluation.generate import shown_people
-from dgnet_platform.evaluation.measure import measure
-from dgnet_platform.evaluation.measured import GENERATED, TABLES, Measured
+from dgnet_platform.evaluation.judges import POOLED
+from dgnet_platform.evaluation.measure import INCEPTION, _distances, measure
+from dgnet_platform.evaluation.measured import GENERATED, TABLES, Measured, write
 from dgnet_platform.evaluation.picture_sets import PictureSetError, stored_set
 from dgnet_platform.evaluation.results import DRAWN, JSON, PARQUET
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.run import Run
-from dgnet_platform.tracking.client import open_experiment
-from dgnet_platform.tracking.measured import ARTIFACTS, log_measured
+from dgnet_platform.runs.loading import digest_of
 from jobs.measure import main
-from tests.helpers.runs import tiny_experiment
 from tests.helpers.tiny import small_config
 
 SIZE = Size(
@@ -96,7 +96,7 @@ def by_figure(distances: pd.DataFrame) -> dict[tuple[str, str], float]:
 
 
 def test_a_checkpoint(store: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     torch.manual_seed(0)
     trained = checkpoint.save(TrainState.build(CONFIG), CONFIG, tmp_path / "run")
     out = tmp_path / "results"
@@ -107,10 +107,15 @@ def test_a_checkpoint(store: Path, teacher: Path, tmp_path: Path, capsys: pytest
     assert "fid" not in shown.replace("fidelity", "")
     assert DRAWN in shown
     assert "x_j as it is" in shown
+    assert "PSNR" in shown
+    assert "…" not in shown  # all fits
+    digest = digest_of(teacher)
+    assert f"by teacher {digest[:12]}\n" in shown
     assert sorted(path.name for path in out.iterdir()) == [JSON, PARQUET, "swaps.png"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # parts are gone
     values = json.loads((out / JSON).read_text())
     assert set(TABLES) < set(values)
+    assert (values["networks"], values["mode"]) == ({"teacher": digest}, None)
     figures = pd.DataFrame(values["distances"])
     assert set(figures["figure"]) == {"frechet_teacher", "kid_teacher"}
     assert set(figures["compared"]) >= {GENERATED, "real, other half", "generated, as many"}
@@ -239,31 +244,48 @@ def test_fid_needs_its_network_and_enough_pictures(store: Path, true_swaps: Path
     assert "fid of generated: 72 pictures: the Frechet distance over 2,048 features needs more" in found.left_out[0]
     assert len(found.identity) == 0
 
+    found = measured(store, tmp_path / "clean", **options, mode="clean")
+    assert set(found.distances["figure"]) == {"kid_clean"}
+    assert {"test/generated/kid_clean", "test/generated/kid_clean_floor"} <= set(found.figures())
+    written = tmp_path / "written"
+    written.mkdir()
+    write(found, written)
+    values = json.loads((written / JSON).read_text())
+    assert (values["networks"], values["mode"]) == ({INCEPTION: digest_of(tmp_path / "weights.pth")}, "clean")
+    console = Console(file=(shown := StringIO()), soft_wrap=True)
+    console.print(tables(found))
+    assert f"by inception {values['networks'][INCEPTION][:12]}; FID mode clean" in shown.getvalue()
 
-@pytest.mark.filterwarnings("ignore")  # MLflow and its database warn of each other
-def test_mlflow_has_the_figures_of_a_runs_checkpoint(tmp_path: Path):
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client, experiment = open_experiment(uri, "test")
-    tracked = client.create_run(experiment).info.run_id
-    settings = tiny_experiment(tmp_path / "store", tmp_path)
-    run = Run(
-        folder=tmp_path / "run", experiment=settings, identity={"kind": "dgnet"}, tracking_uri=uri,
-        mlflow_experiment=experiment, mlflow_run=tracked,
-    )  # fmt: skip
-    state = TrainState.build(CONFIG)
-    state.iteration = 7
-    out = tmp_path / "results"
-    out.mkdir()
-    (out / JSON).write_text("{}")
-    trained = checkpoint.save(state, CONFIG, tmp_path / "run")
-    config = MeasureConfig(store="unused", out=out, checkpoint=trained)
-    assert log_measured(run, config, {"test/generated/kid_teacher": 0.25}) == uri
-    (metric,) = client.get_metric_history(tracked, "test/generated/kid_teacher")
-    assert (metric.value, metric.step) == (0.25, 7)
-    assert [file.path for file in client.list_artifacts(tracked, ARTIFACTS)] == [f"{ARTIFACTS}/{JSON}"]
-    client.delete_run(tracked)
-    with pytest.raises(TrackingError, match="but MLflow at sqlite"):
-        log_measured(replace(run, mlflow_run="0" * 32), config, {"test/generated/kid_teacher": 0.25})
+
+@pytest.mark.parametrize(
+    ("options", "fid", "floor"),
+    [
+        ({}, "fid", "real, other half"),
+        ({"floor": "gallery"}, "fid", "real, gallery"),
+        ({"mode": "clean"}, "fid_clean", "real, other half"),
+        ({"mode": "legacy_pytorch"}, "fid_legacy_pytorch", "real, other half"),
+    ],
+)
+def test_distances_over_the_fid_networks_features(options: dict[str, Any], fid: str, floor: str):
+    random = torch.Generator().manual_seed(0)
+    features = {
+        name: {f"{INCEPTION}.{POOLED}": torch.randn(count, 8, generator=random) + shift}
+        for name, count, shift in ((GENERATED, 60, 1), ("real", 60, 0), ("gallery", 30, 3))
+    }
+    config = MeasureConfig(store="unused", out=Path("unused"), generated=Path("unused"), **options)
+    left_out: list[str] = []
+    rows = _distances(features, config, left_out)
+    assert left_out == []
+    kid = fid.replace("fid", "kid")
+    sets = GENERATED, floor, f"{GENERATED}, as many"
+    assert [(row["figure"], row["compared"]) for row in rows] == [(name, of) for of in sets for name in (fid, kid)]
+    assert [row["pictures"] for row in rows] == [60, 60, 30, 30, 30, 30]
+    found = by_figure(pd.DataFrame(rows))
+    real, generated = (moments(features[name][f"{INCEPTION}.{POOLED}"]) for name in ("real", GENERATED))
+    assert found[fid, GENERATED] == pytest.approx(frechet_distance(real, generated))
+    # The gallery's 8 means are 3 away, those of the real pictures' other half nowhere.
+    low, high = (60, 100) if "floor" in options else (0, 5)
+    assert low < found[fid, floor] < high
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -367,6 +389,8 @@ def test_a_resnet_from_torchvisions_file(store: Path, true_swaps: Path, tmp_path
     reference = ResNet(Bottleneck, [1, 1, 1, 1]).eval()
     torch.save(reference.state_dict(), tmp_path / "resnet.pth")
     options = {"people": 0, "diversity_pairs": 0, "pictures": 24, "resnet": tmp_path / "resnet.pth"}
-    found = measured(store, tmp_path / "out", generated=true_swaps, **options)
+    found = measured(store, tmp_path / "out", generated=true_swaps, floor="gallery", **options)
     assert set(found.distances["figure"]) == {"kid_resnet14"}  # 24 pictures are too few for 2,048 features
+    # Without distractors and junk the gallery has 8.
+    assert any(reason.startswith("kid_resnet14 of real, gallery: 8 pictures") for reason in found.left_out)
     assert stored_set(Store.open(store), "train").decode([0, 5]).shape == (2, 3, 128, 64)

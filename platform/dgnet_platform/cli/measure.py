@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from shutil import rmtree
 from typing import Any
 
@@ -16,18 +17,18 @@ from dgnet_platform.evaluation.config import MeasureConfig
 from dgnet_platform.evaluation.measure import measure
 from dgnet_platform.evaluation.measured import Measured, write
 from dgnet_platform.evaluation.results import DRAWN, replacing
-from dgnet_platform.runs.run import Run
+from dgnet_platform.runs.tracking_uri import usable
 from dgnet_platform.tracking.measured import log_measured
 
 
 def measure_and_show(config: MeasureConfig, console: Console) -> int:
     """Measure, write the results, tell MLflow, and show the tables; returns the exit status."""
+    config = replace(config, tracking_uri=usable(config.tracking_uri))  # refused before hours of measuring
     with replacing(config.out) as folder, progress_bars(console) as progress:
         measured = measure(config, progress)
         write(measured, folder)
-    told = ""
-    if config.checkpoint is not None and (trained := Run.find(config.checkpoint.resolve().parent)):
-        told = f" MLflow at {log_measured(trained, config, measured.figures())} has them too."
+    uri = log_measured(config, measured)
+    told = f" MLflow at {uri} has them too." if uri else ""
     for folder in (config.parts, config.made):
         rmtree(folder, ignore_errors=True)
     console.print(tables(measured))
@@ -39,14 +40,24 @@ def tables(measured: Measured) -> RenderableType:
     """All tables for a terminal."""
     parts: list[RenderableType] = [Text(printable(measured.source), style="bold")]
     if len(measured.distances):
-        parts.append(_table("Distances from the real pictures (±: over subsets)", measured.distances, _DISTANCES))
+        parts.append(
+            _table(
+                f"Distances from the real pictures (±: over subsets), by {_judges(measured)}",
+                measured.distances,
+                _DISTANCES,
+            )
+        )
     if len(measured.diversity):
         parts.append(
             _table("Diversity: DSSIM of pairs of one identity (±: over rounds)", measured.diversity, _DIVERSITY)
         )
     if len(measured.people):
         parts.append(
-            _table("Without background, against the true picture (upper, lower: colour error)", measured.people, PEOPLE)
+            _table(
+                "Without background, against the true picture (upper, lower: colour error; rest: L1 of the background)",
+                measured.people,
+                PEOPLE,
+            )
         )
     if len(measured.identity):
         parts.append(
@@ -58,6 +69,12 @@ def tables(measured: Measured) -> RenderableType:
     if measured.drawn:
         parts.append(Text(DRAWN, style="yellow"))
     return Group(*parts)
+
+
+def _judges(measured: Measured) -> str:
+    """The networks that judge, each with the start of its digest."""
+    networks = ", ".join(f"{name} {digest[:12]}" for name, digest in measured.networks.items())
+    return networks if measured.mode is None else f"{networks}; FID mode {measured.mode}"
 
 
 def _number(digits: int) -> Callable[[Any], str]:
@@ -80,8 +97,8 @@ _DIVERSITY: Columns = {
     "Table 2's": ("table2", _number(4)), "± ": ("table2_range", _number(4)),
 }  # fmt: skip
 PEOPLE: Columns = {
-    "picture": ("picture", str), "L1": ("person_L1", _number(4)), "SSIM": ("person_SSIM", _number(4)),
-    "upper": ("upper_colour", _number(1)), "lower": ("lower_colour", _number(1)),
+    "picture": ("picture", str), "L1": ("person_L1", _number(4)), "PSNR": ("person_PSNR", _number(1)),
+    "SSIM": ("person_SSIM", _number(4)), "upper": ("upper_colour", _number(1)), "lower": ("lower_colour", _number(1)),
     "transfer": ("transfer", _number(2)), "sharp": ("sharpness", _number(2)), "rest": ("background_L1", _number(4)),
 }  # fmt: skip
 _IDENTITY: Columns = {
@@ -92,7 +109,7 @@ _IDENTITY: Columns = {
 
 
 def _table(title: str, data: pd.DataFrame, columns: Columns) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", collapse_padding=True)  # 80 columns hold all figures of people
     for heading, (_, show) in columns.items():
         table.add_column(heading, justify="left" if show is str else "right", no_wrap=True)
     rows: Sequence[dict[Any, Any]] = data.to_dict("records")

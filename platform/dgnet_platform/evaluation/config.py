@@ -199,7 +199,8 @@ class MeasureConfig:
     threads: int = os.cpu_count() or 1
     """Threads of each worker that decode."""
     tracking_uri: str = ""
-    """MLflow that knows the run that trained the checkpoint, if it has moved; its figures and pictures go there."""
+    """MLflow that knows the run that trained the checkpoint, if it has moved: its figures and pictures go there. Of
+    pictures of no run, such as --generated's, they go to a new run, if this or MLFLOW_TRACKING_URI names an MLflow."""
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.generated is None):

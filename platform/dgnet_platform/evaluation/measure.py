@@ -95,6 +95,8 @@ def measure(config: MeasureConfig, progress: Progress) -> Measured:
             source=f"{len(generated):,} pictures of {config.checkpoint or config.generated}, against {len(real):,} of"
             f" {config.split} of {store.location}",
             drawn=bool(store.info.origin),
+            networks=digests,
+            mode=config.mode if INCEPTION in networks else None,
             distances=pd.DataFrame(_distances(features, config, job.left_out)),
             diversity=pd.DataFrame(dissimilarities),
             people=pd.DataFrame(fidelity),
@@ -337,7 +339,9 @@ def _distances(
     rows: list[dict[str, object]] = []
     for kind in (kind for kind in features["real"] if kind.endswith(f".{POOLED}")):
         network = kind.removesuffix(f".{POOLED}")
-        frechet, kernel = ("fid", "kid") if network == INCEPTION else (f"frechet_{network}", f"kid_{network}")
+        frechet, kernel = f"frechet_{network}", f"kid_{network}"
+        if network == INCEPTION:  # figures of two modes are not comparable; those of Table 2 have the plain name
+            frechet, kernel = (name if config.mode == "table2" else f"{name}_{config.mode}" for name in ("fid", "kid"))
         generated, real = features[GENERATED][kind], features["real"][kind][order]
         n = min(len(generated), len(real), config.pictures)
         others, floor = (real[len(real) // 2 :], "real, other half")

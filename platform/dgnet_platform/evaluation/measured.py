@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from dgnet_core.generation.inception import Mode
 from dgnet_platform.evaluation.results import DRAWN, FORMAT, JSON, PARQUET
 from dgnet_platform.storage.files import flush
 
@@ -27,6 +28,10 @@ class Measured:
     """Whose pictures were measured, how many, and against what."""
     drawn: bool
     """Whether they are drawn people, whose figures stand for no photographs."""
+    networks: dict[str, str]
+    """Digests of the networks that distances and identity are judged by, by name."""
+    mode: Mode | None
+    """How the FID network's pictures were resized; None: it did not judge."""
     distances: pd.DataFrame
     """A row for each figure and what it compares: figure, compared, pictures, value, deviation over KID's subsets."""
     diversity: pd.DataFrame
@@ -69,6 +74,8 @@ def write(measured: Measured, folder: Path) -> None:
         "source": measured.source,
         "note": DRAWN if measured.drawn else None,
         "files": sorted([JSON, PARQUET, *measured.pictures]),
+        "networks": measured.networks,
+        "mode": measured.mode,
         "left_out": measured.left_out,
         **{name: json.loads(table.to_json(orient="records", double_precision=10)) for name, table in tables.items()},
     }

@@ -16,8 +16,12 @@ UI = "http://127.0.0.1:5000"
 
 def default_uri(storage: str) -> str:
     """The tracking URI of runs that name none: MLFLOW_TRACKING_URI's, or a database in the storage folder."""
-    named = usable(os.environ.get(VARIABLE, ""), f"{VARIABLE}=")
-    return named or sqlite_uri(Path(storage).expanduser().resolve() / "mlflow.db")
+    return named_uri() or sqlite_uri(Path(storage).expanduser().resolve() / "mlflow.db")
+
+
+def named_uri() -> str:
+    """The tracking URI that MLFLOW_TRACKING_URI names, or nothing."""
+    return usable(os.environ.get(VARIABLE, ""), f"{VARIABLE}=")
 
 
 def sqlite_uri(file: Path) -> str:
