@@ -29,13 +29,12 @@ def log_measured(config: MeasureConfig, measured: Measured) -> str:
         TrackingError: MLflow does not answer, or does not know the run; the results are on the disk.
     """
     trained = Run.find(config.checkpoint.resolve().parent) if config.checkpoint else None
-    uri = (
-        uri_of(trained, config.tracking_uri or trained.tracking_uri) if trained else config.tracking_uri or named_uri()
-    )
+    uri = config.tracking_uri or (trained.tracking_uri if trained else named_uri())
     if not uri:
         return ""
+    uri = uri_of(trained, uri) if trained else uri
     try:
-        tracked = _own(uri, config, measured) if trained is None else _known(uri, config, trained)
+        tracked = _known(uri, config, trained) if trained else _own(uri, config, measured)
         step = read_meta(config.checkpoint).iteration if trained and config.checkpoint else 0
         # Figures last: the same command finds a run of their own again as long as it has none.
         tracked.client.log_artifacts(tracked.id, str(config.out), ARTIFACTS)
