@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How fast is the training step? Images/s, ms, operators, memory and the share of the matmul peak, side by side.
+"""How fast is the training step? Images/s, ms, hours a run, operators, memory, shares of draws and of the matmul peak.
 
     uv run jobs/bench_step.py                                  # paper size, every variant that runs here
     uv run jobs/bench_step.py --preset laptop --steps 10
-    uv run jobs/bench_step.py --variants separate channels_last --out results/bench_step
+    uv run jobs/bench_step.py --variants separate channels_last --batch-size 4 8 --out results/bench_step
 
 Needs torch and torchvision only (`PYTHONPATH=. python3 jobs/bench_step.py` where the project is not installed). The
 variant `separate` is the same iteration computed the plain way: one pass per batch and network, copies of the encoders
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -55,6 +56,8 @@ LAUNCH_NOTHING = {
 }  # fmt: skip
 """Operators that are views and allocations, though PyTorch does not mark them as views."""
 PHASES = ("before warm-up", "after warm-up")
+ITERATIONS = 100_000
+"""Of the paper's run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +66,21 @@ class Row:
 
     variant: str
     phase: str
+    batch_size: int
     ms: float
     """Best time of one iteration."""
+    hours: float
+    """Of 100,000 such iterations."""
     images_per_second: float
     """Real images trained on a second: 4 batches an iteration."""
     ratio: float
-    """Times faster than the first variant of the same phase."""
+    """Times faster than the first variant of the same phase and batch size."""
     tflops: float
     """Floating-point operations a second / 10^12: twice the multiply-adds of convolutions and matmuls."""
     of_peak: float
     """Share of the device's matmul rate in the variant's precision, measured beside it."""
+    draws: float
+    """What an iteration's random draws take by themselves, launched one by one, as a share of the iteration's time."""
     operators: float
     """PyTorch operators that an iteration dispatches, views and allocations left out: about as many launches."""
     memory_gb: float
@@ -101,18 +109,20 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """How long something takes on a device, until it has finished."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large square matmul."""
     size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        synchronize(device)
-        start = time.perf_counter()
-        torch.mm(a, a)
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return 2 * size**3 / min(seconds(partial(torch.mm, a, a), device) for _ in range(5))
 
 
 def prepare(config: DGNetConfig, phase: str, device: torch.device) -> tuple[TrainState, Callable[[], Batch]]:
@@ -141,17 +151,33 @@ def one_step(separate: bool, state: TrainState, batch: Callable[[], Batch], conf
         train_step(state, batch(), config)
 
 
+def draws_of(run: Callable[[], object]) -> Callable[[], object]:
+    """Run an iteration; returns what makes its random draws again, and nothing else."""
+    calls: list[tuple[Any, ...]] = []
+    draw = Position.uniforms
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return draw(*arguments)
+
+    with patch.object(Position, "uniforms", noted):
+        run()
+    return lambda: [draw(*arguments) for arguments in calls]
+
+
 def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, device: torch.device) -> list[Row]:
     """Time every variant in one phase; they take turns, and the best time of each counts."""
     runs: dict[str, Callable[[], object]] = {}
-    flops, operators, memory, best = {}, {}, {}, dict.fromkeys(variants, float("inf"))
+    draws: dict[str, Callable[[], object]] = {}
+    flops, operators, memory = {}, {}, {}
+    best, best_draws = (dict.fromkeys(variants, float("inf")) for _ in range(2))
     for name in variants:
         variant = replace(config, step=VARIANTS[name])
         state, batch = prepare(variant, phase, device)
         run = runs[name] = partial(one_step, name == "separate", state, batch, variant)
 
-        print(f"  {phase}: {name} ...", flush=True)
-        run()  # makes the optimisers' memory, or compiles
+        print(f"  batch {config.batch_size}, {phase}: {name} ...", flush=True)
+        draws[name] = draws_of(run)  # makes the optimisers' memory, or compiles
         if VARIANTS[name].compile:
             flops[name], operators[name] = flops.get("channels_last", float("nan")), float("nan")
         else:
@@ -169,11 +195,8 @@ def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, de
             memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     for _ in range(steps):
         for name, run in runs.items():
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], seconds(run, device))
+            best_draws[name] = min(best_draws[name], seconds(draws[name], device))
     precisions = {VARIANTS[name].precision for name in variants}
     peaks = {precision: matmul_rate(device, getattr(torch, precision)) for precision in precisions}
     images = 4 * config.batch_size
@@ -181,11 +204,14 @@ def measure(config: DGNetConfig, variants: list[str], phase: str, steps: int, de
         Row(
             variant=name,
             phase=phase,
+            batch_size=config.batch_size,
             ms=1000 * best[name],
+            hours=ITERATIONS * best[name] / 3600,
             images_per_second=images / best[name],
             ratio=best[variants[0]] / best[name],
             tflops=flops[name] / best[name] / 1e12,
             of_peak=flops[name] / best[name] / peaks[VARIANTS[name].precision],
+            draws=best_draws[name] / best[name],
             operators=operators[name],
             memory_gb=memory[name],
         )
@@ -197,16 +223,17 @@ def table(rows: list[Row], device: str, config: DGNetConfig) -> str:
     """The rows in Markdown."""
     network = config.network
     lines = [
-        f"Training step at {network.height} x {network.width}, batch {config.batch_size}, on {device}"
-        f" (PyTorch {torch.__version__}).",
+        f"Training step at {network.height} x {network.width} on {device} (PyTorch {torch.__version__}).",
         "",
-        "| phase | variant | ms | images/s | ratio | TFLOP/s | of matmul peak | operators | memory, GB |",
-        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+        f"| batch | phase | variant | ms | images/s | ratio | hours for {ITERATIONS:,} iterations | TFLOP/s"
+        " | of matmul peak | draws | operators | memory, GB |",
+        "| --: | --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
         lines.append(
-            f"| {row.phase} | {row.variant} | {row.ms:.1f} | {row.images_per_second:.2f} | {row.ratio:.2f} |"
-            f" {row.tflops:.3f} | {row.of_peak:.0%} | {row.operators:,.0f} | {row.memory_gb:.2f} |"
+            f"| {row.batch_size} | {row.phase} | {row.variant} | {row.ms:.1f} | {row.images_per_second:.2f}"
+            f" | {row.ratio:.2f} | {row.hours:.1f} | {row.tflops:.3f} | {row.of_peak:.0%} | {row.draws:.2%}"
+            f" | {row.operators:,.0f} | {row.memory_gb:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -225,7 +252,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), help="the first is the ratio's base")
     parser.add_argument("--steps", type=int, default=3, help="timed iterations of each variant and phase")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[8], help="one or several")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images; the preset's")
     parser.add_argument("--classes", type=int, default=751)
     parser.add_argument("--out", type=Path, default=Path("results/bench_step"), help="writes .md and .json")
@@ -233,13 +260,15 @@ def main() -> None:
     device = torch.device(arguments.device)
     keep_freed_memory()
     everywhere = list(VARIANTS) if device.type == "cuda" else ["separate", "eager", "channels_last"]
-    config = getattr(presets, arguments.preset)(arguments.classes, batch_size=arguments.batch_size)
+    config = getattr(presets, arguments.preset)(arguments.classes)
     if arguments.size:
         height, width = arguments.size
         config = replace(config, network=replace(config.network, height=height, width=width))
     rows: list[Row] = []
-    for phase in PHASES:
-        rows += measure(config, arguments.variants or everywhere, phase, arguments.steps, device)
+    for batch_size in arguments.batch_size:
+        sized = replace(config, batch_size=batch_size)
+        for phase in PHASES:
+            rows += measure(sized, arguments.variants or everywhere, phase, arguments.steps, device)
     text = table(rows, device_name(device), config)
     print("\n" + text)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

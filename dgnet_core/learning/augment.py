@@ -165,7 +165,7 @@ def training_batch(
         images = flip_and_crop(images, draws[:, :3], augment.flip, augment.pad)
     if joints is not None:
         scale = (size[1] / pixels.shape[-1], size[0] / pixels.shape[-2], 1.0)
-        joints = joints.to(images).flatten(0, 1) * torch.tensor(scale).to(images)
+        joints = joints.to(images).flatten(0, 1) * torch.tensor(scale).to(images, non_blocking=True)
         joints = flip_and_shift(joints, draws[:, :3], augment.flip, augment.pad, size[1]).unflatten(0, (S, B))
     erased = None
     if augment.erase:

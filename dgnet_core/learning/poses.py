@@ -103,5 +103,6 @@ def stick_figures(joints: Tensor, height: int, width: int, *, thickness: float =
 
 def mirrored(joints: Tensor, width: int) -> Tensor:
     """Joints (..., 18, 3) of the mirror images: left and right change places."""
-    swapped = joints[..., list(FLIP), :]
+    partners = torch.tensor(FLIP).to(joints.device, non_blocking=True)  # a list as index stalls a GPU
+    swapped = joints.index_select(-2, partners)
     return torch.stack([width - swapped[..., 0], swapped[..., 1], swapped[..., 2]], dim=-1)

@@ -217,11 +217,11 @@ class BatchNorm(GroupedBatchNorm):
         dims = [0, *range(2, x.ndim)]
         count = x.numel() // x.shape[1]
         values = x.double()
-        total = values.new_tensor(float(count))
-        reduce_sums(total)
-        mean, square = (
-            _Sum.apply(torch.stack([values.sum(dims), values.square().sum(dims)]), count, reduce_sums) / total
-        )
+        sums = values.sum(dims)
+        packed = torch.stack([sums, values.square().sum(dims), torch.full_like(sums, count)])
+        packed = _Sum.apply(packed, count, reduce_sums)
+        total = packed[2].detach()
+        mean, square = packed[:2] / total
         var = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             self.num_batches_tracked += 1

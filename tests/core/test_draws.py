@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dgnet_core.learning.batches import Position
-from dgnet_core.learning.draws import permutation, philox, uniform, words
+from dgnet_core.learning.draws import permutation, philox, uniform, uniforms, words
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,18 @@ def test_permutations():
     assert not torch.equal(order, permutation(0, "shuffle a", 4, 1000))
     assert not torch.equal(order, permutation(0, "shuffle b", 3, 1000))
     assert (order == torch.arange(1000)).sum() < 8  # one is expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("iteration", [9, 2**31 + 9])
+def test_the_cpu_and_cuda_draw_the_same(iteration: int):
+    seed, places, counts = 2**63 - 1, range(3, 11), {"augment": 44, "negative": 2, "dropout": 513}
+    on_cpu, on_cuda = (uniforms(seed, counts, iteration, places, device) for device in ("cpu", "cuda"))
+    for purpose, count in counts.items():
+        assert torch.equal(on_cpu[purpose], on_cuda[purpose].cpu()), purpose
+        for draw in (uniform, words):
+            drawn = [draw(seed, purpose, iteration, places, count, device) for device in ("cpu", "cuda")]
+            assert drawn[1].is_cuda
+            assert torch.equal(drawn[0], drawn[1].cpu()), purpose
+    replayed = uniform(seed, "augment", torch.tensor(iteration, device="cuda"), places, 44, "cuda")
+    assert torch.equal(on_cpu["augment"], replayed.cpu())

@@ -20,7 +20,7 @@ from dgnet_core.learning.batches import Batch, share
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.learning.state import State
 from dgnet_core.methods import METHODS, build, method_of
-from dgnet_core.networks.batch_norm import GroupedBatchNorm, synchronised
+from dgnet_core.networks.batch_norm import BatchNorm, GroupedBatchNorm, synchronised
 from dgnet_core.teacher.state import TeacherState
 from tests.helpers.generators import SMALL, method_batch, tiny_method
 from tests.helpers.servers import free_ports
@@ -202,6 +202,17 @@ def test_without_it_ranks_normalise_their_own_images():
         torch.testing.assert_close(norm(x), norm(torch.cat([x, x]))[:8])
     halves = torch.cat([norm(x[:4]), norm(x[4:])])
     assert (halves - norm(x)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", [BatchNorm, GroupedBatchNorm])
+def test_a_layer_makes_one_collective_forward_and_one_backward(kind: type[BatchNorm] | type[GroupedBatchNorm]):
+    calls: list[torch.Size] = []
+    x = torch.randn(6, 3, 2, 2, requires_grad=True)
+    with synchronised(lambda sums: calls.append(sums.shape)):
+        y = kind(3)(x)
+        assert len(calls) == 1, calls
+        y.square().sum().backward()
+    assert len(calls) == 2, calls
 
 
 def test_one_image_on_each_rank_is_enough():

@@ -270,6 +270,33 @@ def test_what_cannot_be_searched_is_refused(options, more, words, capsys, tmp_pa
     assert not (tmp_path / "storage").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_trials_of_too_few_images_are_refused_before_their_teacher_is_trained(options, more, capsys, tmp_path):
+    file = Path(options[options.index("--config") + 1])
+    settings = yaml.safe_load(file.read_text())
+    settings["model"]["batch_norm"] = "local"
+    file.write_text(yaml.safe_dump(settings))
+    assert main([*options, *more, "--workers-per-trial", "4"]) == 2
+    output = " ".join(capsys.readouterr().out.split())
+    assert "--workers-per-trial 4: with batch_norm local, 4 workers of a batch of 8 normalise over 2 images" in output
+    assert not (tmp_path / "storage").exists()
+
+
+def test_trials_get_only_as_many_workers_as_their_batch_can_be_shared_among(people_store, tmp_path):
+    base = tiny_experiment(people_store, tmp_path)
+    local, any_size = (
+        replace(base, model=replace(base.model, batch_norm=kind)) for kind in ("local", "local_any_size")
+    )
+    space = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
+    config = SearchConfig(stopping=StoppingRule(kind="none"))
+    refused = (local, 4, "at most 2 workers, or say local_any_size"), (base, 9, "batch_size = 8")
+    for experiment, workers, words in refused:
+        with pytest.raises(ExperimentError, match=f"--workers-per-trial {workers}: .*{words}"):
+            plan_search(experiment, space, replace(config, workers_per_trial=workers), teacher=None)
+    for experiment, workers in ((local, 2), (local, 0), (any_size, 4), (base, 8)):
+        plan_search(experiment, space, replace(config, workers_per_trial=workers), teacher=None)
+
+
 def test_a_full_disk_is_noticed_before_trials_start(options, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "place_search", lambda _: Placement(concurrent=2, cpus=1, gpus=0, workers=0))
     monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))

@@ -205,6 +205,16 @@ def test_each_kind_of_run_needs_room_for_its_own_checkpoints(people_store: Path,
     assert asked == [(TeacherConfig, 2 * 2), (DGNetConfig, 6 * 2 * 3)]
 
 
+def test_too_few_images_for_local_statistics_are_refused_before_anything_trains(people_store: Path, tmp_path: Path):
+    plan = planned(people_store, rows.labels())
+    local = [replace(run, model=replace(run.model, batch_norm="local")) for run in plan.wanted]
+    campaign = Campaign(replace(plan, wanted=tuple(local)), tmp_path)
+    campaign.tracked = Mock(uri="")
+    options = CompareGenerators(out=tmp_path, workers_per_run=4)
+    with pytest.raises(ExperimentError, match=r"--workers-per-run 4: with batch_norm local, .* 2 images each"):
+        campaigns.train_missing(options, campaign, QUIET)
+
+
 def test_a_table_without_anything_to_compare_is_refused(people_store: Path):
     with pytest.raises(ExperimentError, match="add --stores"):
         planned(people_store, rows.transfer({"/a": "market1501"}))

@@ -393,7 +393,7 @@ def test_a_run_under_way_keeps_its_number_of_workers_where_it_matters(finished, 
     replace(finished.run, folder=plan.folder, experiment=local, identity=plan.identity.values()).save()
     with pytest.raises(ExperimentError, match=r"begun with --workers 0; with 2, .* pass --workers 0, a range"):
         make_plan(name_run(replace(local, workers="2"), teacher=teacher_of(finished)))
-    with pytest.raises(ExperimentError, match=r"local: 4 workers of a batch of 8 normalise over 2 images each"):
+    with pytest.raises(ExperimentError, match=r"--workers 4: with batch_norm local, .* over 2 images each"):
         name_run(replace(local, workers="4"), teacher=teacher_of(finished))
     any_size = replace(local, model=replace(local.model, batch_norm="local_any_size"), workers="4", name="any-size")
     name_run(any_size, teacher=teacher_of(finished))
@@ -405,12 +405,9 @@ def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_stor
     assert make_plan(name_run(experiment, teacher=teacher, origin=earlier)).origin == earlier
     wider = replace(experiment.model.network, structure_width=4)
     adam = replace(experiment.model.optim, optimizer="adam")
+    last = finished.run.last_checkpoint
     for origin, model, words in (
-        (
-            finished.run.last_checkpoint,
-            experiment.model,
-            r"it has 12 iterations done, the run ends after 12: name an earlier",
-        ),
+        (last, experiment.model, r"it has 12 iterations done, the run ends after 12: name an earlier"),
         (teacher, experiment.model, "it is of a teacher, the run of a dgnet"),
         (earlier, replace(experiment.model, network=wider), r"another one:\n  structure_width: 2 -> 4"),
         (earlier, replace(experiment.model, optim=adam), "it was trained by sgd, the run by adam: keep the optimizer"),

@@ -11,7 +11,7 @@ from dgnet_platform.compute.placement import Placement, place_trials
 from dgnet_platform.tables.campaign import Campaign
 from dgnet_platform.tables.machines import RayMachines
 from dgnet_platform.training.interrupts import in_thread, stop_on_signals
-from dgnet_platform.training.plan import check_free
+from dgnet_platform.training.plan import check_free, check_shares
 
 
 def train_missing(options: RunsAtOnce, campaign: Campaign[Any], console: Console) -> None:
@@ -22,6 +22,9 @@ def train_missing(options: RunsAtOnce, campaign: Campaign[Any], console: Console
     campaign.catch_up()
     if not left and not campaign.untested:
         return
+    workers = options.workers_per_run
+    for experiment in left:
+        check_shares(experiment.model, range(workers, workers + 1), f"--workers-per-run {workers}")
     kinds = {type(experiment.model): experiment for experiment in left}  # a teacher is smaller than what it teaches
     for kind, experiment in kinds.items():
         count = sum(type(other.model) is kind for other in left)

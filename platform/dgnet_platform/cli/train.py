@@ -67,14 +67,19 @@ def announce(experiment: AnyExperiment, console: Console) -> None:
     """Say what trains on what, and what to watch out for."""
     if Store.open(experiment.data).info.origin:
         console.print("On drawn people, who are no photographs: no figure here stands for a public data set.")
-    if experiment.model.batch_norm != "synchronised" and experiment.most_workers > 1:
-        images = experiment.model.batch_size // experiment.most_workers
-        changes = " Their number changes, and so does the run." if experiment.elastic else ""
-        console.print(
-            f"--model.batch-norm {experiment.model.batch_norm}: each of {experiment.most_workers} workers normalises"
-            f" over {images} of {experiment.model.batch_size} images.{changes}",
-            style="yellow",
-        )
+    models = {"model": experiment.model}
+    taught = isinstance(experiment, TaughtExperiment) and experiment.model.needs_teacher
+    if taught and named_teacher(experiment) is None:
+        models["baseline"] = experiment.baseline
+    for section, model in models.items():
+        if model.batch_norm != "synchronised" and experiment.most_workers > 1:
+            images = model.batch_size // experiment.most_workers
+            changes = " Their number changes, and so does the run." if experiment.elastic else ""
+            console.print(
+                f"--{section}.batch-norm {model.batch_norm}: each of {experiment.most_workers} workers normalises"
+                f" over {images} of {model.batch_size} images.{changes}",
+                style="yellow",
+            )
 
 
 def length_lines(preset: Preset, experiment: AnyExperiment) -> list[Text]:

@@ -21,7 +21,7 @@ from dgnet_platform.search.config import SearchConfig
 from dgnet_platform.search.siblings import Sibling
 from dgnet_platform.search.space import Space, Value
 from dgnet_platform.storage.serialize import to_dict
-from dgnet_platform.training.plan import check_learns
+from dgnet_platform.training.plan import check_learns, check_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +105,7 @@ def plan_search(
     Raises:
         ExperimentError, SpaceError, StoreError, CheckpointError: it cannot be run as asked.
     """
-    if not base.hold_out:
-        raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
-    check_learns(base.model)
+    check_base(base, config)
     store = store or Store.open(base.data)
     if config.second == "swap" and people_of(store) is None:
         raise ExperimentError(
@@ -145,3 +143,12 @@ def plan_search(
         identity=identity,
         distances=distances,
     )
+
+
+def check_base(base: DGNetExperiment, config: SearchConfig) -> None:
+    """Refuse what no trial could learn from; raises ExperimentError. It asks for no teacher, which may be untrained."""
+    if not base.hold_out:
+        raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
+    check_learns(base.model)
+    workers = config.workers_per_trial
+    check_shares(base.model, range(workers, workers + 1), f"--workers-per-trial {workers}")

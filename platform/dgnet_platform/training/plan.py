@@ -213,6 +213,31 @@ def check_learns(model: MethodConfig) -> None:
         )
 
 
+def check_shares(model: MethodConfig, numbers: range, option: str) -> None:
+    """Refuse workers among whom a batch cannot be shared, or only so that local BatchNorm learns nothing.
+
+    Args:
+        model: of the run.
+        numbers: of workers that it may get; 0: its own process trains.
+        option: asks for them.
+
+    Raises:
+        ExperimentError: names the option.
+    """
+    for workers in (max(1, number) for number in numbers):
+        try:
+            share(model.batch_size, 0, workers)
+        except ValueError as error:
+            raise ExperimentError(f"{option}: {error}") from None
+        fewest = model.batch_size // workers
+        if model.batch_norm == "local" and workers > 1 and fewest < LEAST_LOCAL:
+            raise ExperimentError(
+                f"{option}: with batch_norm local, {workers} workers of a batch of {model.batch_size} normalise over"
+                f" {fewest} {'image' if fewest == 1 else 'images'} each, from which nothing is learned: leave it"
+                f" synchronised, use at most {max(1, model.batch_size // LEAST_LOCAL)} workers, or say local_any_size"
+            )
+
+
 def _checked_teacher(path: Path, classes: int, store: Store) -> str:
     """A teacher's digest; one that is damaged or knows other identities is refused."""
     digest, known = describe_teacher(path)
@@ -299,18 +324,8 @@ def _check_data(experiment: AnyExperiment, store: Store) -> None:
         )
     if experiment.hold_out:
         check_held_out(store)
-    for workers in range(max(1, experiment.fewest_workers), max(1, experiment.most_workers) + 1):
-        try:
-            share(experiment.model.batch_size, 0, workers)
-        except ValueError as error:
-            raise ExperimentError(f"--workers {experiment.workers}: {error}") from None
-        fewest = experiment.model.batch_size // workers
-        if experiment.model.batch_norm == "local" and workers > 1 and fewest < LEAST_LOCAL:
-            raise ExperimentError(
-                f"--model.batch-norm local: {workers} workers of a batch of {experiment.model.batch_size} normalise"
-                f" over {fewest} images each, from which nothing is learned: leave it synchronised, use at most"
-                f" {max(1, experiment.model.batch_size // LEAST_LOCAL)} workers, or say local_any_size"
-            )
+    numbers = range(experiment.fewest_workers, experiment.most_workers + 1)
+    check_shares(experiment.model, numbers, f"--workers {experiment.workers}")
 
 
 def _check_labelled(title: str, store: Store) -> None:
