@@ -145,6 +145,17 @@ def test_the_html_needs_no_other_file_and_escapes_what_it_is_given():
     assert text.count('src="data:image/png;base64,') == text.count("src=") == 1
 
 
+def test_a_rows_runs_lead_to_what_is_said_of_them():
+    """Of three runs two are listed; what is no run is no link."""
+    table = report(row("both", runs={0: "run0", 1: "run1", 2: "run2"}, missing={3: "not started"}))
+    page = "http://127.0.0.1:5000/#/experiments/1/runs/abc/model-metrics"
+    text = as_html(replace(table, runs=[{"run": "run0", "MLflow": page}, {"run": "run1", "MLflow": "-"}]))
+    first, second = '<a href="#run-run0">run0</a>', '<a href="#run-run1">run1</a>'
+    assert f'<td class="runs">{first}, {second}, run2, 1 of 4 missing</td>' in text
+    assert f'<td id="run-run0">run0</td><td>{page}</td>' in text
+    assert text.count("href=") == text.count("id=") == 2
+
+
 def test_a_table_survives_json():
     figure = figures_of({0: score(0, [0.1, 0.2, 0.3, 0.4])}, {})["mAP"]
     table = report(row("both", {"mAP": figure})).tables[0]

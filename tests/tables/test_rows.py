@@ -1,5 +1,6 @@
 """Which experiments the paper's tables consist of."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,17 @@ def test_transfer_goes_both_ways():
         ("market1501 -> dukemtmc-reid", "/a", "/b"), ("dukemtmc-reid -> market1501", "/b", "/a"),
     ]  # fmt: skip
     assert table.rows[0].published == {"dukemtmc-reid": (42.62, 24.25)}
+
+
+def test_published_figures_name_their_publication_table_and_row():
+    stores = dict(zip("abc", ("market1501", "dukemtmc-reid", "msmt17"), strict=True))
+    published = [row for table in tables_of(get_args(TableName), stores) for row in table.rows if row.published]
+    assert {row.label for row in published} >= {"f_fine", "offline feeding", "DG-Net", "PN-GAN", "market1501 -> msmt17"}
+    for row in published:
+        publication, _, place = row.source.partition(", ")
+        assert re.fullmatch(r"\w+ et al\.|README of NVlabs/DG-Net", publication), row.source
+        if row.label not in ("FD-GAN", "offline feeding"):  # whose table is not known
+            assert re.search(r"\b(row|direct transfer)\b", place), row.source
 
 
 def test_two_stores_of_one_data_set_and_of_one_folder_name_are_told_apart(people_store: Path):

@@ -11,6 +11,7 @@ from dgnet_platform.evaluation.results import DRAWN
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.provenance import code_version, training_digest
+from dgnet_platform.runs.tracking_uri import default_uri, page_of
 from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign
@@ -34,7 +35,7 @@ def report_of(campaign: Campaign[TablesPlan], base: TaughtExperiment[Any], prese
     tables = [result_of(table, campaign) for table in campaign.plan.tables]
     return Report(
         title="Tables of DG-Net",
-        facts=_facts(campaign, preset),
+        facts=_facts(campaign, base, preset),
         notes=_notes(campaign, base),
         tables=tables,
         pictures=curves(tables) | generated(campaign),
@@ -73,7 +74,7 @@ def metrics_of(tables: Sequence[TableResult]) -> dict[str, float]:
     return found
 
 
-def _facts(campaign: Campaign[TablesPlan], preset: str) -> dict[str, str]:
+def _facts(campaign: Campaign[TablesPlan], base: TaughtExperiment[Any], preset: str) -> dict[str, str]:
     plan = campaign.plan
     trained, alone, seconds = _cost(campaign)
     return {
@@ -82,6 +83,7 @@ def _facts(campaign: Campaign[TablesPlan], preset: str) -> dict[str, str]:
         "seeds": ", ".join(map(str, plan.seeds)),
         "code": f"{code_version()}, training {training_digest()[:12]}",
         "PyTorch": torch.__version__,
+        "MLflow": base.tracking_uri or default_uri(base.storage),
         "intervals": "95 %, bootstrap over identities and Student's t over seeds; differences paired by query and seed",
         "iterations": f"{trained:,} trained; {alone:,} if each run were trained by itself",
         "training time": f"{seconds / 3600:.2f} hours of a device, without evaluation",
@@ -139,7 +141,9 @@ def _runs(campaign: Campaign[TablesPlan]) -> list[dict[str, str]]:
                 "seed": str(cell.seed),
                 "state": "finished" if state.finished else state.reason,
                 "folder": str(state.run.folder) if state.run else "-",
-                "MLflow": state.run.mlflow_run if state.run else "-",
+                "MLflow": page_of(state.run.tracking_uri, state.run.mlflow_experiment, state.run.mlflow_run)
+                if state.run and state.run.mlflow_run
+                else "-",
                 "code": state.run.code[:12] if state.run else "-",
             },
         )
