@@ -21,6 +21,16 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table as texts."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that is reported."""
 
@@ -30,22 +40,14 @@ class Report:
     notes: Sequence[str]
     """What a reader has to know."""
     tables: Sequence[TableResult]
+    grids: Sequence[Grid] = ()
+    """Further tables, which stand after them."""
     pictures: Mapping[str, Image.Image]
     """By caption."""
     runs: Sequence[Mapping[str, str]]
     """A row for each run: name, what, seed, state, folder, MLflow's page, code."""
     settings: Mapping[str, Any]
     """Of the paper's run, from which rows differ."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A table as texts."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    notes: list[str]
 
 
 def write_report(report: Report, folder: Path, data: str, code: str) -> list[Path]:
@@ -173,8 +175,7 @@ def as_markdown(report: Report) -> str:
     """The report without its pictures."""
     parts = [f"# {report.title}", "\n".join(f"- {name}: {value}" for name, value in report.facts.items())]
     parts += [f"> {note}" for note in report.notes]
-    for table in report.tables:
-        grid = grid_of(table, _seeds(report))
+    for grid in _grids(report):
         parts += [f"## {grid.title}", markdown_table(grid.header, grid.rows)]
         if grid.notes:
             parts.append("\n".join(f"- {note}" for note in grid.notes))
@@ -185,8 +186,9 @@ def as_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _seeds(report: Report) -> int:
-    return max((len(row.runs) + len(row.missing) for table in report.tables for row in table.rows), default=0)
+def _grids(report: Report) -> list[Grid]:
+    seeds = max((len(row.runs) + len(row.missing) for table in report.tables for row in table.rows), default=0)
+    return [*(grid_of(table, seeds) for table in report.tables), *report.grids]
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -216,8 +218,7 @@ def as_html(report: Report) -> str:
         *(f"<p><strong>{html.escape(note)}</strong></p>" for note in report.notes),
     ]
     known = {run["run"] for run in report.runs}
-    for table in report.tables:
-        grid = grid_of(table, _seeds(report))
+    for grid in _grids(report):
         parts += [f"<h2>{html.escape(grid.title)}</h2>", _html_table(grid.header, grid.rows, known)]
         parts += [f'<p class="notes">{"<br>".join(map(html.escape, grid.notes))}</p>'] if grid.notes else []
     for caption, picture in report.pictures.items():
