@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dgnet_core.dgnet import generator, release
 from dgnet_core.dgnet import schedule as dgnet_schedule
-from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_core.dgnet.config import DGNetConfig, check_learns
 from dgnet_core.dgnet.state import TrainState
 from dgnet_core.dgnet.step import train_step, warning
 from dgnet_core.fdgan import step as fdgan
@@ -24,6 +24,7 @@ from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.pg2gan import step as pg2gan
 from dgnet_core.pg2gan.config import PG2GANConfig
 from dgnet_core.pngan import step as pngan
+from dgnet_core.pngan.canonical import CanonicalNetwork
 from dgnet_core.pngan.config import PNGANConfig
 from dgnet_core.ranking.described import Described
 from dgnet_core.teacher.config import TeacherConfig
@@ -76,6 +77,11 @@ class Method(Generic[Config, TheState]):
     features: Callable[[Config, int], Mapping[str, float]] = lambda *_: {}
     """Descriptors that a run ranks by after so many iterations, the best last, and the weight of the fine half in each
     (0: f_prim alone, inf: f_fine alone); none with a half that has not learned anything yet."""
+    chooses_beta: bool = False
+    """Whether a run's held-out identities also say which weight of the fine half is best."""
+    canonical: Callable[..., DescriptorNetwork] | None = None
+    """`canonical(state, config, poses, originals, renderings)`: the network that describes a person by a model of
+    pictures and one of what the method draws of them in canonical poses; None: there is no such network."""
     unlabelled: bool = False
     """Whether it learns images without identity, whose label is -1."""
     posed: bool = False
@@ -94,6 +100,8 @@ class Method(Generic[Config, TheState]):
     """Whether CUDA graphs can hold its step (`StepConfig.graph`)."""
     warning: Callable[[Config, Mapping[str, float]], str] | None = None
     """A warning about an iteration's metrics, for terminal and log; "" if there is none."""
+    check: Callable[[Config], None] = lambda _: None
+    """Raises ValueError where a new run could not learn by its settings; runs that exist are read all the same."""
 
     def best_feature(self, config: Config, iteration: int) -> tuple[str, float]:
         """Name, and weight of the fine half, of the best descriptor by now; only of methods that describe."""
@@ -131,6 +139,7 @@ METHODS: dict[str, Method[Any, Any]] = {
             taught=True,
             describe=lambda state: state.describing_encoder,
             features=dgnet_schedule.features,
+            chooses_beta=True,
             draw=lambda state, _: generator.drawing(state),
             interpolations={
                 "appearance": generator.interpolate_appearance,
@@ -140,6 +149,7 @@ METHODS: dict[str, Method[Any, Any]] = {
             clock=dgnet_schedule.clock,
             captured=True,
             warning=warning,
+            check=check_learns,
         ),
         Method(
             name="teacher",
@@ -186,6 +196,7 @@ METHODS: dict[str, Method[Any, Any]] = {
             settings=pngan.settings,
             sets=(0, 2),
             shown={"L_image": "image", "L_adv": "adversarial"},
+            canonical=lambda state, *rest: CanonicalNetwork(state.networks["generator"], *rest),
             posed=True,
             draw=pngan.drawing,
         ),

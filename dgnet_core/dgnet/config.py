@@ -260,6 +260,22 @@ class DGNetConfig(DescriptorConfig):
         )
 
 
+def check_learns(config: DGNetConfig) -> None:
+    """Refuse a recipe in which the appearance encoder has no gradient before the warm-up.
+
+    The paper's ablation without identity losses is by its equations, in which codes are not detached.
+
+    Raises:
+        ValueError: names the fields and the remedies.
+    """
+    learns = config.loss.identity or config.loss.positive_identity or config.metric.acts
+    if config.recipe.detach_appearance and not learns:
+        raise ValueError(
+            "model.loss.identity and model.loss.positive_identity are 0: with detached codes the appearance encoder"
+            " would learn nothing before the warm-up: pass --model.recipe.no-detach-appearance, or give one a weight"
+        )
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # Presets
 

@@ -20,7 +20,8 @@ from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store
-from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, Comparison, _generators, markdown, write
+from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, Comparison, _generators, markdown, read, write
+from dgnet_platform.evaluation.results import EvaluationError
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.loading import open_trained
@@ -167,7 +168,7 @@ def test_one_seed_each_of_two_generators_is_no_mean(tmp_path):
         rows = [{"generator": "real", "DSSIM": 0.3}]
         rows += [{"generator": name, "seed": seed, "DSSIM": 0.3 + seed / 10} for name, seed in seeds]
         table = pd.DataFrame(rows).astype({"seed": "Int64"})
-        return Comparison(source="", drawn=False, table=table, left_out=[], figure=Image.new("RGB", (1, 1)))
+        return Comparison(source="", data="", drawn=False, table=table, left_out=[], figure=Image.new("RGB", (1, 1)))
 
     assert "standard deviation" not in markdown(compared(("A", 0), ("B", 1)))
     assert "over 2 seeds" in markdown(compared(("A", 0), ("A", 1), ("B", 0), ("B", 1)))
@@ -180,6 +181,10 @@ def test_one_seed_each_of_two_generators_is_no_mean(tmp_path):
     finally:
         locale.setlocale(locale.LC_CTYPE, before)
     assert "±" in (tmp_path / MARKDOWN).read_text(encoding="utf-8")
+    assert markdown(read(tmp_path)) == markdown(several)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(EvaluationError, match=r"holds no whole comparison of this version .*run jobs/compare_gen"):
+        read(tmp_path)
 
 
 def test_a_store_without_query_is_refused_before_training(people_store, tmp_path, capsys, monkeypatch):

@@ -4,14 +4,18 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from dgnet_platform.evaluation.compare import Comparison, write
 from dgnet_platform.tables.campaign import CampaignError
 from dgnet_platform.tables.report import Report, as_html, as_markdown, grid_of
 from dgnet_platform.tables.results import SWAPS, Figure, RowResult, Score, TableResult, figures_of, swaps_of
+from dgnet_platform.tables.summary import beside_generators
 
 PEOPLE = torch.tensor([1, 1, 2, 3])
 
@@ -145,10 +149,38 @@ def test_the_html_needs_no_other_file_and_escapes_what_it_is_given():
     assert text.count('src="data:image/png;base64,') == text.count("src=") == 1
 
 
+def test_a_rows_runs_lead_to_what_is_said_of_them():
+    """Of three runs two are listed; what is no run is no link."""
+    table = report(row("both", runs={0: "run0", 1: "run1", 2: "run2"}, missing={3: "not started"}))
+    page = "http://127.0.0.1:5000/#/experiments/1/runs/abc/model-metrics"
+    text = as_html(replace(table, runs=[{"run": "run0", "MLflow": page}, {"run": "run1", "MLflow": "-"}]))
+    first, second = '<a href="#run-run0">run0</a>', '<a href="#run-run1">run1</a>'
+    assert f'<td class="runs">{first}, {second}, run2, 1 of 4 missing</td>' in text
+    assert f'<td id="run-run0">run0</td><td>{page}</td>' in text
+    assert text.count("href=") == text.count("id=") == 2
+
+
 def test_a_table_survives_json():
     figure = figures_of({0: score(0, [0.1, 0.2, 0.3, 0.4])}, {})["mAP"]
     table = report(row("both", {"mAP": figure})).tables[0]
     assert json.loads(json.dumps(table.to_dict()))["rows"][0]["figures"]["mAP"]["mean"] == figure.mean
+
+
+def test_table_2_and_figure_3_stand_in_the_report_if_they_are_of_its_data(tmp_path: Path):
+    assert "jobs/compare_generators.py --out" in beside_generators(tmp_path, "abc").notes[0]
+    rows = [{"generator": "real", "seed": None, "DSSIM": 0.321}, {"generator": "PN-GAN", "seed": 0, "DSSIM": 0.266}]
+    table = pd.DataFrame(rows).astype({"seed": "Int64"})
+    figure = Image.new("RGB", (2, 2))
+    write(Comparison(source="PN-GAN", data="abc", drawn=True, table=table, left_out=[], figure=figure), tmp_path)
+    assert "is of other data (fingerprint abc)" in beside_generators(tmp_path, "other").notes[0]
+
+    found = beside_generators(tmp_path, "abc")
+    assert not found.notes
+    [caption] = found.pictures
+    whole = replace(report(row("baseline")), grids=found.grids, pictures=found.pictures)
+    assert "| PN-GAN | 0.266 |" in as_markdown(whole)
+    assert "<td>PN-GAN</td><td>0.266</td>" in as_html(whole)
+    assert f"<h2>{caption}</h2>" in as_html(whole)
 
 
 def test_swaps_have_their_mean_deviation_and_columns():

@@ -1,5 +1,6 @@
 """Which experiments the paper's tables consist of."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from dgnet_platform.tables.campaign import Campaign
 from dgnet_platform.tables.config import TableName
 from dgnet_platform.tables.plan import TablesPlan, plan_tables, seeded
 from dgnet_platform.tables.rows import Row, Table, tables_of
+from dgnet_platform.tables.summary import report_of
 from tests.helpers.runs import CLASSES, QUIET, tiny_experiment
 
 PAPER = dgnet_experiment("paper", 751, 12_936)
@@ -184,12 +186,32 @@ def test_transfer_goes_both_ways():
     assert table.rows[0].published == {"dukemtmc-reid": (42.62, 24.25)}
 
 
+def test_published_figures_name_their_publication_table_and_row():
+    stores = dict(zip("abc", ("market1501", "dukemtmc-reid", "msmt17"), strict=True))
+    published = [row for table in tables_of(get_args(TableName), stores) for row in table.rows if row.published]
+    assert {row.label for row in published} >= {"f_fine", "offline feeding", "DG-Net", "PN-GAN", "market1501 -> msmt17"}
+    for row in published:
+        publication, _, place = row.source.partition(", ")
+        assert re.fullmatch(r"\w+ et al\.|README of NVlabs/DG-Net", publication), row.source
+        if row.label not in ("FD-GAN", "offline feeding"):  # whose table is not known
+            assert re.search(r"\b(row|direct transfer)\b", place), row.source
+
+
 def test_two_stores_of_one_data_set_and_of_one_folder_name_are_told_apart(people_store: Path):
     store = Store.open(people_store)
     names = names_of({"/a/store": store, "/b/store": store})
     assert names == {"/a/store": "people (/a/store)", "/b/store": "people (/b/store)"}
     assert len({row.label for row in rows.transfer(names).rows}) == 2
     assert names_of({"/a/store": store}) == {"/a/store": "people"}
+
+
+def test_table_2_stands_beside_the_table_of_generators_alone(people_store: Path, tmp_path: Path):
+    base = tiny_experiment(people_store, tmp_path)
+    said = []
+    for table in (rows.generators(), rows.structure()):
+        report = report_of(Campaign(planned(people_store, table), tmp_path), base, "tiny", tmp_path / "compared")
+        said.append(any("Table 2 and Figure 3 are missing" in note for note in report.notes))
+    assert said == [True, False]
 
 
 def test_each_kind_of_run_needs_room_for_its_own_checkpoints(people_store: Path, tmp_path: Path, monkeypatch):

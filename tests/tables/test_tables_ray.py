@@ -1,8 +1,10 @@
 """Tables from nothing on a Ray cluster of this machine: killed and resumed, with gaps, of other code and data."""
 
 import json
+import random
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,9 @@ def test_a_table_is_reported_and_tracked(whole: Path):
     html = (whole / "tables" / "report.html").read_text()
     assert "Figure 5" in html
     for run in runs_in(whole, "dgnet"):
-        assert run.name in html
+        assert f'<a href="#run-{run.name}">' in html
+        assert f'<td id="run-{run.name}">' in html
+        assert f"/runs/{run.mlflow_run}/" in html
         assert run.identity["fingerprint"] in html
     client = MlflowClient(default_uri(str(whole)))
     [experiment] = [e for e in client.search_experiments() if e.name.startswith("dgnet-")]
@@ -102,19 +106,32 @@ def test_a_table_is_reported_and_tracked(whole: Path):
         assert "test/both/mAP_low" in child.data.metrics
 
 
-def test_killed_and_resumed_it_is_the_same_table(whole: Path, options: Options):
-    storage = options.root / "killed"
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("concurrent", [1, 2])
+def test_killed_and_resumed_it_is_the_same_table(whole: Path, options: Options, concurrent: int):
+    """Killed while a teacher trains, while DG-Net trains, and after a number of iterations drawn from a seed."""
+    name = f"killed{concurrent}"
+    arguments, storage = options(name, "--concurrent", str(concurrent)), options.root / name
 
     def trains(kind: str, iterations: int) -> bool:
         return any(len(lines(path.parent)) >= iterations for path in storage.glob(f"people-{kind}-*/metrics.jsonl"))
 
-    for moment in (("teacher", 3), ("dgnet", 7)):
-        process = job("paper_tables.py", *options("killed"))
-        wait_for(lambda moment=moment, process=process: trains(*moment) or process.poll() is not None, 400)
+    def done() -> int:
+        return sum(len(lines(path.parent)) for path in storage.glob("people-*/metrics.jsonl"))
+
+    def kill_when(moment: Callable[[], bool]) -> None:
+        process = job("paper_tables.py", *arguments)
+        wait_for(lambda: moment() or process.poll() is not None, 400)
         assert process.poll() is None, process.communicate()[0]
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    made(options("killed"))
+
+    kill_when(lambda: trains("teacher", 3))
+    kill_when(lambda: trains("dgnet", 7))
+    last = sum(len(lines(run.folder)) for run in runs_in(whole, "*"))
+    target = random.Random(concurrent).randint(min(done() + 1, last - 1), last - 1)
+    kill_when(lambda: done() >= target)
+    made(arguments)
     assert tables_in(storage) == tables_in(whole)
 
 

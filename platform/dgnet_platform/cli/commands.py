@@ -1,7 +1,7 @@
 """The commands: each reads its options, and only then imports what does the work.
 
-PyTorch, Ray and MLflow take seconds to import. So --help, a wrong option and a refused setting are answered before
-that: the imports inside these functions are where the heavy modules begin.
+PyTorch, Ray and MLflow take seconds to import. So --help, a wrong option, a refused setting and a store that is not
+there are answered before that: the imports inside these functions are where the heavy modules begin.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from dgnet_platform.cli.experiments import base_and_space, parse
+from dgnet_platform.cli.experiments import base_and_space, check_tables, open_stores, parse
 from dgnet_platform.cli.options import (
     CompareGenerators,
     PaperTables,
@@ -66,6 +66,7 @@ def tune(description: str | None, args: Sequence[str], console: Console) -> int:
 def paper_tables(description: str | None, args: Sequence[str], console: Console) -> int:
     """Make the paper's tables."""
     options = tyro.cli(PaperTables, args=args, description=description)
+    check_tables(options)
     from dgnet_platform.cli.tables import tables_and_show
 
     return tables_and_show(options, console)
@@ -74,6 +75,7 @@ def paper_tables(description: str | None, args: Sequence[str], console: Console)
 def evaluate(description: str | None, args: Sequence[str], console: Console) -> int:
     """Evaluate trained networks."""
     config = tyro.cli(EvaluateConfig, args=args, description=description, config=(tyro.conf.UseAppendAction,))
+    open_stores(*config.store)
     from dgnet_platform.cli.evaluate import evaluate_and_show
 
     return evaluate_and_show(config, console)
@@ -90,6 +92,7 @@ def export(description: str | None, args: Sequence[str], console: Console) -> in
 def generate(description: str | None, args: Sequence[str], console: Console) -> int:
     """Make a set of generated pictures."""
     config = tyro.cli(GenerateConfig, args=args, description=description)
+    open_stores(config.store)
     from dgnet_platform.cli.generate import generate_and_show
 
     return generate_and_show(config, console)
@@ -98,6 +101,7 @@ def generate(description: str | None, args: Sequence[str], console: Console) -> 
 def compare(description: str | None, args: Sequence[str], console: Console) -> int:
     """Compare generators."""
     options = tyro.cli(CompareGenerators, args=args, description=description)
+    open_stores(options.store)
     from dgnet_platform.cli.compare import compare_and_show
 
     return compare_and_show(options, console)
@@ -106,6 +110,7 @@ def compare(description: str | None, args: Sequence[str], console: Console) -> i
 def measure(description: str | None, args: Sequence[str], console: Console) -> int:
     """Measure how good generated people are."""
     config = tyro.cli(MeasureConfig, args=args, description=description)
+    open_stores(config.store)
     from dgnet_platform.cli.measure import measure_and_show
 
     return measure_and_show(config, console)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from dgnet_core.methods import method_of
+from dgnet_core.methods import METHODS, method_of
 from dgnet_platform.cli.campaigns import train_missing
 from dgnet_platform.cli.options import CompareGenerators
 from dgnet_platform.cli.terminal import DONE, FAILED, STOPPED, progress_bars
@@ -36,7 +36,7 @@ def compare_and_show(options: CompareGenerators, console: Console) -> int:
 
 def _train_and_compare(options: CompareGenerators, console: Console) -> int:
     judged = options.teacher or options.inception or options.resnet or _teacher(options.checkpoint)
-    if not (judged or "dgnet" in options.train):
+    if not (judged or any(METHODS[name].taught for name in options.train)):
         raise EvaluationError(
             "no network would say how far pictures are apart: add dgnet to --train, whose teacher does, or name"
             " --teacher, --resnet, or the FID network's file with --inception"

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import tyro
 import yaml
 
-from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_platform.cli.options import (
     DefaultsFrom,
     DGNetDefaults,
@@ -78,7 +77,7 @@ def parse(
     elif options is TrainDGNet:
         unset = preset(first.preset, identities, pictures, _length(first, pictures, dataset))
     if isinstance(first, DGNetDefaults):
-        unset = _by_linear_rule(unset, first, pictures)
+        unset = _by_linear_rule(cast(DGNetExperiment, unset), first, pictures)
     if isinstance(first, GeneratorDefaults):
         options = TrainGenerator[type(unset.model)]
     default = _with_file(first, unset)
@@ -139,6 +138,25 @@ def table_base(options: PaperTables, data: str, hold_out: bool) -> DGNetExperime
         hold_out=experiment.hold_out or hold_out,
     )
     return _with_classes(experiment, identities - (held_out_people(identities) if experiment.hold_out else 0))
+
+
+def check_tables(options: PaperTables) -> None:
+    """Refuse settings and stores by which there are no tables.
+
+    Raises:
+        ExperimentError: --iterations is too small, or the file of --config is no configuration.
+        StoreError: --data or one of --stores is no store.
+    """
+    table_base(options, options.data, hold_out=False)
+    open_stores(*options.stores)
+
+
+def open_stores(*locations: str) -> None:
+    """Refuse locations that hold no store; "" names none. Raises StoreError."""
+    from dgnet_platform.data.store import Store  # Parquet: a wrong option is refused without it
+
+    for location in filter(None, locations):
+        Store.open(location)
 
 
 def base_and_space(options: TuneMarket) -> tuple[DGNetExperiment, "Space"]:
@@ -209,11 +227,10 @@ def _length(options: DefaultsFrom, pictures: int, dataset: str) -> int | None:
     return iterations
 
 
-def _by_linear_rule(experiment: Kind, options: LinearRule, pictures: int) -> Kind:
+def _by_linear_rule(experiment: DGNetExperiment, options: LinearRule, pictures: int) -> DGNetExperiment:
     """An experiment of DG-Net with the batch that a command line asks for."""
     if options.linear_batch_size is None:
         return experiment
-    assert isinstance(experiment.model, DGNetConfig)
     return replace(experiment, model=by_linear_rule(experiment.model, options.linear_batch_size, pictures))
 
 

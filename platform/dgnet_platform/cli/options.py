@@ -176,6 +176,8 @@ class PaperTables(RunsAtOnce, LinearRule, DefaultsFrom, Taught):
     """Which tables; sensitivity trains on fewer identities, and transfer needs --stores."""
     stores: tuple[str, ...] = ()
     """Further stores, folders or URIs, for the table of transfer."""
+    compared: Path = Path("results/compared")
+    """With table generators: where jobs/compare_generators.py wrote Table 2 and Figure 3, which the report takes in."""
     partial: bool = False
     """Train nothing: report what there is, with gaps."""
     seconds_before: float | None = None

@@ -111,7 +111,7 @@ def _report(
         tracked.close("KILLED" if stopped else "FAILED", f"{len(missing)} runs are missing")
         return STOPPED if stopped else FAILED
     preset = options.preset + (f", {options.iterations:,} iterations" if options.iterations else "")
-    report = report_of(campaign, base, preset)
+    report = report_of(campaign, base, preset, options.compared)
     files = write_report(report, campaign.folder, campaign.plan.own_store.info.fingerprint, training_digest())
     for table in report.tables:
         console.print(_shown(table, options.seeds))

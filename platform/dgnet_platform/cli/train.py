@@ -9,7 +9,6 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.learning.config import MethodConfig
 from dgnet_platform.cli.evaluate import tables
 from dgnet_platform.cli.options import RunOptions
@@ -22,8 +21,7 @@ from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs.archive import archive_of
 from dgnet_platform.runs.checkpoint import checkpoints
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
-from dgnet_platform.runs.lengths import remarks
-from dgnet_platform.runs.presets import DRAWN, SMALL, Preset, dgnet_experiment, teacher_of
+from dgnet_platform.runs.presets import DRAWN, Preset, length_remarks, teacher_of
 from dgnet_platform.runs.run import checkpoint_at, folder_of
 from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.storage.serialize import to_dict
@@ -92,10 +90,7 @@ def length_lines(preset: Preset, experiment: AnyExperiment) -> list[Text]:
     trained = max(1, round(pictures * model.num_classes / people))  # others are held out
     epochs = model.iterations * model.batch_size / trained
     lines = [Text(f"{model.iterations:,} iterations, {epochs:.1f} epochs of about {trained:,} pictures")]
-    if isinstance(model, DGNetConfig) and preset not in SMALL:
-        usual = dgnet_experiment(preset, model.num_classes, trained, model.iterations).model
-        lines += [Text(remark, style="yellow") for remark in remarks(model, usual, trained)]
-    return lines
+    return lines + [Text(remark, style="yellow") for remark in length_remarks(preset, model, trained)]
 
 
 def _show_plan(options: RunOptions, experiment: AnyExperiment, console: Console) -> None:

@@ -1,13 +1,11 @@
 """PN-GAN's canonical poses of a store, and its two models for re-id as one network."""
 
 from pathlib import Path
-from typing import cast
 
 import torch
 
-from dgnet_core.methods import METHODS
-from dgnet_core.pngan.canonical import CanonicalNetwork, canonical_poses
-from dgnet_core.pngan.config import PNGANConfig
+from dgnet_core.networks.resnet import DescriptorNetwork
+from dgnet_core.pngan.canonical import canonical_poses
 from dgnet_platform.data.poses import KeyPoints, PoseError
 from dgnet_platform.data.records import JUNK
 from dgnet_platform.data.store import Store
@@ -41,7 +39,7 @@ def two_models(
     rendered_teacher: Path,
     store: Store,
     device: torch.device,
-) -> CanonicalNetwork:
+) -> DescriptorNetwork:
     """PN-GAN's models A and B as one network.
 
     Args:
@@ -55,7 +53,7 @@ def two_models(
         EvaluationError: another method's networks, or another store's.
         CheckpointError, StoreError, PoseError: a file is missing, damaged or foreign.
     """
-    if trained.method is not METHODS["pngan"]:
+    if trained.method.canonical is None:
         raise EvaluationError(
             f"--rendered-teacher is for PN-GAN, --checkpoint is {trained.method.title}'s: leave it out"
         )
@@ -69,5 +67,4 @@ def two_models(
     assert poses is not None
     models = [open_teacher(path, device) for path in (teacher, rendered_teacher)]
     described = [(model.method.describe(model.state), model.network) for model in models if model.method.describe]
-    config = cast(PNGANConfig, trained.config)
-    return CanonicalNetwork(trained.state.networks["generator"], config, poses, *described).to(device)
+    return trained.method.canonical(trained.state, trained.config, poses, *described).to(device)

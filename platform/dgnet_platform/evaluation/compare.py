@@ -45,6 +45,8 @@ class Comparison:
     """All that came out."""
 
     source: str
+    data: str
+    """Fingerprint of the store that all were trained on."""
     drawn: bool
     """Whether it is of drawn people, whose figures stand for no photographs."""
     table: pd.DataFrame
@@ -101,6 +103,7 @@ def compare(config: CompareConfig, progress: Progress) -> Comparison:
         row["paper_FID"], row["paper_SSIM"] = PAPER.get(str(row["kind"]), (None, None))
     return Comparison(
         source=f"{', '.join(generator.name for generator in compared)}, trained on {store.location}",
+        data=store.info.fingerprint,
         drawn=bool(store.info.origin),
         table=pd.DataFrame(rows).astype({"seed": "Int64"}),
         left_out=list(dict.fromkeys(left_out)),
@@ -264,23 +267,18 @@ HEADINGS = {
 """Columns of the Markdown table that have another heading than in the CSV."""
 
 
-def markdown(comparison: Comparison) -> str:
-    """Table 2 as Markdown, with what its figures stand for."""
+def table2(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
+    """Header and rows of Table 2 as texts, and what its figures stand for."""
     left = ("kind", "seed", "upper_colour", "lower_colour")
     table = comparison.table[[column for column in comparison.table if column not in left]]
     ahead = sorted(set(table) - set(HEADINGS))  # distances, named after their network
     columns = ["generator", *ahead, *[column for column in HEADINGS if column in table and column != "generator"]]
     lines = [
-        "| " + " | ".join(HEADINGS.get(column) or str(column) for column in columns) + " |",
-        "| --- |" + " --: |" * (len(columns) - 1),
-    ]
-    lines += [
-        "| " + " | ".join(_shown(column, rows[column].tolist()) for column in columns) + " |"
+        [_shown(column, rows[column].tolist()) for column in columns]
         for _, rows in table.groupby("generator", sort=False)
     ]
     seeds = sorted(set(comparison.table.groupby("generator")["seed"].nunique()) - {0})  # the real pictures have none
     notes = [
-        "",
         "person: within the silhouette of the true picture that the generator can know. A pose generator sees the"
         " target's joints alone, so there the body is the source's; DG-Net's is the target's.",
         "transfer: 1 - L1 / L1 of the target's picture as it is. identity kept: how often the source comes first."
@@ -290,7 +288,16 @@ def markdown(comparison: Comparison) -> str:
     if seeds[-1] > 1:
         count = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
         notes.append(f"Mean ± standard deviation over {count} seeds.")
-    return "\n".join([*lines, *notes, *([DRAWN] if comparison.drawn else [])]) + "\n"
+    notes += [DRAWN] if comparison.drawn else []
+    return [HEADINGS.get(column) or str(column) for column in columns], lines, notes
+
+
+def markdown(comparison: Comparison) -> str:
+    """Table 2 as Markdown, with what its figures stand for."""
+    header, rows, notes = table2(comparison)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    lines.insert(1, "| --- |" + " --: |" * (len(header) - 1))
+    return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def _shown(column: str, values: Sequence[object]) -> str:
@@ -314,6 +321,7 @@ def write(comparison: Comparison, folder: Path) -> None:
     values = {
         "format": FORMAT,
         "source": comparison.source,
+        "data": comparison.data,
         "note": DRAWN if comparison.drawn else None,
         "files": sorted([JSON, FIGURE, CSV, MARKDOWN]),
         "left_out": comparison.left_out,
@@ -322,3 +330,30 @@ def write(comparison: Comparison, folder: Path) -> None:
     (folder / JSON).write_text(json.dumps(values, indent=2) + "\n")
     for path in folder.iterdir():
         flush(path)
+
+
+def read(folder: Path) -> Comparison:
+    """The comparison that `write` was given.
+
+    Raises:
+        FileNotFoundError: there is none.
+        EvaluationError: it is damaged, of an earlier version, or no comparison.
+    """
+    try:
+        values = json.loads((folder / JSON).read_text())
+        with Image.open(folder / FIGURE) as opened:
+            figure = opened.convert("RGB")
+        return Comparison(
+            source=values["source"],
+            data=values["data"],
+            drawn=values["note"] is not None,
+            table=pd.DataFrame(values["table"]).astype({"seed": "Int64"}),
+            left_out=values["left_out"],
+            figure=figure,
+        )
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"{folder} holds no whole comparison of this version ({error!r}): run jobs/compare_generators.py again"
+        ) from None

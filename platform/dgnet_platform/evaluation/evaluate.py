@@ -5,10 +5,9 @@ Whatever can be wrong with stores and checkpoints is found before anything is ex
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +19,9 @@ from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.features import Features, multi_query
 from dgnet_core.ranking.reordering import Reordering, Unscaled
 from dgnet_core.ranking.reranking import Reranking
-from dgnet_core.ranking.retrieval import RetrievalResult, sweep_beta
+from dgnet_core.ranking.retrieval import sweep_beta
 from dgnet_platform.data.cache import cached
+from dgnet_platform.data.people.people import People
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.canonical import two_models
@@ -29,7 +29,7 @@ from dgnet_platform.evaluation.config import EvaluateConfig
 from dgnet_platform.evaluation.extraction import Extraction, Progress, extract_on_workers, extract_splits
 from dgnet_platform.evaluation.identity import failure_picture
 from dgnet_platform.evaluation.pictures import ranked_picture, stored_pictures
-from dgnet_platform.evaluation.results import Evaluation, EvaluationError
+from dgnet_platform.evaluation.results import Evaluation, EvaluationError, Ranked, by_query, differences_of
 from dgnet_platform.evaluation.swaps import (
     fidelity_rows,
     interpolation_pictures,
@@ -45,6 +45,12 @@ SWEEP = tuple(tenth / 10 for tenth in range(11))
 """Weights of f_fine in a sweep."""
 TWO_MODELS = {"model A": 0.0, "model B": math.inf, "A and B": 1.0}
 """PN-GAN's rows: its model A on the pictures, model B on their renderings in canonical poses, both side by side."""
+_Features = dict[str, dict[str, Features]]
+"""Of a store, by model and split."""
+_Extract = Callable[[Store, Progress], tuple[_Features, dict[str, float]]]
+"""Gives a store's features, and how long that took."""
+_Rows = defaultdict[str, list[dict[str, object]]]
+"""Rows of the tables of an `Evaluation` by its field."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +66,21 @@ class _Model:
     """A second stage that puts the nearest in another order, for a row of its own."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Subject:
+    """What is evaluated."""
+
+    models: Sequence[_Model]
+    """What extracts features, in the order of the tables' rows."""
+    trained: TrainedNetworks | None
+    """What draws; None: a teacher alone, or an exported file."""
+    source: str
+    """What it is, for people."""
+    height: int
+    """Of its images, in pixels."""
+    width: int
+
+
 def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
     """Evaluate what `config` names.
 
@@ -68,10 +89,101 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
         EvaluationError: networks do not go together, a store has no query or gallery, a query has no match, features
             are not finite, the descriptors of another run are in the way, or workers cannot be had.
     """
-    # Over 80 lines: read once from top to bottom; parts of it would hand each other its ten lists and networks.
     device = _device(config)
     stores = _named([_checked(location, config.distributed, progress) for location in config.store])
     people = {name: people_of(store) for name, store in stores.items()}
+    subject = _subject(config, stores, device)
+    trained, extract = subject.trained, _extracting(config, subject, device)
+    rows: _Rows = defaultdict(list)
+    queries: list[pd.DataFrame] = []
+    pictures: dict[str, Image.Image] = {}
+    for name, store in stores.items():
+        report = _prefixed(name, progress)
+        features: _Features = {}
+        if subject.models:
+            try:
+                features, timing = extract(store, report)
+            except ValueError as error:
+                raise EvaluationError(str(error)) from error
+            rows["extraction"].append({"store": name, **timing})
+            ranked = _rank_store(config, subject.models, name, store, features, rows)
+            queries += [by_query(name, row) for row in ranked]
+            if config.queries_shown:
+                pictures[f"ranked_{_slug(name)}.png"] = _ranked_lists(config, subject.models[-1], name, store, features)
+        pictures |= _drawn(config, subject, name, store, people[name], features)
+        drawn_people = people[name]
+        if trained is not None and trained.method.draw is not None and drawn_people is not None and config.swap_pairs:
+            found = fidelity_rows(trained, store, drawn_people, config.swap_pairs, partial(report, "swaps"))
+            rows["swaps"] += [{"store": name} | row for row in found]
+    if trained is not None and config.export_release is not None:
+        _export(trained, config.export_release)
+    return Evaluation(
+        source=subject.source,
+        drawn=any(store.info.origin for store in stores.values()),
+        retrieval=pd.DataFrame(rows["retrieval"]),
+        sweep=pd.DataFrame(rows["sweep"]),
+        differences=pd.DataFrame(rows["differences"]),
+        queries=pd.concat(queries, ignore_index=True) if queries else pd.DataFrame(),
+        swaps=pd.DataFrame(rows["swaps"]),
+        extraction=pd.DataFrame(rows["extraction"]),
+        pictures=pictures,
+    )
+
+
+def _rank_store(
+    config: EvaluateConfig, models: Sequence[_Model], name: str, store: Store, features: _Features, rows: _Rows
+) -> list[Ranked]:
+    """Rank one store by each model; adds the rows of the tables."""
+    ranked: list[Ranked] = []
+    drawn = {"drawn": bool(store.info.origin)}
+    for model in models:
+        head = {"model": model.name, "trained_on": model.trained_on, "store": name}
+        found, swept = _rank(features[model.name], config, model)
+        ranked += found
+        rows["retrieval"] += [head | row.head | row.result.summary() | row.result.intervals() | drawn for row in found]
+        rows["sweep"] += [head | row | drawn for row in swept]
+    rows["differences"] += [{"store": name} | row for row in differences_of(ranked)]
+    return ranked
+
+
+def _ranked_lists(config: EvaluateConfig, model: _Model, name: str, store: Store, features: _Features) -> Image.Image:
+    """Ranked lists of some queries by a model's best descriptor."""
+    sides = features[model.name]["query"], features[model.name]["gallery"]
+    pictures = partial(stored_pictures, store, "query"), partial(stored_pictures, store, "gallery")
+    return ranked_picture(name, *sides, *pictures, list(model.betas.values())[-1], config.queries_shown)
+
+
+def _drawn(
+    config: EvaluateConfig, subject: _Subject, name: str, store: Store, people: People | None, features: _Features
+) -> dict[str, Image.Image]:
+    """Pictures of people whom the networks draw, by file name."""
+    trained, slug = subject.trained, _slug(name)
+    pictures: dict[str, Image.Image] = {}
+    if trained is not None and trained.method.invent is not None:
+        pictures[f"people_{slug}.png"] = invented_picture(trained, trained.source)
+    if trained is None or trained.method.draw is None:
+        return pictures
+    title = f"{name}: swaps of {trained.source}"
+    if config.swap_grid:
+        pictures[f"swaps_{slug}.png"] = stored_grid(trained, store, people, title)
+    if config.interpolations:
+        for code, picture in interpolation_pictures(trained, store, f"{name}: {trained.source}").items():
+            pictures[f"interpolated_{code}_{slug}.png"] = picture
+    if config.failures and subject.models:
+        judge = subject.models[0]
+        assert isinstance(judge.network, DescriptorNetwork)  # an exported one draws nothing
+        failures = failure_picture(trained, store, judge.network, features[judge.name]["gallery"], title)
+        if failures is not None:
+            pictures[f"failures_{slug}.png"] = failures
+    return pictures
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Before: what is to be evaluated
+
+
+def _subject(config: EvaluateConfig, stores: Mapping[str, Store], device: torch.device) -> _Subject:
+    """What `config` names, opened and checked."""
     models: list[_Model] = []
     trained: TrainedNetworks | None = None
     source, size = "", (256, 128)
@@ -94,15 +206,15 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
             network = two_models(trained, config.teacher, config.rendered_teacher, own, device)
             models.append(_Model(name="PN-GAN", network=network, trained_on=_origin(trained, stores), betas=TWO_MODELS))
         source, size = trained.source, (trained.network.height, trained.network.width)
+    return _Subject(models=models, trained=trained, source=source, height=size[0], width=size[1])
 
-    networks = {model.name: model.network for model in models}
-    splits = {
-        name: [split for split in ("query", "gallery", "multi_query") if split in store.info.splits]
-        for name, store in stores.items()
-    }
+
+def _extracting(config: EvaluateConfig, subject: _Subject, device: torch.device) -> _Extract:
+    """What extracts the features of a store, here or on workers."""
+    networks = {model.name: model.network for model in subject.models}
     how = Extraction(
-        height=size[0],
-        width=size[1],
+        height=subject.height,
+        width=subject.width,
         batch_size=config.batch_size,
         precision=config.precision,
         device=device,
@@ -119,78 +231,12 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> Evaluation:
             workers=config.workers,
             gpus={"auto": None, "cpu": False, "cuda": True}[config.device],
         )
-    retrieval: list[dict[str, object]] = []
-    sweep: list[dict[str, object]] = []
-    differences: list[dict[str, object]] = []
-    queries: list[pd.DataFrame] = []
-    swaps: list[dict[str, object]] = []
-    extraction: list[dict[str, object]] = []
-    pictures: dict[str, Image.Image] = {}
-    for name, store in stores.items():
-        report = _prefixed(name, progress)
-        ranked: list[_Ranked] = []
-        features: dict[str, dict[str, Features]] = {}
-        if models:
-            try:
-                features, timing = extract(networks, store, splits[name], how, report)
-            except ValueError as error:
-                raise EvaluationError(str(error)) from error
-            extraction.append({"store": name, **timing})
-        for model in models:
-            head = {"model": model.name, "trained_on": model.trained_on, "store": name}
-            drawn = {"drawn": bool(store.info.origin)}
-            rows, swept = _rank(features[model.name], config, model)
-            ranked += rows
-            retrieval += [head | row.head | row.result.summary() | row.result.intervals() | drawn for row in rows]
-            sweep += [head | row | drawn for row in swept]
-        differences += [{"store": name} | row for row in _differences(ranked)]
-        queries += [_by_query(name, row) for row in ranked]
-        if config.queries_shown and models:
-            best = features[models[-1].name]
-            pictures[f"ranked_{_slug(name)}.png"] = ranked_picture(
-                name,
-                best["query"],
-                best["gallery"],
-                partial(stored_pictures, store, "query"),
-                partial(stored_pictures, store, "gallery"),
-                list(models[-1].betas.values())[-1],
-                config.queries_shown,
-            )
-        if trained is not None and trained.method.invent is not None:
-            pictures[f"people_{_slug(name)}.png"] = invented_picture(trained, trained.source)
-        if trained is not None and trained.method.draw is not None:
-            title = f"{name}: swaps of {trained.source}"
-            if config.swap_grid:
-                pictures[f"swaps_{_slug(name)}.png"] = stored_grid(trained, store, people[name], title)
-            if config.interpolations:
-                for code, picture in interpolation_pictures(trained, store, f"{name}: {trained.source}").items():
-                    pictures[f"interpolated_{code}_{_slug(name)}.png"] = picture
-            if config.failures and models:
-                judge = models[0].network
-                assert isinstance(judge, DescriptorNetwork)  # an exported one draws nothing
-                gallery = features[models[0].name]["gallery"]
-                if (failures := failure_picture(trained, store, judge, gallery, title)) is not None:
-                    pictures[f"failures_{_slug(name)}.png"] = failures
-            if (drawn_people := people[name]) is not None and config.swap_pairs:
-                rows = fidelity_rows(trained, store, drawn_people, config.swap_pairs, partial(report, "swaps"))
-                swaps += [{"store": name} | row for row in rows]
-    if trained is not None and config.export_release is not None:
-        _export(trained, config.export_release)
-    return Evaluation(
-        source=source,
-        drawn=any(store.info.origin for store in stores.values()),
-        retrieval=pd.DataFrame(retrieval),
-        sweep=pd.DataFrame(sweep),
-        differences=pd.DataFrame(differences),
-        queries=pd.concat(queries, ignore_index=True) if queries else pd.DataFrame(),
-        swaps=pd.DataFrame(swaps),
-        extraction=pd.DataFrame(extraction),
-        pictures=pictures,
-    )
 
+    def extract_store(store: Store, report: Progress) -> tuple[_Features, dict[str, float]]:
+        splits = [split for split in ("query", "gallery", "multi_query") if split in store.info.splits]
+        return extract(networks, store, splits, how, report)
 
-# ------------------------------------------------------------------------------------------------------------
-# Before: what is to be evaluated
+    return extract_store
 
 
 def _device(config: EvaluateConfig) -> torch.device:
@@ -301,23 +347,9 @@ def _slug(name: str) -> str:
 # Ranking
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Ranked:
-    """A row of the results table."""
-
-    head: dict[str, object]
-    """feature, beta, query, reranked and neighbours."""
-    result: RetrievalResult
-
-    @property
-    def asked(self) -> tuple[object, object]:
-        """How was ranked: rows that agree in it are compared."""
-        return self.head["query"], self.head["reranked"]
-
-
 def _rank(
     features: dict[str, Features], config: EvaluateConfig, model: _Model
-) -> tuple[list[_Ranked], list[dict[str, object]]]:
+) -> tuple[list[Ranked], list[dict[str, object]]]:
     """Rows of the results table and of the sweep for one model on one store."""
     query, gallery = features["query"], features["gallery"]
     reranking = Reranking().within(len(query) + len(gallery)) if config.rerank else None
@@ -327,7 +359,7 @@ def _rank(
         if "multi_query" in features:
             queries["multi"] = multi_query(query, features["multi_query"])
         rows = [
-            _Ranked(
+            Ranked(
                 head={
                     "feature": feature,
                     "beta": result.beta if feature == "both" else None,
@@ -349,33 +381,8 @@ def _rank(
             for mode, asked in queries.items():
                 (result,) = sweep_beta(asked, gallery, [0.0], reranking=model.reordering)
                 head = {"feature": f"{model.name} verified", "beta": None, "query": mode}
-                rows.append(_Ranked(head=head | {"reranked": False, "neighbours": None}, result=result))
+                rows.append(Ranked(head=head | {"reranked": False, "neighbours": None}, result=result))
         swept = sweep_beta(query, gallery, SWEEP) if config.sweep and "both" in model.betas else []
     except ValueError as error:
         raise EvaluationError(f"{model.name}: {error}") from error
     return rows, [{"feature": "both", "beta": result.beta, **result.summary()} for result in swept]
-
-
-def _differences(ranked: Sequence[_Ranked]) -> list[dict[str, object]]:
-    """Each row minus each earlier one that was ranked alike, paired by query."""
-    rows: list[dict[str, object]] = []
-    for earlier, later in combinations(ranked, 2):
-        if earlier.asked != later.asked:
-            continue
-        row: dict[str, object] = {"feature": later.head["feature"], "minus": earlier.head["feature"]}
-        row |= {name: later.head[name] for name in ("query", "reranked")}
-        for figure, found in later.result.minus(earlier.result).items():
-            row[figure] = found.value
-            if found.interval is not None:
-                row[f"{figure}_low"], row[f"{figure}_high"] = found.interval
-            row[f"{figure}_verdict"] = found.verdict
-        rows.append(row)
-    return rows
-
-
-def _by_query(store: str, row: _Ranked) -> pd.DataFrame:
-    """What a row says of each query: what runs are compared by later."""
-    figures = {name: values.numpy() for name, values in row.result.by_query().items()}
-    return pd.DataFrame({"person_id": row.result.person_ids.numpy()} | figures).assign(
-        **{"store": store} | {name: row.head[name] for name in ("feature", "query", "reranked")}
-    )

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ class _Teacher:
     width: int
 
     def __call__(self, teacher: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
-        assert isinstance(teacher, Teacher)
+        teacher = cast(Teacher, teacher)
         x = normalise(pixels, self.height, self.width)
         pooled = teacher.pooled(torch.cat([x, x.flip(3)]))
         descriptors = mirror_average(*teacher.head(pooled).chunk(2))

@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from PIL import Image
 
+from dgnet_core.ranking.retrieval import RetrievalResult
 from dgnet_platform.errors import UserError
 from dgnet_platform.storage.files import flush, staging
 
@@ -48,6 +50,45 @@ FORMAT = 1
 """Version of results.json."""
 JSON, PARQUET, QUERIES = "results.json", "results.parquet", "queries.parquet"
 DRAWN = "Drawn people are no photographs: these figures stand for no public data set."
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranked:
+    """A row of the results table."""
+
+    head: dict[str, object]
+    """feature, beta, query, reranked and neighbours."""
+    result: RetrievalResult
+
+    @property
+    def asked(self) -> tuple[object, object]:
+        """How was ranked: rows that agree in it are compared."""
+        return self.head["query"], self.head["reranked"]
+
+
+def differences_of(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
+    """Each row minus each earlier one that was ranked alike, paired by query."""
+    rows: list[dict[str, object]] = []
+    for earlier, later in combinations(ranked, 2):
+        if earlier.asked != later.asked:
+            continue
+        row: dict[str, object] = {"feature": later.head["feature"], "minus": earlier.head["feature"]}
+        row |= {name: later.head[name] for name in ("query", "reranked")}
+        for figure, found in later.result.minus(earlier.result).items():
+            row[figure] = found.value
+            if found.interval is not None:
+                row[f"{figure}_low"], row[f"{figure}_high"] = found.interval
+            row[f"{figure}_verdict"] = found.verdict
+        rows.append(row)
+    return rows
+
+
+def by_query(store: str, row: Ranked) -> pd.DataFrame:
+    """What a row says of each query: what runs are compared by later."""
+    figures = {name: values.numpy() for name, values in row.result.by_query().items()}
+    return pd.DataFrame({"person_id": row.result.person_ids.numpy()} | figures).assign(
+        **{"store": store} | {name: row.head[name] for name in ("feature", "query", "reranked")}
+    )
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from dgnet_platform.runs.experiment import (
     TaughtExperiment,
     TeacherExperiment,
 )
-from dgnet_platform.runs.lengths import fitting_iterations
+from dgnet_platform.runs.lengths import fitting_iterations, remarks
 from dgnet_platform.storage.serialize import differences, to_dict
 
 Preset = Literal["laptop", "paper", "release", "strong-laptop", "strong"]
@@ -154,6 +154,19 @@ def generator_of(experiment: DGNetExperiment, method: GeneratorName) -> AnyExper
         made, model=replace(made.model.rescaled(iterations), seed=model.seed), evaluate_every=every,
         checkpoint_every=every, keep=1, **shared,
     )  # fmt: skip
+
+
+def length_remarks(preset: Preset, model: MethodConfig, images: int) -> list[str]:
+    """What is unusual about the length and batches of a run of DG-Net beside its preset's; of others, nothing.
+
+    Args:
+        preset: the run's.
+        model: the run's.
+        images: pictures that it trains on.
+    """
+    if preset in SMALL or not isinstance(model, presets.DGNetConfig):
+        return []
+    return remarks(model, dgnet_experiment(preset, model.num_classes, images, model.iterations).model, images)
 
 
 def nearest_preset(experiment: AnyExperiment, images: int) -> tuple[Preset, dict[str, tuple[Any, Any]]] | None:

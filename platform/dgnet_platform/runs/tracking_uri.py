@@ -75,6 +75,12 @@ def is_gone(uri: str) -> bool:
     return uri.startswith(SQLITE) and not database_of(uri).exists()
 
 
+def page_of(uri: str, experiment: str, run: str) -> str:
+    """The address of a run's charts, of a database's file as `mlflow ui` shows it; arguments as for `where_to_look`."""
+    server = uri.rstrip("/") if uri.startswith("http") else UI
+    return f"{server}/#/experiments/{experiment}/runs/{run}/model-metrics?workflowType=machine_learning"
+
+
 def where_to_look(uri: str, experiment: str, run: str) -> str:
     """How to look at a run: the address of its charts, and before it the command that serves it, if it is a file.
 
@@ -85,8 +91,7 @@ def where_to_look(uri: str, experiment: str, run: str) -> str:
         experiment: id of MLflow's experiment.
         run: id of MLflow's run.
     """
-    server = uri.rstrip("/") if uri.startswith("http") else UI
-    page = f"{server}/#/experiments/{experiment}/runs/{run}/model-metrics?workflowType=machine_learning"
+    page = page_of(uri, experiment, run)
     if uri.startswith("http"):
         return page
     return f"uv run mlflow ui --workers 1 --backend-store-uri {shlex.quote(uri)}\n  then {page}"

@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,16 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table as texts."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that is reported."""
 
@@ -30,22 +40,14 @@ class Report:
     notes: Sequence[str]
     """What a reader has to know."""
     tables: Sequence[TableResult]
+    grids: Sequence[Grid] = ()
+    """Further tables, which stand after them."""
     pictures: Mapping[str, Image.Image]
     """By caption."""
     runs: Sequence[Mapping[str, str]]
-    """A row for each run: name, what, seed, folder, MLflow's id, state."""
+    """A row for each run: name, what, seed, state, folder, MLflow's page, code."""
     settings: Mapping[str, Any]
     """Of the paper's run, from which rows differ."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """A table as texts."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    notes: list[str]
 
 
 def write_report(report: Report, folder: Path, data: str, code: str) -> list[Path]:
@@ -173,8 +175,7 @@ def as_markdown(report: Report) -> str:
     """The report without its pictures."""
     parts = [f"# {report.title}", "\n".join(f"- {name}: {value}" for name, value in report.facts.items())]
     parts += [f"> {note}" for note in report.notes]
-    for table in report.tables:
-        grid = grid_of(table, _seeds(report))
+    for grid in _grids(report):
         parts += [f"## {grid.title}", markdown_table(grid.header, grid.rows)]
         if grid.notes:
             parts.append("\n".join(f"- {note}" for note in grid.notes))
@@ -185,8 +186,9 @@ def as_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _seeds(report: Report) -> int:
-    return max((len(row.runs) + len(row.missing) for table in report.tables for row in table.rows), default=0)
+def _grids(report: Report) -> list[Grid]:
+    seeds = max((len(row.runs) + len(row.missing) for table in report.tables for row in table.rows), default=0)
+    return [*(grid_of(table, seeds) for table in report.tables), *report.grids]
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -215,32 +217,39 @@ def as_html(report: Report) -> str:
         "</dl>",
         *(f"<p><strong>{html.escape(note)}</strong></p>" for note in report.notes),
     ]
-    for table in report.tables:
-        grid = grid_of(table, _seeds(report))
-        parts += [f"<h2>{html.escape(grid.title)}</h2>", _html_table(grid.header, grid.rows)]
+    known = {run["run"] for run in report.runs}
+    for grid in _grids(report):
+        parts += [f"<h2>{html.escape(grid.title)}</h2>", _html_table(grid.header, grid.rows, known)]
         parts += [f'<p class="notes">{"<br>".join(map(html.escape, grid.notes))}</p>'] if grid.notes else []
     for caption, picture in report.pictures.items():
         parts += [f"<h2>{html.escape(caption)}</h2>", f'<img alt="{html.escape(caption)}" src="{_inline(picture)}">']
     if report.runs:
         header = list(report.runs[0])
-        parts += ["<h2>Runs</h2>", _html_table(header, [[run[name] for name in header] for run in report.runs])]
+        parts += ["<h2>Runs</h2>", _html_table(header, [[run[name] for name in header] for run in report.runs], known)]
     parts += ["<h2>Settings</h2>", f"<pre>{html.escape(json.dumps(report.settings, indent=2))}</pre>", "</body></html>"]
     return "\n".join(parts) + "\n"
 
 
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], known: Container[str]) -> str:
+    """A table; names of known runs in its column `runs` lead to the rows that have them in their column `run`."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join(
-        "<tr>" + "".join(_html_cell(cell, name) for cell, name in zip(row, header, strict=True)) + "</tr>"
+        "<tr>" + "".join(_html_cell(cell, name, known) for cell, name in zip(row, header, strict=True)) + "</tr>"
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _html_cell(cell: str, column: str) -> str:
+def _html_cell(cell: str, column: str, known: Container[str]) -> str:
     word = cell.rpartition(" ")[2]
-    kind = word if word in ("better", "worse") else "runs" if column == "runs" else ""
-    return f'<td class="{kind}">{html.escape(cell)}</td>' if kind else f"<td>{html.escape(cell)}</td>"
+    if column == "run":
+        return f'<td id="run-{html.escape(cell)}">{html.escape(cell)}</td>'
+    if column == "runs":
+        names = [(name, html.escape(name)) for name in cell.split(", ")]
+        links = [f'<a href="#run-{shown}">{shown}</a>' if name in known else shown for name, shown in names]
+        return f'<td class="runs">{", ".join(links)}</td>'
+    kind = f' class="{word}"' if word in ("better", "worse") else ""
+    return f"<td{kind}>{html.escape(cell)}</td>"
 
 
 def _inline(picture: Image.Image) -> str:

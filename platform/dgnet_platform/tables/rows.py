@@ -37,7 +37,7 @@ class Row:
     """What has to be known to read it."""
     published: Published = field(default_factory=dict)
     source: str = ""
-    """Where the published figures stand: publication, table and row."""
+    """Where the published figures stand: publication, and table and row as far as they are known."""
     trained_on: str = ""
     """Location of the store; none: the command's --data."""
     tested_on: str = ""
@@ -240,7 +240,7 @@ def transfer(stores: Mapping[str, str]) -> Table:
             trained_on=location,
             tested_on=elsewhere,
             published={other: TRANSFER[name, other]} if (name, other) in TRANSFER else {},
-            source="the release's README, direct transfer" if (name, other) in TRANSFER else "",
+            source=f"README of NVlabs/DG-Net, direct transfer, {name} to {other}" if (name, other) in TRANSFER else "",
         )
         for location, name in stores.items()
         for elsewhere, other in stores.items()
@@ -307,7 +307,7 @@ def state_of_the_art() -> Table:
         title="State of the art",
         rows=(
             Row(
-                label="PN-GAN", source="Qian et al., ECCV 2018",
+                label="PN-GAN", source=f"Qian et al., ECCV 2018, as in {PAPER}, Table 7, row PN-GAN",
                 published={"market1501": (89.4, 72.6), "dukemtmc-reid": (73.6, 53.2)},
             ),
             Row(

@@ -1,46 +1,89 @@
 """A report put together: tables, pictures, where all of it comes from, and what it cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from dgnet_core.methods import method_of
+from dgnet_platform.evaluation.compare import read, table2
 from dgnet_platform.evaluation.results import DRAWN
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.experiment import AnyExperiment, TaughtExperiment
 from dgnet_platform.runs.provenance import code_version, training_digest
+from dgnet_platform.runs.tracking_uri import default_uri, page_of
 from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign
 from dgnet_platform.tables.pictures import curves, generated
 from dgnet_platform.tables.plan import TablesPlan
-from dgnet_platform.tables.report import Report
+from dgnet_platform.tables.report import Grid, Report
 from dgnet_platform.tables.results import TableResult, result_of
 
 
-def report_of(campaign: Campaign[TablesPlan], base: TaughtExperiment[Any], preset: str) -> Report:
+def report_of(
+    campaign: Campaign[TablesPlan], base: TaughtExperiment[Any], preset: str, compared: Path | None = None
+) -> Report:
     """The report of a campaign's runs by now.
 
     Args:
         campaign: the runs.
         base: the paper's run, from which rows differ.
         preset: where its settings come from, in words.
+        compared: what jobs/compare_generators.py wrote, which stands beside table generators; None: nothing.
 
     Raises:
         CampaignError: runs that cannot stand in one table.
+        EvaluationError: the comparison is damaged.
     """
     tables = [result_of(table, campaign) for table in campaign.plan.tables]
+    beside = Beside()
+    if compared is not None and any(table.name == "generators" for table in tables):
+        beside = beside_generators(compared, campaign.plan.own_store.info.fingerprint)
     return Report(
         title="Tables of DG-Net",
-        facts=_facts(campaign, preset),
-        notes=_notes(campaign, base),
+        facts=_facts(campaign, base, preset),
+        notes=[*_notes(campaign, base), *beside.notes],
         tables=tables,
-        pictures=curves(tables) | generated(campaign),
+        grids=beside.grids,
+        pictures=curves(tables) | generated(campaign) | beside.pictures,
         runs=_runs(campaign),
         settings=to_dict(base),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What stands in a report beside what its own runs say."""
+
+    grids: Sequence[Grid] = ()
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def beside_generators(folder: Path, data: str) -> Beside:
+    """Table 2 and Figure 3 as jobs/compare_generators.py made them, or a note why they are missing.
+
+    Args:
+        folder: what it wrote.
+        data: fingerprint of the report's data; a comparison of other data is left out.
+
+    Raises:
+        EvaluationError: the comparison is damaged.
+    """
+    missing = "Table 2 and Figure 3 are missing"
+    try:
+        found = read(folder)
+    except FileNotFoundError:
+        return Beside(notes=[f"{missing}: jobs/compare_generators.py --out {folder} makes them."])
+    if found.data != data:
+        return Beside(notes=[f"{missing}: {folder} is of other data (fingerprint {found.data[:12]})."])
+    header, rows, notes = table2(found)
+    grid = Grid(title=f"Table 2: {found.source}", header=header, rows=rows, notes=notes)
+    return Beside(grids=[grid], pictures={"Figure 3: the same people in the same poses": found.figure})
 
 
 def missing_of(campaign: Campaign[TablesPlan]) -> list[str]:
@@ -73,7 +116,7 @@ def metrics_of(tables: Sequence[TableResult]) -> dict[str, float]:
     return found
 
 
-def _facts(campaign: Campaign[TablesPlan], preset: str) -> dict[str, str]:
+def _facts(campaign: Campaign[TablesPlan], base: TaughtExperiment[Any], preset: str) -> dict[str, str]:
     plan = campaign.plan
     trained, alone, seconds = _cost(campaign)
     return {
@@ -82,6 +125,7 @@ def _facts(campaign: Campaign[TablesPlan], preset: str) -> dict[str, str]:
         "seeds": ", ".join(map(str, plan.seeds)),
         "code": f"{code_version()}, training {training_digest()[:12]}",
         "PyTorch": torch.__version__,
+        "MLflow": base.tracking_uri or default_uri(base.storage),
         "intervals": "95 %, bootstrap over identities and Student's t over seeds; differences paired by query and seed",
         "iterations": f"{trained:,} trained; {alone:,} if each run were trained by itself",
         "training time": f"{seconds / 3600:.2f} hours of a device, without evaluation",
@@ -139,7 +183,9 @@ def _runs(campaign: Campaign[TablesPlan]) -> list[dict[str, str]]:
                 "seed": str(cell.seed),
                 "state": "finished" if state.finished else state.reason,
                 "folder": str(state.run.folder) if state.run else "-",
-                "MLflow": state.run.mlflow_run if state.run else "-",
+                "MLflow": page_of(state.run.tracking_uri, state.run.mlflow_experiment, state.run.mlflow_run)
+                if state.run and state.run.mlflow_run
+                else "-",
                 "code": state.run.code[:12] if state.run else "-",
             },
         )

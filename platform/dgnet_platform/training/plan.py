@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.learning.batches import share
 from dgnet_core.learning.config import LEAST_LOCAL, MethodConfig
 from dgnet_core.methods import build, method_of
@@ -200,17 +199,11 @@ def outcome_of_finished(run: Run) -> Outcome | None:
 
 
 def check_learns(model: MethodConfig) -> None:
-    """Refuse a recipe in which DG-Net's appearance encoder has no gradient before the warm-up; raises ExperimentError.
-
-    The paper's ablation without identity losses is by its equations, in which codes are not detached.
-    """
-    if not isinstance(model, DGNetConfig) or not model.recipe.detach_appearance:
-        return
-    if not (model.loss.identity or model.loss.positive_identity or model.metric.acts):
-        raise ExperimentError(
-            "model.loss.identity and model.loss.positive_identity are 0: with detached codes the appearance encoder"
-            " would learn nothing before the warm-up: pass --model.recipe.no-detach-appearance, or give one a weight"
-        )
+    """Refuse settings by which a run's networks could not learn; raises ExperimentError."""
+    try:
+        method_of(model).check(model)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from None
 
 
 def check_shares(model: MethodConfig, numbers: range, option: str) -> None:

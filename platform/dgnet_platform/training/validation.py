@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.generation.distances import kernel_distance
 from dgnet_core.learning.augment import normalise, to_symmetric
 from dgnet_core.learning.config import MethodConfig
@@ -185,7 +184,7 @@ class Validator:
     @property
     def _chooses(self) -> bool:
         """Whether the weight of f_fine may be chosen here: not on query and gallery, which measure the choice."""
-        return self.group == "val" and isinstance(self.config, DGNetConfig)
+        return self.group == "val" and method_of(self.config).chooses_beta
 
     @property
     def objective(self) -> str | None:

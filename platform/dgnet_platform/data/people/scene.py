@@ -29,6 +29,15 @@ GROUND_METRES = 2.1
 _PPM = 96  # backdrop pixels per metre
 _WIDE, _TALL = round(BACKDROP_METRES * _PPM), round(4.4 * _PPM)
 _FOOT = _TALL - round(GROUND_METRES * _PPM)  # the row where wall and ground meet
+_PAINTS = (
+    (150, 30, 30),
+    (200, 200, 204),
+    (36, 52, 96),
+    (30, 30, 34),
+    (120, 124, 130),
+    (184, 150, 60),
+    (50, 96, 80),
+)  # of cars, shop signs and notice boards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,16 +269,6 @@ def backdrop(seed: int, number: int, scenery: Scenery) -> Image.Image:
 
 def _furnish(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: str, leaves: np.ndarray) -> None:
     """Windows, doors, cars, trees, signs and the like along the wall of a backdrop."""
-    # Over 80 lines: a branch for each kind of place, all of it measures.
-    paints = (
-        (150, 30, 30),
-        (200, 200, 204),
-        (36, 52, 96),
-        (30, 30, 34),
-        (120, 124, 130),
-        (184, 150, 60),
-        (50, 96, 80),
-    )
     places = (np.arange(6) * _WIDE / 6 + rng.uniform(0, _WIDE / 6 - 110, 6)).astype(int)
     match kind:
         case "street":
@@ -277,7 +276,7 @@ def _furnish(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: str, lea
             draw.rectangle((0, _FOOT - 10, _WIDE, _FOOT + 12), fill=(150, 148, 142))
             draw.rectangle((0, _FOOT + 12, _WIDE, _FOOT + 20), fill=(96, 95, 92))
             for x in range(int(rng.integers(-300, 0)), _WIDE, 430):
-                _car(draw, x, _FOOT + 26, rng.uniform(330, 380), _colour(rng, *paints))
+                _car(draw, x, _FOOT + 26, rng.uniform(330, 380), _colour(rng, *_PAINTS))
             draw.line((0, _TALL - 70, _WIDE, _TALL - 46), fill=(196, 192, 176), width=9)
         case "lawn":
             path = [(0, _FOOT + 40), (_WIDE, _FOOT + 64), (_WIDE, _TALL), (0, _TALL - 30)]
@@ -303,7 +302,7 @@ def _furnish(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: str, lea
             x = 0
             while x < _WIDE:
                 width = int(rng.integers(180, 420))
-                draw.rectangle((x, 6, x + width, 50), fill=_tuple(_colour(rng, *paints)))
+                draw.rectangle((x, 6, x + width, 50), fill=_tuple(_colour(rng, *_PAINTS)))
                 for k in range(x + 24, x + width - 40, 26):
                     draw.rectangle((k, 18, k + int(rng.integers(8, 18)), 38), fill=(232, 228, 214))
                 x += width
@@ -338,7 +337,7 @@ def _furnish(draw: ImageDraw.ImageDraw, rng: np.random.Generator, kind: str, lea
                 draw.rectangle((x + 8, 22, x + 100, _FOOT - 2), outline=(84, 70, 56), width=3)
                 draw.rectangle((x + 72, 50, x + 90, 110), fill=(190, 206, 214))
             for x in places[1::2]:
-                draw.rectangle((x, 40, x + 120, 110), fill=_tuple(_colour(rng, *paints)))
+                draw.rectangle((x, 40, x + 120, 110), fill=_tuple(_colour(rng, *_PAINTS)))
                 draw.rectangle((x + 10, 50, x + 110, 100), fill=(226, 222, 212))
 
 
