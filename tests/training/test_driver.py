@@ -404,7 +404,11 @@ def test_a_run_only_starts_from_a_checkpoint_that_suits_it(finished, people_stor
     wider = replace(experiment.model.network, structure_width=4)
     adam = replace(experiment.model.optim, optimizer="adam")
     for origin, model, words in (
-        (finished.run.last_checkpoint, experiment.model, r"it has 12 iterations done, the run ends after 12: name an earlier"),
+        (
+            finished.run.last_checkpoint,
+            experiment.model,
+            r"it has 12 iterations done, the run ends after 12: name an earlier",
+        ),
         (teacher, experiment.model, "it is of a teacher, the run of a dgnet"),
         (earlier, replace(experiment.model, network=wider), r"another one:\n  structure_width: 2 -> 4"),
         (earlier, replace(experiment.model, optim=adam), "it was trained by sgd, the run by adam: keep the optimizer"),
