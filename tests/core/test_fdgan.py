@@ -139,6 +139,17 @@ def test_labels_are_smoothed_and_one_for_each_call():
     assert drawn[0] != _labels(0, "identity", 0)
 
 
+def test_labels_are_swapped_once_in_10_001_calls(monkeypatch):
+    assert pytest.approx(1 / 10_001) == step.SWAPPED
+    for name, when in (("pose", 10_754), ("identity", 8_634)):  # the first ones of seed 0
+        for t, swapped in ((when - 1, False), (when, True), (when + 1, False)):
+            real, fake = _labels(0, name, t)
+            assert (real < fake) == swapped
+    straight = _labels(0, "pose", 3)
+    monkeypatch.setattr(step, "SWAPPED", 1.0)
+    assert _labels(0, "pose", 3) == straight[::-1]
+
+
 def test_losses_by_hand():
     config = tiny(dropout=0.0, augment=AugmentConfig(flip=0, pad=0, erase=0))
     state = build(config)
@@ -163,6 +174,35 @@ def test_losses_by_hand():
         assert metrics[f"D_{name}"] == pytest.approx(float(expected))
     assert metrics["L_image"] == pytest.approx(float((fake - pairs.targets).abs().mean()))
     assert metrics["L_same_pose"] == pytest.approx(float((fake[0] - fake[4]).abs().mean()))
+    # The generator learns from both discriminators as they are after their step.
+    identity = cast(Verifier, state.networks["identity_discriminator"])
+    with torch.no_grad():
+        scores = F.linear(
+            identity.norm((identity(pairs.sources) - identity(fake)).square()), identity.classifier.weight,
+            identity.classifier.bias,
+        )  # fmt: skip
+        judged = state.networks["pose_discriminator"](torch.cat([pairs.poses, fake], 1))
+    assert metrics["L_identity"] == pytest.approx(float(F.softplus(-scores).mean()))
+    assert metrics["L_pose"] == pytest.approx(float(F.softplus(-judged).mean()))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_verification_by_hand(stage):
+    config = tiny(crop_area=(1.0, 1.0))
+    state = build(config)
+    start = 0 if stage == 1 else config.stage1 + config.stage2
+    run(state, config, start)
+    encoder = cast(Verifier, copy.deepcopy(state.networks["encoder"])).train(stage == 1)
+    batch = method_batch(config, start)
+    pairs = _paired(batch, check_joints(batch), config)
+    (metrics,) = run(state, config, start + 1)
+    with torch.no_grad():
+        first, second = encoder(pairs.sources).chunk(2)
+        logits = F.linear(encoder.norm((first - second).square()), encoder.classifier.weight, encoder.classifier.bias)
+    different, same = logits.unbind(1)
+    wrong = torch.where(pairs.same.bool(), different - same, same - different)
+    assert 0 < pairs.same.sum() < len(pairs.same)
+    assert metrics["L_verification"] == pytest.approx(float(F.softplus(wrong).mean()))
 
 
 def test_stages_switch_at_their_iteration_and_begin_fresh():

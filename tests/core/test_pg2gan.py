@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dgnet_core.learning.augment import to_symmetric
 from dgnet_core.learning.config import AugmentConfig, StepConfig
-from dgnet_core.learning.poses import pose_mask
+from dgnet_core.learning.poses import discs, pose_mask
 from dgnet_core.learning.state import State
 from dgnet_core.networks.config import ImageSize
 from dgnet_core.pg2gan.config import PG2GANConfig, laptop, paper
@@ -38,6 +38,7 @@ def run(state: State, config: PG2GANConfig, until: int) -> list[dict]:
         (128, 32, (4.7, 2.4), (0.4, 0.65), (4.32, 0.32)),
         (128, 16, (1.3, 0.6), (0.1, 0.17), (4.32, 0.32)),
         (256, 128, (120, 153), (6.06, 40.8), (10.9, 1.5)),
+        (64, 32, (2.6, 0.56), (0.38, 0.16), (1.04, 0.055)),
     ],
 )
 def test_sizes_are_the_published_ones(height, width, coarse, fine, judge):
@@ -81,6 +82,48 @@ def test_weights_per_fake_by_hand():
     assert discriminator_loss(real, None, fake) == pytest.approx(
         float(0.5 * F.softplus(-real) + 0.5 * F.softplus(fake))
     )
+
+
+@pytest.mark.parametrize("discriminator", ["triplet", "pair"])
+def test_stage_2_by_hand(discriminator):
+    config = tiny(discriminator=discriminator)
+    state = build(config)
+    run(state, config, config.stage1)
+    coarse, fine, judge = (copy.deepcopy(state.networks[name]) for name in ("coarse", "refiner", "discriminator"))
+    batch = posed_batch(config, 4, config.stage1)
+    assert batch.joints is not None
+    sources, targets = to_symmetric(batch.images).chunk(2)  # of a, which G2 learns from, and of b
+    poses = [2 * discs(joints, 24, 12) - 1 for joints in batch.joints[2:]]
+    (metrics,) = run(state, config, config.stage1 + 1)
+
+    def logits(generated: torch.Tensor, first: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
+        images = {"fake": generated, "real": targets[k], "coarse": first, "source": sources[k]}
+        if discriminator == "pair":
+            images = {name: torch.cat([sources[k], images[name]], 1) for name in ("fake", "real")}
+        return dict(zip(images, judge(torch.cat(list(images.values()))).split(4), strict=True))
+
+    def norm(loss: torch.Tensor, network: torch.nn.Module) -> float:
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        return float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+
+    firsts = [coarse(torch.cat([sources[k], poses[k]], 1)).detach() for k in (0, 1)]
+    generated = firsts[0] + fine(torch.cat([firsts[0], sources[0]], 1))
+    difference = (generated - targets[0]).abs()
+    image, mask = difference.mean(), (difference * pose_mask(batch.joints[2], 24, 12)).mean()
+    adversarial = F.softplus(-logits(generated, firsts[0], 0)["fake"]).mean()
+    assert metrics["L_image"] == pytest.approx(image.item())
+    assert metrics["L_mask"] == pytest.approx(mask.item())
+    assert metrics["L_adv"] == pytest.approx(adversarial.item())
+    assert metrics["refinement"] == pytest.approx((generated - firsts[0]).abs().mean().item())
+    assert metrics["grad_refiner"] == pytest.approx(norm(adversarial + 10 * (image + mask), fine))
+
+    moved = state.networks["refiner"]  # the discriminator sees what G2 draws after its step
+    generated = (firsts[1] + moved(torch.cat([firsts[1], sources[1]], 1))).detach()
+    scores = logits(generated, firsts[1], 1)
+    fakes = [scores[name] for name in ("fake", "source") if name in scores]
+    loss = F.softplus(-scores["real"]).mean() / 2 + F.softplus(torch.cat(fakes)).mean() / 2
+    assert metrics["D_adv"] == pytest.approx(loss.item())
+    assert metrics["grad_discriminator"] == pytest.approx(norm(loss, judge))
 
 
 @pytest.mark.parametrize("discriminator", ["triplet", "pair"])

@@ -23,6 +23,7 @@ from dgnet_platform.runs.run import Run
 from dgnet_platform.search import tracked
 from dgnet_platform.search.config import METRIC, SearchConfig
 from dgnet_platform.search.driver import Search, TrialFeed
+from dgnet_platform.search.parameters import PARAMETERS
 from dgnet_platform.search.plan import plan_search
 from dgnet_platform.search.report.results import Results
 from dgnet_platform.search.siblings import Sibling
@@ -36,6 +37,7 @@ from dgnet_platform.tracking import client as tracking
 from dgnet_platform.training import plan as training_plan
 from jobs import train_market
 from jobs.tune_market import main
+from tests.helpers.market import packed, write_market
 from tests.helpers.runs import CLASSES, tiny_experiment
 from tests.helpers.studies import opened
 
@@ -244,7 +246,7 @@ def options(people_store, tmp_path):
         (["--iterations", "0"], "--iterations 0: must be 1 or more"),
         (["--seconds-before", "1"], "give both or none"),
         (["--set", "alpah=1"], "did you mean 'alpha'?"),
-        (["--set", "alpha"], "--set alpha: a value"),
+        (["--set", "alpha"], "--set alpha: its name stands for no"),
         (["--set", "warmup_start=30"], "warmup_start up to 30 and ramp up to 8 end at iteration 38: runs have 24"),
         (["--set", "warmup_start=19"], "19"),
         (["--set", "ramp=19"], "ramp"),
@@ -380,6 +382,18 @@ def test_an_earlier_study_to_start_from_makes_another_search(people_store, tmp_p
         for earlier in ((), ("study.jsonl:other",))
     )
     assert cold.name != warm.name
+
+
+def test_rare_poses_are_refused_where_a_store_has_no_key_points(people_store, tmp_path):
+    packed(write_market(tmp_path / "market"), tmp_path / "photographs")
+    base = tiny_experiment(tmp_path / "photographs", tmp_path)
+    default = Space.default(base.model).overridden({"warmup_start": 4, "ramp": 1})
+    space = default.overridden({"partners": PARAMETERS["partners"].published})
+    config = SearchConfig(stopping=StoppingRule(kind="none"))
+    with pytest.raises(ExperimentError, match=r"partners = rare_pose: .* has no key points .*, or leave it out, such"):
+        plan_search(base, space, config, teacher=None)
+    assert plan_search(base, default, config, teacher=None)
+    assert plan_search(replace(base, data=str(people_store)), space, config, teacher=None)
 
 
 def test_the_best_settings_have_all_that_differs_from_the_preset(people_store, tmp_path):

@@ -17,6 +17,7 @@ from dgnet_core.dgnet.config import DGNetConfig, LossConfig, laptop, paper
 from dgnet_core.dgnet.schedule import ramp_end, weights
 from dgnet_core.learning.config import Warmup
 from dgnet_platform.cli.experiments import _dimension
+from dgnet_platform.errors import ExperimentError
 from dgnet_platform.search.sharing import prefix_of
 from dgnet_platform.search.space import PARAMETERS, Space, SpaceError
 from dgnet_platform.search.stopping import StoppingRule
@@ -217,8 +218,9 @@ def test_a_setting_touches_only_what_it_names():
 
 def test_what_public_work_suggests_can_be_searched_and_makes_the_run_that_it_names():
     names = [name for name, parameter in PARAMETERS.items() if parameter.published is not None]
-    assert {"triplet", "circle", "label_smoothing", "ema", "neck", "pooling", "confidence"} <= set(names)
-    space = DEFAULT.overridden(dict(map(_dimension, names)))
+    assert {"triplet", "circle", "label_smoothing", "ema", "neck", "pooling", "confidence", "optimizer"} <= set(names)
+    space = DEFAULT.overridden(dict(_dimension(name, BASE) for name in names))
+    assert space.dimensions["partners"] == {"choices": ["uniform", "rare_camera", "rare_pose"]}
     assert space.defaults(BASE) is not None  # the release's own setting is in it
     space.distances(BASE, NEVER)
     config = space.apply(BASE, {"triplet": 1.0, "neck": "bnneck", "confidence": "filter", "ema": 0.999, "pictures": 2})
@@ -228,11 +230,35 @@ def test_what_public_work_suggests_can_be_searched_and_makes_the_run_that_it_nam
     )  # fmt: skip
 
 
+def test_rate_warm_ups_are_suggested_in_proportion_to_the_run():
+    assert _dimension("lr_warmup", BASE) == ("lr_warmup", {"choices": [0, 2_000, 8_333]})
+    own = replace(BASE, optim=replace(BASE.optim, warmup_iterations=500))
+    assert _dimension("lr_warmup", own)[1] == {"choices": [0, 500, 2_000, 8_333]}
+
+
+def test_a_cosine_ends_with_the_run_and_milestones_come_back():
+    space = DEFAULT.overridden(dict([_dimension("lr_decay", BASE)]))
+    cosine = space.apply(BASE, {"lr_decay": "cosine"})
+    assert cosine == replace(BASE, optim=replace(BASE.optim, cosine_end=100_000))
+    assert PARAMETERS["lr_decay"].read(cosine) == "cosine"
+    assert space.apply(cosine, {"lr_decay": "milestones"}) == BASE
+    early = replace(BASE, optim=replace(BASE.optim, cosine_end=90_000))
+    assert space.apply(early, {"lr_decay": "cosine"}) == early  # the base's own
+
+
+@pytest.mark.parametrize("name", ["pretrained", "alpha"])
+def test_a_name_that_no_published_values_stand_for_is_refused(name):
+    with pytest.raises(ExperimentError, match=f"--set {name}: its name stands for no values of public work: a value,"):
+        _dimension(name, BASE)
+    with pytest.raises(ExperimentError, match=r"--set alhpa: a value, .* 'alpha=\{low: 0.1, high: 1\}'"):
+        _dimension("alhpa", BASE)
+
+
 def test_only_what_acts_before_the_warm_up_parts_prefixes():
     feeds = {"confidence": "weight", "least_confidence": 0.1, "pictures": 2, "share": 0.5, "last_share": 0.1}
     acts = {"partners": "rare_camera", "label_smoothing": 0.1, "triplet": 1.0, "circle": 1.0, "circle_margin": 0.3,
             "circle_scale": 64.0, "neck": "bnneck", "pooling": "gem", "instances": 4, "optimizer": "adamw",
-            "lr_warmup": 10, "ema": 0.99, "pretrained": "none"}  # fmt: skip
+            "lr_warmup": 10, "lr_decay": "cosine", "prim_dropout": 0.0, "ema": 0.99, "pretrained": "none"}  # fmt: skip
     for name, value in (feeds | acts).items():
         config = Space({name: value}).apply(BASE, {})
         assert config != BASE

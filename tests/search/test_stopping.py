@@ -363,6 +363,8 @@ def test_none_is_compared_across_a_milestone(tmp_path):
     far = distances(42_000, HALVING)
     configs = [with_start(start) for start in (10_000, 45_000, 50_000)]
     assert [rates_at(config, rungs_of(config, far)) for config in configs] == [(0, 0), (0, 1), (1, 1)]
+    cosine = replace(configs[2], optim=replace(configs[2].optim, cosine_end=100_000))  # has no milestones
+    assert rates_at(cosine, rungs_of(cosine, far)) == (0, 0)
     verdicts = Verdicts(tmp_path / "rungs.jsonl")
     assert verdicts.judge(0, 0, 9.0, HALVING, (1, 1))
     assert verdicts.judge(1, 0, 1.0, HALVING, (0, 0))  # the first of those before the milestone

@@ -1,5 +1,6 @@
 """Which experiments the paper's tables consist of."""
 
+import io
 import re
 from collections import Counter
 from dataclasses import replace
@@ -8,13 +9,14 @@ from typing import Any, get_args
 from unittest.mock import Mock
 
 import pytest
+from rich.console import Console
 
 from dgnet_core.dgnet.config import DGNetConfig, LossConfig, RecipeConfig
 from dgnet_core.methods import method_of
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_platform.cli import campaigns
-from dgnet_platform.cli.options import CompareGenerators
-from dgnet_platform.cli.tables import names_of
+from dgnet_platform.cli.options import CompareGenerators, PaperTables
+from dgnet_platform.cli.tables import names_of, tables_and_show
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import DGNetExperiment, TaughtExperiment
@@ -27,6 +29,7 @@ from dgnet_platform.tables.config import TableName
 from dgnet_platform.tables.plan import TablesPlan, plan_tables, seeded
 from dgnet_platform.tables.rows import Row, Table, tables_of
 from dgnet_platform.tables.summary import report_of
+from tests.helpers.market import packed, write_market
 from tests.helpers.runs import CLASSES, QUIET, tiny_experiment
 
 PAPER = dgnet_experiment("paper", 751, 12_936)
@@ -93,14 +96,15 @@ def test_the_papers_own_settings_are_rows_of_each_table():
     start = PAPER.model.loss.teacher_warmup.start / PAPER.model.iterations
     assert start in rows.STARTS
     assert changed(rows.warm_until(start)) == {}
-    for table in tables_of(get_args(TableName), {"a": "market1501", "b": "msmt17"}):
+    for table in tables_of(get_args(TableName), {"a": "market1501", "b": "msmt17"}, posed=True):
         labels = [row.label for row in table.rows]
         assert table.reference in ["", *labels]
         assert max(Counter(labels).values()) == 1
 
 
 def test_rows_of_the_strong_table_change_what_feeds():
-    changes = {row.label: changed(row.change) for row in rows.strong().rows if row.change not in (None, rows.baseline)}
+    table = rows.strong(posed=True)
+    changes = {row.label: changed(row.change) for row in table.rows if row.change not in (None, rows.baseline)}
     assert changes == {
         "without online feeding": {"recipe.online_feeding": False},
         "with, f_prim": {},
@@ -111,16 +115,30 @@ def test_rows_of_the_strong_table_change_what_feeds():
         "share from 100 to 0 %": {"feed.last_share": 0.0},
         "share from 0 to 100 %": {"feed.share": 0.0},
         "structures of rare cameras": {"partners": "rare_camera"},
+        "structures of rare poses": {"partners": "rare_pose"},
     }
     strong = dgnet_experiment("strong", 751, 12_936)
-    models: list[Any] = [row.change(strong).model for row in rows.strong().rows if row.change is not None]
+    models: list[Any] = [row.change(strong).model for row in table.rows if row.change is not None]
     prefixes = {prefix_of(model) for model in models[1:]}
-    assert len(prefixes) == 2  # all but rare cameras act from the warm-up on
+    assert len(prefixes) == 3  # all but rare cameras and poses act from the warm-up on
+
+
+def test_rare_poses_are_left_out_where_a_store_has_no_key_points(people_store: Path, tmp_path: Path):
+    packed(write_market(tmp_path / "market", train=6), tmp_path / "photographs")
+    for store, posed in ((people_store, True), (tmp_path / "photographs", False)):
+        options = PaperTables(
+            data=str(store), storage=str(tmp_path / "runs"), preset="strong", tables=("strong",), dry_run=True
+        )  # fmt: skip
+        console = Console(file=io.StringIO(), width=300)
+        assert tables_and_show(options, console) == 0
+        shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "strong: structures of rare cameras" in shown
+        assert ("strong: structures of rare poses" in shown) == posed
 
 
 def test_nothing_is_trained_twice(people_store: Path):
     """f_prim, f_fine and both are one run, which is also the labels' dynamic row and the last table's."""
-    plan = planned(people_store, *tables_of(("ablation", "labels", "state_of_the_art"), {}))
+    plan = planned(people_store, *tables_of(("ablation", "labels", "state_of_the_art"), {}, posed=True))
     # both, without feeding, without generated identity, without identity, appearance; pseudo, uniform, two, none
     assert len(plan.experiments) == 9 * 2
     assert len(plan.teachers) == 2
@@ -162,7 +180,7 @@ def test_a_compared_generator_is_as_long_as_the_paper_has_it_beside_dg_net():
 
 
 def test_what_rows_share_is_shared_for_each_seed(people_store: Path):
-    plan = planned(people_store, *tables_of(("ablation", "labels"), {}))
+    plan = planned(people_store, *tables_of(("ablation", "labels"), {}, posed=True))
     sharing = plan.sharing(COSTS)
     assert len(sharing.prefixes) == 3 * 2  # two rows change what comes before the warm-up
     fork = fork_of(plan.experiments[0].model)  # pyright: ignore[reportArgumentType]

@@ -1,26 +1,34 @@
 """The compared generators in the platform: joints in every batch, resumed runs across stages, bad data refused."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from dgnet_core.fdgan.config import FDGANConfig
+from dgnet_core.generation.grids import to_pixels
 from dgnet_core.learning.augment import training_batch
 from dgnet_core.learning.batches import Batch
 from dgnet_core.methods import METHODS, build
+from dgnet_platform.data.decode import decode
 from dgnet_platform.data.poses import FILE, KeyPoints, PoseError
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.experiment import AnyExperiment, Experiment, identity_of
+from dgnet_platform.runs.loading import open_trained
 from dgnet_platform.runs.run import Run
 from dgnet_platform.training import learner as learning
 from dgnet_platform.training import loop, worker
 from dgnet_platform.training.plan import make_plan, name_run
+from jobs import train_generator
 from tests.helpers.generators import SMALL, tiny_method
 from tests.helpers.market import packed
 from tests.helpers.market import write_market as write_photographs
@@ -149,3 +157,39 @@ def test_identities_of_one_picture_make_no_pair(people_store, tmp_path, monkeypa
     monkeypatch.setattr(Store, "index", lambda _, split: lonely if split == "train" else index)
     with pytest.raises(ExperimentError, match=r"PG2-GAN trains on pairs .* but 1 of 12 training identities .* \(3\)"):
         name_run(experiment_of("pg2gan", people_store, tmp_path), teacher=None, store=store)
+
+
+@each_generator
+def test_the_job_says_what_it_would_train(name, people_store, tmp_path, capsys):
+    options = ["--data", str(people_store), "--storage", str(tmp_path / "runs"), "--iterations", "2", "--dry-run"]
+    assert train_generator.main(["--method", name, *options]) == 0
+    said = capsys.readouterr().out
+    assert f"run people-{name}-" in said
+    assert "would start from the beginning" in said
+    assert "2 iterations" in said
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of MLflow's
+def test_the_job_trains_and_registers_what_draws(people_store, tmp_path, capsys):
+    storage = tmp_path / "runs"
+    options = ["--data", str(people_store), "--storage", str(storage), "--iterations", "2", "--register", "drawn"]
+    assert train_generator.main(["--method", "pg2gan", *options]) == 0
+    assert "Model in MLflow: models:/" in capsys.readouterr().out
+    (folder,) = storage.glob("people-pg2gan-*")
+    run = Run.read(folder)
+    assert [line["iteration"] for line in lines(folder)] == [1, 2]
+    mlflow.set_tracking_uri(run.tracking_uri)
+    model = mlflow.pyfunc.load_model("models:/drawn/1")
+    assert (model.metadata.metadata["height"], model.metadata.metadata["width"]) == (64, 32)
+    trained = open_trained(run.last_checkpoint)
+    store = Store.open(people_store)
+    rows = next(iter(store.row_groups("query")))["image"].to_pylist()[:2]
+    joints = trained.joints(store, "query", store.index("query").iloc[:2])
+    assert joints is not None
+    found = model.predict(pd.DataFrame({"image": rows, "joints": joints.tolist()}))
+    drawn = np.stack([np.asarray(Image.open(io.BytesIO(picture))) for picture in found["image"]])
+    images = trained.images([decode(row).transpose(2, 0, 1) for row in rows])
+    expected = to_pixels(trained.draw(images, joints)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(drawn.astype(int) - expected.astype(int)).max() <= 1

@@ -188,26 +188,27 @@ def base_and_space(options: TuneMarket) -> tuple[DGNetExperiment, "Space"]:
         space = space.overridden(
             _read_yaml("--space", options.space, "parameters with their values, such as alpha: 0.2")
         )
-    space = space.overridden(dict(map(_dimension, options.set)))
+    space = space.overridden(dict(_dimension(text, base.model) for text in options.set))
     space.distances(base.model, options.stopping, base.evaluate_every)  # refuses a space that does not fit the run
     return base, space
 
 
-def _dimension(text: str) -> tuple[str, object]:
-    """One dimension of the space from the command line."""
+def _dimension(text: str, base: DGNetConfig) -> tuple[str, object]:
+    """One dimension of the space from the command line; `base` is what trials have in common."""
     from dgnet_platform.search.parameters import PARAMETERS  # Pydantic: --help does without it
 
     name, equals, value = text.partition("=")
-    if not equals and text in PARAMETERS and PARAMETERS[text].published is not None:
-        return text, PARAMETERS[text].published
+    known = not equals and text in PARAMETERS
+    if known and (suggested := PARAMETERS[text].suggested(base)) is not None:
+        return text, suggested
     try:
         parsed: Any = yaml.safe_load(value)
     except yaml.YAMLError:
         parsed = None
     if not equals or parsed is None:
         raise ExperimentError(
-            f"--set {text}: a value, a range or choices are needed, such as alpha=0.2, 'alpha={{low: 0.1, high: 1}}' or"
-            " 'alpha={choices: [0.1, 0.2]}'"
+            f"--set {text}: {'its name stands for no values of public work: ' if known else ''}a value, a range or"
+            " choices are needed, such as alpha=0.2, 'alpha={low: 0.1, high: 1}' or 'alpha={choices: [0.1, 0.2]}'"
         )
     return name.strip(), parsed
 

@@ -14,6 +14,7 @@ from dgnet_platform.cli.options import PaperTables
 from dgnet_platform.cli.terminal import DONE, FAILED, STOPPED
 from dgnet_platform.cli.train import announce, drawn_store, with_data
 from dgnet_platform.cli.tune import costs_of
+from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import printable
 from dgnet_platform.runs.experiment import DGNetExperiment
@@ -48,7 +49,7 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
     data = options.data or with_data(options.preset, table_base(options, "", False), console).data
     locations = [absolute(location) for location in dict.fromkeys([data, *options.stores])]
     stores = {location: Store.open(location) for location in locations}
-    tables = tables_of(options.tables, names_of(stores))
+    tables = tables_of(options.tables, names_of(stores), posed=KeyPoints.beside(stores[locations[0]]))
     plan = plan_tables(tables, lambda location, held: table_base(options, location, held), range(options.seeds), stores)
     folder = folder_of(options.storage, options.name or NAME)
     _check_data(folder, plan)

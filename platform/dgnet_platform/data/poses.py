@@ -119,6 +119,12 @@ class KeyPoints:
         )
         return stream.getvalue()
 
+    @staticmethod
+    def beside(store: Store) -> bool:
+        """Whether a store has key points, sound or not."""
+        filesystem, root = open_place(store.location)
+        return filesystem.get_file_info(f"{root}/{FILE}").is_file
+
     @classmethod
     def open(cls, store: Store) -> Self:
         """The key points of a store.

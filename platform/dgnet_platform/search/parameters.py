@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
+Decay = Literal["milestones", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +29,16 @@ class Parameter:
     """In words, with the paper's name or the public work that it is from."""
     read: Callable[[DGNetConfig], Value]
     """Its value in a run."""
-    path: tuple[str, ...] = ()
-    """Of the one field that it is; none: `Space.apply` knows."""
+    write: Callable[[DGNetConfig, Any], DGNetConfig] = lambda config, _: config
+    """A run with another value; raises ValueError for one that no run can have. By default `Space.apply` knows."""
     type: Any = Weight
     """Of its values, as pydantic checks it."""
     published: Any = None
-    """The dimension that public work suggests; None: none is known."""
+    """The dimension that public work suggests, or a function that makes it for a run; None: none is known."""
 
-    def write(self, config: DGNetConfig, value: Any) -> DGNetConfig:
-        """A run with this value, if the parameter is one field; raises ValueError for one that no run can have."""
-        return _with(config, self.path, value) if self.path else config
+    def suggested(self, config: DGNetConfig) -> Any:
+        """The dimension that public work suggests for a run; None: none is known."""
+        return self.published(config) if callable(self.published) else self.published
 
 
 def _with(section: Any, path: tuple[str, ...], value: Any) -> Any:
@@ -49,12 +50,28 @@ def _with(section: Any, path: tuple[str, ...], value: Any) -> Any:
 def _field(path: str, meaning: str, kind: Any = Weight, published: Any = None) -> Parameter:
     names = tuple(path.split("."))
     return Parameter(
-        meaning=meaning, read=lambda config: reduce(getattr, names, config), path=names, type=kind, published=published
+        meaning=meaning,
+        read=lambda config: reduce(getattr, names, config),
+        write=lambda config, value: _with(config, names, value),
+        type=kind,
+        published=published,
     )
 
 
 def _choices(*values: Value) -> dict[str, list[Value]]:
     return {"choices": list(values)}
+
+
+def _rising(config: DGNetConfig) -> dict[str, list[Value]]:
+    """Rate warm-ups: none, the run's own, that of the preset `strong` and that of BoT (10 epochs of 120)."""
+    shares = (0.02, 10 / 120)
+    return _choices(*sorted({0, config.optim.warmup_iterations, *(round(s * config.iterations) for s in shares)}))
+
+
+def _with_decay(config: DGNetConfig, value: Decay) -> DGNetConfig:
+    """A run whose cosine, if it has one, ends with it."""
+    end = max(config.optim.warmup_iterations + 1, config.iterations)
+    return _with(config, ("optim", "cosine_end"), end if value == "cosine" else None)
 
 
 def ramp_of(config: DGNetConfig) -> int:
@@ -110,7 +127,8 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "last_share": _field("feed.last_share", "the same at the run's end", Share, {"low": 0.0, "high": 1.0}),
         # What re-id has learned since: acts from the first iteration on.
         "partners": _field(
-            "partners", "how batch b is drawn, which gives structures", Partners, _choices("uniform", "rare_camera")
+            "partners", "how batch b is drawn, which gives structures (rare_pose: needs key points)", Partners,
+            _choices("uniform", "rare_camera", "rare_pose"),
         ),
         "label_smoothing": _field(
             "loss.label_smoothing", "label smoothing (arXiv 1512.00567; 0.1 in BoT, 1903.07071)", Fraction,
@@ -133,11 +151,25 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
             "instances", "images of an identity in a batch (P x K; BoT, arXiv 1903.07071)", Annotated[int, Field(ge=1)],
             _choices(1, 4),
         ),
-        "optimizer": _field("optim.optimizer", "of the appearance encoder", OptimizerKind),
-        "lr_warmup": _field("optim.warmup_iterations", "iterations in which its rate rises (BoT)", Count),
+        "prim_dropout": _field(
+            "network.prim_dropout", "dropout before f_prim's classifier (release 0.5; BoT has none)", Fraction,
+            _choices(0.0, 0.5),
+        ),
+        "optimizer": _field(
+            "optim.optimizer", "of the appearance encoder (release: sgd, BoT: adam); search appearance_lr with it",
+            OptimizerKind, _choices("sgd", "adam", "adamw"),
+        ),
+        "lr_warmup": _field("optim.warmup_iterations", "iterations in which its rate rises (BoT)", Count, _rising),
+        "lr_decay": Parameter(
+            meaning="how all rates fall: at milestones, or along half a cosine to the run's end (arXiv 1608.03983)",
+            read=lambda config: "milestones" if config.optim.cosine_end is None else "cosine",
+            write=_with_decay,
+            type=Decay,
+            published=_choices("milestones", "cosine"),
+        ),
         "ema": _field("ema", "decay of averaged weights (arXiv 1703.01780)", Fraction, _choices(0.0, 0.99, 0.999)),
         "pretrained": _field(
-            "network.pretrained", "what the ResNet starts from, such as LUPerson's file (arXiv 2012.03753)", str
+            "network.pretrained", "what the ResNet starts from, such as your file of LUPerson's (arXiv 2012.03753)", str
         ),
     }
 )  # fmt: skip

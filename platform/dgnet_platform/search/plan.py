@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_platform.data.pose_files import PoseError
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.evaluation.swaps import people_of
 from dgnet_platform.runs.experiment import DGNetExperiment
-from dgnet_platform.runs.loading import digest_of
+from dgnet_platform.runs.loading import digest_of, keypoints_of
 from dgnet_platform.runs.presets import Preset
 from dgnet_platform.runs.run import STOP, folder_of
 from dgnet_platform.runs.tracking_uri import default_uri
@@ -113,6 +114,12 @@ def plan_search(
             " people: use --second reconstruction"
         )
     distances = space.distances(base.model, config.stopping, base.evaluate_every)
+    for partners in space.values("partners"):
+        try:
+            keypoints_of(store, replace(base.model, partners=partners))
+        except PoseError as error:
+            remedy = "leave it out, such as by --set 'partners={choices: [uniform, rare_camera]}'"
+            raise ExperimentError(f"partners = {partners}: {error}, or {remedy}") from None
     digest = digest_of(teacher) if teacher else None
     identity = {
         "dataset": store.info.dataset,

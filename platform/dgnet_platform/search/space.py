@@ -88,6 +88,13 @@ class Space:
         """The dimensions in words."""
         return {name: _in_words(dimension) for name, dimension in self.dimensions.items()}
 
+    def values(self, name: str) -> Collection[Value]:
+        """What a parameter may be: its value, choices or the ends of its range; none: it is not named."""
+        if name not in self.dimensions:
+            return ()
+        dimension = self.dimensions[name]
+        return _ends(dimension) if isinstance(dimension, Mapping) else (dimension,)
+
     def holds(self, name: str, value: Any) -> bool:
         """Whether a searched parameter can have a value."""
         distribution = self.distributions[name]

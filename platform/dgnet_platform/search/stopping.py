@@ -110,8 +110,9 @@ def rungs_of(config: DGNetConfig, distances: Sequence[int], every: int = 1) -> t
 
 
 def rates_at(config: DGNetConfig, iterations: Sequence[int]) -> tuple[int, ...]:
-    """How many milestones of the learning rate a run has passed after so many iterations each."""
-    return tuple(sum(milestone <= done for milestone in config.optim.milestones) for done in iterations)
+    """How many milestones of the learning rate a run has passed after so many iterations each; a cosine has none."""
+    milestones = config.optim.milestones if config.optim.cosine_end is None else ()
+    return tuple(sum(milestone <= done for milestone in milestones) for done in iterations)
 
 
 def keeps(value: float, others: Sequence[float], stopping: StoppingRule, most: int | None = None) -> bool:

@@ -320,8 +320,16 @@ def state_of_the_art() -> Table:
     )  # fmt: skip
 
 
-def strong() -> Table:
-    """Whether generated people help, and which: of a preset strong or strong-laptop, on a strong baseline."""
+def strong(*, posed: bool) -> Table:
+    """Whether generated people help, and which: of a preset strong or strong-laptop, on a strong baseline.
+
+    Args:
+        posed: the store has key points, which the row of rare poses needs.
+    """
+    rare_poses = Row(
+        label="structures of rare poses", change=partnered("rare_pose"),
+        note="batch b, whose images give structures, by one over the pictures of its camera and facing",
+    )  # fmt: skip
     return Table(
         name="strong",
         title="Generated people on this preset's baseline",
@@ -349,6 +357,7 @@ def strong() -> Table:
                 label="structures of rare cameras", change=partnered("rare_camera"),
                 note="batch b, whose images give structures, by one over its camera's pictures",
             ),
+            *([rare_poses] if posed else []),
         ),
     )  # fmt: skip
 
@@ -365,12 +374,13 @@ TRANSFER: Mapping[tuple[str, str], tuple[float, float]] = {
 """Rank@1 and mAP of the release's direct transfer."""
 
 
-def tables_of(names: tuple[TableName, ...], stores: Mapping[str, str]) -> list[Table]:
+def tables_of(names: tuple[TableName, ...], stores: Mapping[str, str], *, posed: bool) -> list[Table]:
     """Tables by their names.
 
     Args:
         names: in this order.
         stores: names of data sets by the location of their stores, the first being --data's.
+        posed: --data's has key points; rows that need them are left out where it has none.
     """
     makers: Mapping[TableName, Callable[[], Table]] = {
         "ablation": ablation,
@@ -381,6 +391,6 @@ def tables_of(names: tuple[TableName, ...], stores: Mapping[str, str]) -> list[T
         "structure": structure,
         "generators": generators,
         "state_of_the_art": state_of_the_art,
-        "strong": strong,
+        "strong": lambda: strong(posed=posed),
     }
     return [makers[name]() for name in dict.fromkeys(names)]

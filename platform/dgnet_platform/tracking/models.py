@@ -1,6 +1,5 @@
 """What MLflow is given of a finished run: its results, and its network as a model that others can load and serve."""
 
-import io
 import logging
 import math
 import tempfile
@@ -18,7 +17,6 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-from PIL import Image
 
 import dgnet_core
 import dgnet_platform
@@ -50,7 +48,7 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
         register: name in the model registry; None: not registered.
 
     Returns:
-        The model's URI; empty for a method without descriptors.
+        The model's URI.
     """
     connected = tracked.client
     tags = connected.get_run(run.mlflow_run).data.tags
@@ -59,8 +57,6 @@ def publish_model(tracked: TrackedRun, run: Run, checkpoint: Path, register: str
     else:
         if run.evaluated_at_end:
             log_results(tracked, run)
-        if method_of(run.experiment.model).describe is None:
-            return ""
         model_id = _log_model(run, checkpoint)
         connected.set_tag(run.mlflow_run, MODEL_TAG, model_id)
         uri = f"models:/{model_id}"
@@ -105,16 +101,23 @@ def _figures(results: Path, iteration: int) -> list[Metric]:
 
 
 def _log_model(run: Run, checkpoint: Path) -> str:
-    """Log the network of a checkpoint as a pyfunc model; returns its id."""
+    """Log the networks of a checkpoint as a pyfunc model; returns its id."""
     state, meta = load_networks(checkpoint)
+    size = meta.config.network
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # environments without pip are fine
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=run.mlflow_run), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*type hint.*")
         info = mlflow.pyfunc.log_model(
-            name="descriptors",
+            name="pictures" if method_of(meta.config).describe is None else "descriptors",
             step=meta.iteration,
-            metadata={"dataset": meta.dataset, "iteration": meta.iteration, "code": meta.code},
-            **_served(temporary, serving.export(state, meta.config, Path(temporary))),
+            metadata={
+                "dataset": meta.dataset,
+                "iteration": meta.iteration,
+                "code": meta.code,
+                "height": size.height,
+                "width": size.width,
+            },
+            **_served(temporary, *serving.export(state, meta.config, Path(temporary))),
         )
     assert info.model_id is not None
     return info.model_id
@@ -125,27 +128,20 @@ def save_served(program: torch.export.ExportedProgram, about: Mapping[str, str],
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*type hint.*")
-        signature = serving.export_program(program, int(about["height"]), int(about["width"]), Path(temporary))
-        mlflow.pyfunc.save_model(path=folder, metadata=dict(about), **_served(temporary, signature))
+        told = serving.export_program(program, int(about["height"]), int(about["width"]), Path(temporary))
+        mlflow.pyfunc.save_model(path=folder, metadata=dict(about), **_served(temporary, *told))
 
 
-def _served(files: str, signature: ModelSignature) -> dict[str, Any]:
+def _served(files: str, signature: ModelSignature, example: pd.DataFrame) -> dict[str, Any]:
     """What MLflow is told of a model whose files are in a folder."""
     return {
         "python_model": str(Path(serving.__file__)),
         "artifacts": {"network": files},
         "code_paths": [str(Path(package.__file__ or "").parent) for package in (dgnet_core, dgnet_platform)],
         "signature": signature,
-        "input_example": pd.DataFrame({serving.COLUMN: [_example()]}),
+        "input_example": example,
         "pip_requirements": [f"{package}=={version(package)}" for package in _NEEDED],
     }
-
-
-def _example() -> bytes:
-    """A grey picture."""
-    file = io.BytesIO()
-    Image.new("RGB", (64, 128), (128, 128, 128)).save(file, "JPEG")
-    return file.getvalue()
 
 
 def _register(connected: MlflowClient, name: str, uri: str, run_id: str) -> None:
