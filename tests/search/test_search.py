@@ -300,6 +300,22 @@ def test_the_plan_of_a_search_changes_nothing(options, capsys, tmp_path):
     assert not (tmp_path / "storage").exists()
 
 
+def test_the_plan_of_a_search_says_what_control_and_confirmation_take(options, capsys):
+    given = [*options, "--set", "warmup_start=4", "ramp=1", "--confirm", "3", "--dry-run"]
+    assert main([*given, "--seconds-before", "100", "--seconds-after", "200"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "by which trials are judged: at most 24 iterations, 1.22 GPU-hours." in told  # 4 * 100 s + 20 * 200 s
+    # Each seed has one prefix of 4 iterations, and four runs that leave it.
+    assert "best 3 trials with 3 other seeds each: 252 iterations, 13.67 GPU-hours." in told
+    assert main([*given, "--preset", "paper"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"252 iterations, \d+% of what the trials cost; --seconds-before and --seconds-after give", told)
+    assert main([*options[:-6], "--stopping.kind", "none", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "The control" not in told
+    assert "Confirmation" not in told
+
+
 @pytest.mark.parametrize("job", [main, train_market.main], ids=["tune", "train"])
 def test_the_store_may_be_named_in_the_file(job, people_store, tmp_path, capsys):
     file = tmp_path / "settings.yaml"
