@@ -4,7 +4,6 @@ import io
 import time
 from types import SimpleNamespace
 
-import pytest
 from rich.console import Console
 
 from dgnet_platform.search.report import display
@@ -42,8 +41,3 @@ def test_lines_say_where_a_search_is_how_fast_and_how_long_it_takes(monkeypatch)
     assert lines[-1].startswith("s: 1 of 4 trials, 450 of about 4,700 iterations trained, ")
     assert " a second, about " in lines[-1]
     assert lines[-1].endswith(" left")
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(3.2, "3 s"), (600, "10 min"), (9_000, "2.5 h")])
-def test_a_time_in_words(seconds, words):
-    assert display.in_words(seconds) == words
