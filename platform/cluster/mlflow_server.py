@@ -277,6 +277,7 @@ def _command(server: Server) -> list[str]:
     first, *others = server.addresses
     options = [
         "--threads 8 --graceful-timeout 5 --no-control-socket",
+        "--access-logfile -",  # who guesses passwords is seen
         *(f"--bind {host}:{server.port}" for host in others),
     ]
     return [
