@@ -73,7 +73,7 @@ class Server:
 def server(tmp_path_factory) -> Iterator[Server]:
     """A server with nothing but defaults, started for the first time."""
     home = tmp_path_factory.mktemp("home")
-    server = Server(home, home / "mlflow", free_ports(1)[0])
+    server = Server(home, home / "MLflow für uns", free_ports(1)[0])
     try:
         done = server.command("start")
         assert done.returncode == 0, done.stderr

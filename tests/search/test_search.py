@@ -274,10 +274,10 @@ def test_a_full_disk_is_noticed_before_trials_start(options, tmp_path, monkeypat
     monkeypatch.setattr(tuning, "place_search", lambda _: Placement(concurrent=2, cpus=1, gpus=0, workers=0))
     monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     file = Path(options[options.index("--config") + 1])
-    settings = yaml.safe_load(file.read_text())
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     settings["model"]["recipe"]["soft_label"] = "uniform"
     settings["model"]["trunk_from_teacher"] = False
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert main(options) == 2
     assert "0.0 GiB free, 8 checkpoints take" in " ".join(capsys.readouterr().out.split())
     [folder] = (tmp_path / "storage").glob("*/")

@@ -29,7 +29,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
         partial.write_text("old")
         assert not path.exists()
     with pytest.raises(IsADirectoryError), appearing(path) as partial:
-        partial.write_text(f"half, and {tmp_path.read_text()}")
+        partial.write_text(f"half, and {tmp_path.read_text(encoding='utf-8')}")
     assert path.read_text() == "old"
     write_whole(path, b"new")
     assert path.read_text() == "new"
@@ -109,7 +109,7 @@ def test_an_error_of_waiting_for_the_disk_names_the_file(tmp_path: Path, monkeyp
 def test_a_file_that_an_error_names_stays(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="missing"), naming(tmp_path / "other"):
         (tmp_path / "missing").read_text()
-    with pytest.raises(OSError, match="^ended$"), naming(tmp_path / "other"):
+    with pytest.raises(OSError, match=r"^ended$"), naming(tmp_path / "other"):
         raise OSError("ended")
 
 

@@ -139,7 +139,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             try:
                 lock(file, wait=busy is None)
             except BlockingIOError:
