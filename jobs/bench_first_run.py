@@ -132,7 +132,7 @@ def main() -> int:
     ]
     text += [f"| {stage} | {seconds:.0f} |" for stage, seconds in stages]
     text = "\n".join([*text, "", tables(run)])
-    (arguments.out / "first_run.md").write_text(text)
+    (arguments.out / "first_run.md").write_text(text, encoding="utf-8")
     shutil.copy(next((run / RESULTS).glob("swaps_*.png")), arguments.out / "swaps.png")
     print(text)
     return 0

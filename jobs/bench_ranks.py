@@ -108,7 +108,7 @@ def rank_of(rank: int, ranks: int, port: int, preset: str, batch_size: int, step
                 f"{name} MB": watch.megabytes[name] / steps,
             }
     if rank == 0:
-        Path(out).write_text(json.dumps(found))
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
 
@@ -144,11 +144,11 @@ def main() -> None:
         out = str(Path(folder) / "found.json")
         sizes = (arguments.preset, arguments.batch_size, arguments.steps)
         spawn(rank_of, (arguments.ranks, port, *sizes, out), nprocs=arguments.ranks)
-        found = json.loads(Path(out).read_text())
+        found = json.loads(Path(out).read_text(encoding="utf-8"))
     text = table(found, arguments.ranks, arguments.batch_size, arguments.preset)
     print(text)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".md").write_text(text)
+    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
     arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
 
 

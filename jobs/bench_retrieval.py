@@ -184,9 +184,9 @@ def with_memory(work: Callable[[], Run]) -> tuple[Run, float]:
     """The run, and the largest memory of the whole process meanwhile in MiB (Linux; elsewhere NaN)."""
     if not Path("/proc/self/clear_refs").exists():
         return work(), math.nan
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
     run = work()
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return run, next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 

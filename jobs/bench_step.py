@@ -272,7 +272,7 @@ def main() -> None:
     text = table(rows, device_name(device), config)
     print("\n" + text)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".md").write_text(text)
+    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
     arguments.out.with_suffix(".json").write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n")
 
 

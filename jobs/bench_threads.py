@@ -105,7 +105,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".md").write_text(text)
+    arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @cache
 def starts_clusters(file: Path) -> bool:
     """Whether a test file starts Ray clusters or hosts."""
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     return "mark.ray" in text or "mark.cluster" in text
 
 

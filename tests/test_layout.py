@@ -247,4 +247,4 @@ def test_jobs_run_by_path_and_explain_themselves(job: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
     assert job.stat().st_mode & 0o111, f"{job} is not executable"
-    assert job.read_text().startswith("#!"), f"{job} has no shebang"
+    assert job.read_text(encoding="utf-8").startswith("#!"), f"{job} has no shebang"

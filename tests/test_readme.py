@@ -28,7 +28,7 @@ def name(page: Path) -> str:
 
 def code_of(page: Path) -> str:
     """All code of a page: indented blocks, fenced ones, and what stands in backticks; continued lines as one."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     pieces = [*CODE.findall(text), *re.findall(r"```.*?```", text, re.DOTALL), *re.findall(r"`([^`]+)`", text)]
     return "\n".join(pieces).replace("\\\n", " ")
 

@@ -45,8 +45,7 @@ PATIENCE = 300.0
 """Seconds that a server may take to start."""
 AUTH = """[mlflow]
 default_permission = READ
-database_uri = sqlite:///{folder}/basic_auth.db
-admin_username = {user}
+database_uri = sqlite:///basic_auth.db
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 # checking a password takes 0.2 s: once a minute is enough
 auth_cache_ttl_seconds = 60
@@ -258,7 +257,7 @@ def _environment(home: Path) -> dict[str, str]:
     key, auth = home / "secret_key", home / "basic_auth.ini"
     if not key.exists():
         write_private(key, secrets.token_hex(32))
-    auth.write_text(AUTH.format(folder=home, user=user))
+    auth.write_text(AUTH, encoding="utf-8")  # MLflow reads it by locale: ASCII, with no name of a folder or user
     return {
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{home}/mlflow.db",
         **os.environ,
@@ -277,6 +276,7 @@ def _command(server: Server) -> list[str]:
     first, *others = server.addresses
     options = [
         "--threads 8 --graceful-timeout 5 --no-control-socket",
+        "--access-logfile -",  # who guesses passwords is seen
         *(f"--bind {host}:{server.port}" for host in others),
     ]
     return [
@@ -400,14 +400,14 @@ def _answers(server: Server) -> bool:
 
 
 def _tail(log: Path, begin: int) -> str:
-    with log.open() as lines:
+    with log.open(encoding="utf-8") as lines:
         lines.seek(begin)
         return "".join(lines.readlines()[-20:]).strip()
 
 
 def write_private(path: Path, text: str) -> None:
     """Write a new file that its owner alone reads."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
         out.write(text)
 
 

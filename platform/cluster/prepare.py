@@ -58,7 +58,7 @@ def check(file: Path) -> dict[str, Any]:
         PrepareError: says what is wrong with it.
     """
     try:
-        config = yaml.safe_load(file.read_text())
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
         validate_config(prepare_config(config))
     except Exception as error:  # Ray raises seven different ones
         raise PrepareError(f"{file}: {getattr(error, 'message', error)}") from error

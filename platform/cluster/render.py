@@ -26,15 +26,15 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 def rendered(path: Path) -> str:
     """A sibling's text: its own part, then that of cluster.yaml."""
-    common = CLUSTER.read_text().partition(RULE)[2].splitlines(keepends=True)
+    common = CLUSTER.read_text(encoding="utf-8").partition(RULE)[2].splitlines(keepends=True)
     if path.name == "Dockerfile":
-        config = yaml.safe_load(CLUSTER.read_text())
+        config = yaml.safe_load(CLUSTER.read_text(encoding="utf-8"))
         copies = {to: here for to, here in config["file_mounts"].items() if not here.startswith("~")}
         steps = [f"COPY {here} {to.replace('~', '/root')}" for to, here in copies.items()]
         return DOCKERFILE + "\n".join([*steps, *(f"RUN {command}" for command in config["setup_commands"])]) + "\n"
     if path.name == "local.yaml":
         common = [line for line in common if not line.rstrip().endswith("# cloud")]
-    return path.read_text().partition(RULE)[0].rstrip() + f"\n\n{RULE}" + "".join(common)
+    return path.read_text(encoding="utf-8").partition(RULE)[0].rstrip() + f"\n\n{RULE}" + "".join(common)
 
 
 def siblings() -> list[Path]:
@@ -44,4 +44,4 @@ def siblings() -> list[Path]:
 
 if __name__ == "__main__":
     for path in siblings():
-        path.write_text(rendered(path))
+        path.write_text(rendered(path), encoding="utf-8")

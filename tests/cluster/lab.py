@@ -178,8 +178,8 @@ def _apart(*namespaces: str) -> list[str]:
 def _first_process(unshare: subprocess.Popen[bytes]) -> str:
     """The id of the process that ends with `unshare`, once it is there."""
     children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children")
-    wait_for(lambda: children.read_text().strip(), 10, "a host's first process")
-    return children.read_text().strip()
+    wait_for(lambda: children.read_text(encoding="utf-8").strip(), 10, "a host's first process")
+    return children.read_text(encoding="utf-8").strip()
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -38,6 +39,15 @@ FILES = [ROOT / "cluster.yaml", FOLDER / "local.yaml", FOLDER / "gcp.yaml"]
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_ray_takes_the_file(path):
     validate_config(prepare_config(load(path)))
+
+
+def test_a_locale_has_no_say_in_what_is_read(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(f"# für Müller\n{FILES[1].read_text(encoding='utf-8')}", encoding="utf-8")
+    code = f"from pathlib import Path; import prepare; prepare.check(Path({str(file)!r}))"
+    surroundings = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(FOLDER)}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | surroundings, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", render.siblings(), ids=lambda path: path.name)

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import tarfile
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from configparser import ConfigParser
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 
 import mlflow.artifacts
@@ -71,7 +73,7 @@ class Server:
 def server(tmp_path_factory) -> Iterator[Server]:
     """A server with nothing but defaults, started for the first time."""
     home = tmp_path_factory.mktemp("home")
-    server = Server(home, home / "mlflow", free_ports(1)[0])
+    server = Server(home, home / "MLflow für uns", free_ports(1)[0])
     try:
         done = server.command("start")
         assert done.returncode == 0, done.stderr
@@ -93,8 +95,26 @@ def test_only_those_with_the_password_get_in(server):
     assert server.get() == server.get(auth=("admin", "wrong")) == server.get("") == 401
     assert server.get(auth=("admin", server.password)) == server.get("", auth=("admin", server.password)) == 200
     assert server.get(auth=("admin", server.password), Host="elsewhere.example:5000") == 403
+    assert "- admin [" in (log := (server.folder / "server.log").read_text())
+    assert '/search?max_results=1 HTTP/1.1" 401 ' in log  # a guess is seen
     assert (server.home / ".mlflow" / "credentials").stat().st_mode & 0o777 == 0o600
     assert server.folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("up", ["..", "%2e%2e", "%252e%252e", "a/../..", "..%2f.."])
+def test_no_artifact_lies_outside_its_folder(server, up):
+    """Not even for those with the password."""
+    login = b64encode(f"admin:{server.password}".encode()).decode()
+    for method, name, body in (("GET", "secret_key", None), ("PUT", "evil", "evil"), ("DELETE", "secret_key", None)):
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=30)  # requests would resolve the dots
+        path = f"/api/2.0/mlflow-artifacts/artifacts/{up}/{name}"
+        connection.request(method, path, body, {"Authorization": f"Basic {login}"})
+        answer = connection.getresponse()
+        assert answer.status == 400, answer.read()
+        assert b"Invalid path" in answer.read()
+        connection.close()
+    assert (server.folder / "secret_key").exists()
+    assert not list(server.home.rglob("evil"))
 
 
 def test_its_owner_alone_reaches_it_and_reads_its_secrets(server):

@@ -1,5 +1,6 @@
 """From a source to a store and the job that does it: all or nothing, with a report of what is bad."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import zlib
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 
 from dgnet_platform.data import pack as pack_module
@@ -17,6 +19,7 @@ from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.decode import MAX_PIXELS, PictureError, decode, picture_size
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
+from dgnet_platform.data.people.people_set import write_market as write_people
 from dgnet_platform.data.people.sizes import SIZES, DrawnSize
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.data.store import Store, StoreError
@@ -24,6 +27,7 @@ from dgnet_platform.errors import UserError
 from dgnet_platform.storage.files import staging
 from jobs import prepare_data
 from tests.helpers.market import WHOLE, encode, packed, rows, snapshot, write_market
+from tests.helpers.servers import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -270,6 +274,45 @@ def test_a_stopped_job_says_so_and_leaves_nothing(
     assert prepare_data.main(args) == 130
     assert "Stopped: the same command resumes" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "kill"])
+def test_a_stopped_drawing_leaves_no_process_and_no_file(tmp_path: Path, number: signal.Signals):
+    """Ctrl-C reaches the drawers too; who kills the job kills it alone."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "jobs/prepare_data.py", "--dataset", "people", "--size", "market", "--threads", "2",
+         "--out", tmp_path / "store"],
+        cwd=ROOT, env=os.environ | {"TMPDIR": str(temporary)}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: next(temporary.rglob("*.jpg"), None))
+        drawers = psutil.Process(process.pid).children(recursive=True)
+        assert len(drawers) >= 2
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert output.strip() == "Stopped: the same command resumes from what is saved."
+    _, left = psutil.wait_procs(drawers, timeout=10)
+    assert not left
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+    assert not list(temporary.iterdir())
+
+
+def test_a_drawing_that_is_stopped_between_pictures_ends_its_drawers_first(tmp_path: Path):
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        write_people(People(0), tmp_path / "people", "laptop", workers=2, progress=stop)
+    assert stopped.tb  # and with it all that the frames hold
+    assert not multiprocessing.active_children()
+    assert not list(tmp_path.iterdir())
 
 
 def test_job_runs_by_path(tmp_path: Path):

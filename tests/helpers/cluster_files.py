@@ -18,4 +18,4 @@ __all__ = ["FOLDER", "load", "prepare", "render"]
 
 def load(path: Path) -> dict[str, Any]:
     """A cluster's file."""
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text(encoding="utf-8"))

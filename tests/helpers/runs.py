@@ -107,5 +107,5 @@ def history(client: MlflowClient, run: Run, name: str) -> list[tuple[int, float]
 
 def by_command_line(experiment, path: Path) -> list[str]:
     """An experiment as options of jobs/train_market.py."""
-    path.write_text(yaml.safe_dump(to_dict(experiment)))
+    path.write_text(yaml.safe_dump(to_dict(experiment)), encoding="utf-8")
     return ["--config", str(path)]

@@ -137,6 +137,7 @@ def test_a_search_follows_the_data_set(people_store):
     options = DGNetDefaults(data=str(people_store), preset="paper")
     pictures = 144
     assert base_experiment(options).model.iterations == fitting_iterations("people", pictures)
+    assert base_experiment(options).model.precise_batches == 40  # as trials are compared
     model = base_experiment(replace(options, epochs=10)).model
     assert model.iterations == 180
     assert model.loss.teacher_warmup.start == 54

@@ -95,6 +95,26 @@ def test_the_preset_and_the_best_three_are_trained_again(searched):
     assert not confirmations(plan, study)  # another trial may be better
 
 
+def test_runs_with_other_seeds_that_have_not_begun_are_counted(searched):
+    plan, study = searched
+    results = Results(plan, study)
+    assert results.runs_to_confirm == 8
+    runs = list(confirmations(plan, study).values())
+    plan.sibling_folder(runs[0]).mkdir()
+    assert results.runs_to_confirm == 7
+    study.set_target(6)  # another trial may be better
+    assert results.runs_to_confirm == 8
+    assert Results(replace(plan, config=replace(plan.config, confirm=0)), study).runs_to_confirm == 0
+
+
+def test_a_search_of_few_trials_confirms_few(searched, tmp_path):
+    plan, _ = searched
+    (tmp_path / "other").mkdir()
+    study = opened(tmp_path / "other")
+    study.set_target(3)
+    assert Results(plan, study).runs_to_confirm == 6
+
+
 def test_the_leaderboard_has_the_interval_of_each_difference_to_the_preset(searched):
     plan, study = searched
     rows = Results(replace(plan, config=replace(plan.config, confirm=0)), study).rated_rows()

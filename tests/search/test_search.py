@@ -303,10 +303,10 @@ def test_a_full_disk_is_noticed_before_trials_start(options, tmp_path, monkeypat
     monkeypatch.setattr(tuning, "place_search", lambda _: Placement(concurrent=2, cpus=1, gpus=0, workers=0))
     monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     file = Path(options[options.index("--config") + 1])
-    settings = yaml.safe_load(file.read_text())
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     settings["model"]["recipe"]["soft_label"] = "uniform"
     settings["model"]["trunk_from_teacher"] = False
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert main(options) == 2
     assert "0.0 GiB free, 8 checkpoints take" in " ".join(capsys.readouterr().out.split())
     [folder] = (tmp_path / "storage").glob("*/")
@@ -327,6 +327,22 @@ def test_the_plan_of_a_search_changes_nothing(options, capsys, tmp_path):
     for words in ("Search space", "Shared prefixes", "with shared prefixes", "would be trained first"):
         assert words in output
     assert not (tmp_path / "storage").exists()
+
+
+def test_the_plan_of_a_search_says_what_control_and_confirmation_take(options, capsys):
+    given = [*options, "--set", "warmup_start=4", "ramp=1", "--confirm", "3", "--dry-run"]
+    assert main([*given, "--seconds-before", "100", "--seconds-after", "200"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "by which trials are judged: at most 24 iterations, 1.22 GPU-hours." in told  # 4 * 100 s + 20 * 200 s
+    # Each seed has one prefix of 4 iterations, and four runs that leave it.
+    assert "best 3 trials with 3 other seeds each: 252 iterations, 13.67 GPU-hours." in told
+    assert main([*given, "--preset", "paper"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"252 iterations, \d+% of what the trials cost; --seconds-before and --seconds-after give", told)
+    assert main([*options[:-6], "--stopping.kind", "none", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "The control" not in told
+    assert "Confirmation" not in told
 
 
 @pytest.mark.parametrize("job", [main, train_market.main], ids=["tune", "train"])

@@ -3,15 +3,20 @@
 import errno
 import fcntl
 import os
+import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dgnet_platform.errors import UserError
-from dgnet_platform.storage.files import appearing, lock, locked, staging, write_whole
+from dgnet_platform.runs.journal import Journal
+from dgnet_platform.search.stopping import StoppingRule, Verdicts
+from dgnet_platform.storage.files import appearing, lock, locked, naming, staging, write_whole
+from tests.helpers.studies import opened
 
 
 def names(folder: Path) -> list[str]:
@@ -24,7 +29,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
         partial.write_text("old")
         assert not path.exists()
     with pytest.raises(IsADirectoryError), appearing(path) as partial:
-        partial.write_text(f"half, and {tmp_path.read_text()}")
+        partial.write_text(f"half, and {tmp_path.read_text(encoding='utf-8')}")
     assert path.read_text() == "old"
     write_whole(path, b"new")
     assert path.read_text() == "new"
@@ -42,6 +47,70 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path):
         pass  # nothing was written
     assert names(path) == ["new"]
     assert names(tmp_path) == ["folder"]
+
+
+def of_journal(folder: Path) -> Callable[[], object]:
+    journal = Journal(folder, 0)
+    return lambda: journal.write(1, {"loss": 0.5})
+
+
+def of_verdicts(folder: Path) -> Callable[[], object]:
+    return lambda: Verdicts(folder / "rungs.jsonl").judge(0, 0, 0.5, StoppingRule())
+
+
+def of_study(folder: Path) -> Callable[[], object]:
+    return opened(folder).ask
+
+
+def of_appearing(folder: Path) -> Callable[[], object]:
+    return lambda: write_whole(folder / "whole.json", b"{}")
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[], None]]:
+    """Call it, and no file grows any more, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the journal stays open
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [
+        (of_journal, "metrics.jsonl"),
+        (of_verdicts, "rungs.jsonl"),
+        (of_study, "study.jsonl"),
+        (of_appearing, "whole.json"),
+    ],
+)
+def test_a_full_disks_error_names_the_file(writer, name: str, tmp_path: Path, small_files: Callable[[], None]):
+    write = writer(tmp_path)
+    small_files()
+    with pytest.raises(OSError, match=rf"File too large.*/{name}"):
+        write()
+
+
+def test_an_error_of_waiting_for_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    opened(tmp_path)
+    with (tmp_path / "study.jsonl").open("a") as file:
+        file.write("half a line")
+    journal = Journal(tmp_path, 0)
+    monkeypatch.setattr(os, "fsync", broken)
+    for name, wait in (("metrics", journal.sync), ("study", lambda: opened(tmp_path))):
+        with pytest.raises(OSError, match=rf"Input/output error.*/{name}\.jsonl"):
+            wait()
+    journal.close()
+
+
+def test_a_file_that_an_error_names_stays(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="missing"), naming(tmp_path / "other"):
+        (tmp_path / "missing").read_text()
+    with pytest.raises(OSError, match=r"^ended$"), naming(tmp_path / "other"):
+        raise OSError("ended")
 
 
 KILLED = """

@@ -184,7 +184,7 @@ def alive() -> list[dict[str, Any]]:
 def cluster_config() -> dict[str, Any]:
     """What `ray up` was given, on a head that it started: jobs run there. Elsewhere nothing."""
     try:
-        return {} if is_local() else yaml.safe_load(_CONFIG.expanduser().read_text())
+        return {} if is_local() else yaml.safe_load(_CONFIG.expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
 

@@ -164,8 +164,10 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
     limit, usage = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.stat")
-    if limit.exists() and usage.exists() and (allowed := limit.read_text().strip()) != "max":
-        anonymous = next(int(line.split()[1]) for line in usage.read_text().splitlines() if line.startswith("anon "))
+    if limit.exists() and usage.exists() and (allowed := limit.read_text(encoding="utf-8").strip()) != "max":
+        anonymous = next(
+            int(line.split()[1]) for line in usage.read_text(encoding="utf-8").splitlines() if line.startswith("anon ")
+        )
         free = min(free, int(allowed) - anonymous)
     return free
 

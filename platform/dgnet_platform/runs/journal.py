@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dgnet_platform.storage.files import appearing
+from dgnet_platform.storage.files import appearing, naming
 
 JOURNAL = "metrics.jsonl"
 
@@ -47,16 +47,19 @@ class Journal:
     def write(self, iteration: int, metrics: Mapping[str, float], pictures: Mapping[str, str] | None = None) -> None:
         """Append a line; arguments as in `Entry`."""
         values: dict[str, Any] = {"iteration": iteration, "time": time.time_ns() // 1_000_000, "metrics": metrics}
-        self._file.write(json.dumps(values | ({"pictures": pictures} if pictures else {})) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(values | ({"pictures": pictures} if pictures else {})) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Wait until all lines are on the disk: before a checkpoint that counts on them."""
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """No more lines will come."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 class Tail:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import AnyExperiment, read_experiment
-from dgnet_platform.storage.files import locked, write_whole
+from dgnet_platform.storage.files import locked, naming, write_whole
 from dgnet_platform.storage.serialize import to_dict
 
 RECORD = "run.json"
@@ -125,7 +125,7 @@ class Run:
         start = {"time": time.time_ns() // 1_000_000, "iteration": iteration, "hosts": hosts}
         path = self.folder / STARTS
         before = path.read_text() if path.exists() else ""
-        with path.open("a") as file:
+        with naming(path), path.open("a") as file:
             file.write("\n" * bool(before and not before.endswith("\n")))  # a crash left half a line
             file.write(json.dumps(start) + "\n")
 

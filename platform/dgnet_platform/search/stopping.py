@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, get_args
 from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.dgnet.schedule import ramp_end
 from dgnet_platform.runs.journal import Tail
-from dgnet_platform.storage.files import lock
+from dgnet_platform.storage.files import lock, naming
 
 Kind = Literal["halving", "none"]
 LEAST_FIRST = 0.1
@@ -208,7 +208,7 @@ class Verdicts:
         Raises:
             OSError: the file cannot be read or written.
         """
-        with self.path.open("a+b") as file:
+        with naming(self.path), self.path.open("a+b") as file:
             lock(file)
             known = _verdicts(file)
             for verdict in known:

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_platform.errors import UserError
 from dgnet_platform.search.space import Space, Value
+from dgnet_platform.storage.files import naming
 from dgnet_platform.storage.serialize import differences
 
 FILE = "study.jsonl"
@@ -77,7 +78,7 @@ class Study:
         self._space, self._base, self._seed, self._concurrent = space, base, seed, concurrent
         path = folder / FILE
         _repair(path)
-        storage = JournalStorage(JournalFileBackend(str(path)))
+        storage = JournalStorage(_Log(str(path)))
         identity = json.loads(json.dumps(identity))
         names = [summary.study_name for summary in storage.get_all_studies()]
         if name in names:
@@ -248,6 +249,14 @@ class Study:
         return optuna.Trial(self.study, self.trial(number)._trial_id)
 
 
+class _Log(JournalFileBackend):
+    """Optuna's journal, whose errors name its file."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with naming(Path(self._file_path)):
+            super().append_logs(logs)
+
+
 def is_base(trial: FrozenTrial) -> bool:
     """Whether a trial was made with the base's own setting."""
     return _BASE in trial.user_attrs
@@ -282,7 +291,7 @@ def _repair(path: Path) -> None:
     """Cut half a line off the end of a journal, which a crash left there."""
     if not path.exists():
         return
-    with path.open("r+b") as file:
+    with naming(path), path.open("r+b") as file:
         content = file.read()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):

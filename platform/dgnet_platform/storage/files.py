@@ -28,6 +28,21 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in errors of what is done to it while it is open: of a full disk, for one, which name none.
+
+    Raises:
+        OSError: as it was, with the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
 def appearing(path: Path, *, flushed: bool = True) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to, which takes the place of `path` at the end, whole.
 
@@ -43,28 +58,25 @@ def appearing(path: Path, *, flushed: bool = True) -> Iterator[Path]:
     """
     partial, former = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.former")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)  # of a process that was killed here
-        if former.exists() and not path.exists():  # killed between the two renames
-            former.rename(path)
-        yield partial
-        if not partial.exists():
-            return
-        if flushed:
-            for _ in map_in_threads(flush, partial.rglob("*"), _FLUSHING):
-                pass
-            flush(partial)
-        if path.is_dir():  # a folder with files in it cannot be renamed over
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(partial)  # of a process that was killed here
+            if former.exists() and not path.exists():  # killed between the two renames
+                former.rename(path)
+            yield partial
+            if not partial.exists():
+                return
+            if flushed:
+                for _ in map_in_threads(flush, partial.rglob("*"), _FLUSHING):
+                    pass
+                flush(partial)
+            if path.is_dir():  # a folder with files in it cannot be renamed over
+                _remove(former)
+                path.rename(former)
+            partial.rename(path)
             _remove(former)
-            path.rename(former)
-        partial.rename(path)
-        _remove(former)
-        if flushed:
-            flush(path.parent)
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # of a descriptor: a full disk, for one
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+            if flushed:
+                flush(path.parent)
     finally:
         _remove(partial)
 
@@ -127,7 +139,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             try:
                 lock(file, wait=busy is None)
             except BlockingIOError:

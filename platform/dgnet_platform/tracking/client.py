@@ -318,7 +318,7 @@ def _alone(uri: str) -> Iterator[None]:
         return
     database = database_of(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{database}.lock").open("w") as file:
+    with Path(f"{database}.lock").open("w", encoding="utf-8") as file:
         lock(file)
         if not database.exists():
             with appearing(database) as partial:

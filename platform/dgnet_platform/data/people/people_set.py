@@ -12,8 +12,9 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -152,17 +153,18 @@ def write_market(
         for name in folders:
             (partial_set / name).mkdir(parents=True)
         done = 0
-        for count in _each(partial(_write_files, people, partial_set), chunks, workers):
-            done += count
-            if progress is not None:
-                progress(done, len(files))
+        with closing(_each(partial(_write_files, people, partial_set), chunks, workers)) as counts:
+            for count in counts:
+                done += count
+                if progress is not None:
+                    progress(done, len(files))
         about = {name: getattr(people, name) for name in ("seed", "height", "width", "scenery")}
         about = {"drawn_people": VERSION, **about, "size": asdict(size)}
         (partial_set / "people.json").write_text(json.dumps(about, indent=2) + "\n")
     return folder
 
 
-def _each(work: Callable[[list[str]], int], chunks: list[list[str]], workers: int) -> Iterator[int]:
+def _each(work: Callable[[list[str]], int], chunks: list[list[str]], workers: int) -> Generator[int, None, None]:
     if workers == 1:
         yield from map(work, chunks)
         return

@@ -98,7 +98,8 @@ class SearchDisplay:
         over = [row for row in rows if row.number >= 0 and row.state in (FINISHED, STOPPED)]
         each = fmean(row.trained_iterations for row in over) if over else last
         active = sum(last - row.iterations for row in rows if row.state not in (*_STYLES, "over"))
-        left = results.study.missing * each + active  # at most: some of those under way will stop early
+        # at most: some of those under way will stop early, and seeds share prefixes
+        left = results.study.missing * each + active + results.runs_to_confirm * last
         text = (
             f"{len(over)} of {results.study.target} trials, {spent:,} of about {spent + left:,.0f} iterations trained"
         )

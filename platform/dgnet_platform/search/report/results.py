@@ -15,7 +15,7 @@ from dgnet_core.ranking.intervals import estimate
 from dgnet_platform.runs import journal
 from dgnet_platform.runs.presets import dgnet_experiment
 from dgnet_platform.search.config import BETA, METRIC, METRIC_BY_BETA, SECOND
-from dgnet_platform.search.confirmation import confirmations, confirmed, finished_queries
+from dgnet_platform.search.confirmation import CONFIRMED, confirmations, confirmed, finished_queries
 from dgnet_platform.search.plan import SearchPlan
 from dgnet_platform.search.report.figures import figures
 from dgnet_platform.search.report.leaderboard import (
@@ -73,6 +73,14 @@ class Results:
     def sibling_rows(self) -> list[TrialRow]:
         """Runs beside the trials that have begun: the control, and what confirms the best."""
         return [self._progress(folder, -1) for folder in self.plan.sibling_folders()]
+
+    @property
+    def runs_to_confirm(self) -> int:
+        """Runs with other seeds that have not begun; as long as trials are missing, the most that there will be."""
+        study, plan = self.study, self.plan
+        if study.missing or study.running:
+            return plan.config.confirm * min(study.target, 1 + CONFIRMED)
+        return sum(not plan.sibling_folder(run).exists() for run in confirmations(plan, study).values())
 
     def _compared(self, row: TrialRow, preset: TrialRow) -> TrialRow:
         """A trial with its difference to the preset, if both are finished."""
