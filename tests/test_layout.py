@@ -56,7 +56,7 @@ IMPORT_METHODS = {
 
 
 def parsed(file: Path) -> list[ast.AST]:
-    return list(ast.walk(ast.parse(file.read_text())))
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
 
 
 def imports_of_methods(nodes: list[ast.AST]) -> set[str]:

@@ -275,9 +275,9 @@ def test_what_cannot_be_searched_is_refused(options, more, words, capsys, tmp_pa
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_trials_of_too_few_images_are_refused_before_their_teacher_is_trained(options, more, capsys, tmp_path):
     file = Path(options[options.index("--config") + 1])
-    settings = yaml.safe_load(file.read_text())
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     settings["model"]["batch_norm"] = "local"
-    file.write_text(yaml.safe_dump(settings))
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert main([*options, *more, "--workers-per-trial", "4"]) == 2
     output = " ".join(capsys.readouterr().out.split())
     assert "--workers-per-trial 4: with batch_norm local, 4 workers of a batch of 8 normalise over 2 images" in output

@@ -43,6 +43,7 @@ from dgnet_platform.runs.tracking_uri import usable
 from dgnet_platform.storage.serialize import from_dict, to_dict
 
 if TYPE_CHECKING:
+    from dgnet_core.dgnet.config import DGNetConfig
     from dgnet_platform.search.space import Space
 
 Kind = TypeVar("Kind", bound=AnyExperiment)

@@ -49,7 +49,7 @@ def report_of(
         notes=[*_notes(campaign, base), *beside.notes],
         tables=tables,
         grids=beside.grids,
-        pictures=curves(tables) | generated(campaign) | beside.pictures,
+        pictures={**curves(tables), **generated(campaign), **beside.pictures},
         runs=_runs(campaign),
         settings=to_dict(base),
     )

@@ -78,7 +78,8 @@ class Served(PythonModel):
         """
         rows = len(model_input)
         parts = [self._answer(model_input.iloc[first : first + BATCH_SIZE]) for first in range(0, rows, BATCH_SIZE)]
-        return pd.concat(parts) if isinstance(parts[0], pd.DataFrame) else np.concatenate(parts)
+        frames = [part for part in parts if isinstance(part, pd.DataFrame)]
+        return pd.concat(frames) if frames else np.concatenate(parts)
 
 
 def _describing(network: Callable[[Tensor], Tensor], height: int, width: int, device: str) -> Answer:
@@ -114,7 +115,7 @@ def _drawing(state: State, config: MethodConfig, device: str) -> Answer:
 def _pictures(rows: pd.DataFrame, column: str) -> list[Tensor]:
     """Pictures (1, 3, h, w), uint8, of any sizes."""
     found = []
-    for row, picture in rows[column].items():
+    for row, picture in zip(rows.index, rows[column].tolist(), strict=True):
         try:
             found.append(torch.from_numpy(decode(picture).transpose(2, 0, 1)[None].copy()))
         except (PictureError, TypeError) as error:
@@ -188,6 +189,7 @@ def _of_describing(values: int) -> tuple[ModelSignature, pd.DataFrame]:
 
 def _of_drawing(method: Method[Any, Any]) -> tuple[ModelSignature, pd.DataFrame]:
     picture = ColSpec(DataType.binary, COLUMN)
+    inputs: list[ColSpec | TensorSpec]
     if method.draw is None:
         inputs, example = [ColSpec(DataType.long, SEED)], {SEED: [0]}
     elif method.posed:

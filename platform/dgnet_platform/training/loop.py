@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ray
 import ray.train
-import ray.util
 import torch
 from torch import Tensor
 
