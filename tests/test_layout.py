@@ -63,7 +63,9 @@ def imports_of_methods(nodes: list[ast.AST]) -> set[str]:
     """What a file imports from the folders of methods, by the names that it has there."""
     found = set()
     for node in nodes:
-        for alias in node.names if isinstance(node, ast.ImportFrom) else []:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        for alias in node.names:
             package, folder, *_ = f"{node.module}.{alias.name}".split(".")
             if package == "dgnet_core" and folder in METHODS:
                 found.add(alias.asname or alias.name)

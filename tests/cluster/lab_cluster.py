@@ -96,7 +96,7 @@ def furnish(shared: Path, store: Path, scratch: Path, *, iterations: int, every:
     base = tiny_experiment(store, scratch, evaluate_every=iterations // 2, checkpoint_every=every)
     base = replace(base, model=replace(base.model, iterations=iterations))
     shutil.copytree(store, shared / "people")
-    shutil.copytree(train(teacher_of(base), console=QUIET).checkpoint, shared / "teacher")
+    shutil.copytree(train(teacher_of(base), console=QUIET).run.last_checkpoint, shared / "teacher")
     settings = to_dict(base)
     del settings["data"], settings["storage"]
     (shared / "base.yaml").write_text(yaml.safe_dump(settings))

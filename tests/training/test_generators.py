@@ -182,7 +182,8 @@ def test_the_job_trains_and_registers_what_draws(people_store, tmp_path, capsys)
     assert [line["iteration"] for line in lines(folder)] == [1, 2]
     mlflow.set_tracking_uri(run.tracking_uri)
     model = mlflow.pyfunc.load_model("models:/drawn/1")
-    assert (model.metadata.metadata["height"], model.metadata.metadata["width"]) == (64, 32)
+    size = model.metadata.metadata or {}
+    assert (size["height"], size["width"]) == (64, 32)
     trained = open_trained(run.last_checkpoint)
     store = Store.open(people_store)
     rows = next(iter(store.row_groups("query")))["image"].to_pylist()[:2]

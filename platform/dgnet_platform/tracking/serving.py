@@ -189,14 +189,16 @@ def _of_describing(values: int) -> tuple[ModelSignature, pd.DataFrame]:
 
 def _of_drawing(method: Method[Any, Any]) -> tuple[ModelSignature, pd.DataFrame]:
     picture = ColSpec(DataType.binary, COLUMN)
-    inputs: list[ColSpec | TensorSpec]
+    inputs: list[ColSpec | TensorSpec] = [picture]
     if method.draw is None:
-        inputs, example = [ColSpec(DataType.long, SEED)], {SEED: [0]}
+        inputs = [ColSpec(DataType.long, SEED)]
+        example = {SEED: [0]}
     elif method.posed:
-        inputs = [picture, ColSpec(Array(Array(DataType.double)), KEYPOINTS)]
+        inputs.append(ColSpec(Array(Array(DataType.double)), KEYPOINTS))
         example = {COLUMN: [_PICTURE], KEYPOINTS: [np.zeros((len(JOINTS), 3)).tolist()]}
     else:
-        inputs, example = [picture, ColSpec(DataType.binary, TARGET)], {COLUMN: [_PICTURE], TARGET: [_PICTURE]}
+        inputs.append(ColSpec(DataType.binary, TARGET))
+        example = {COLUMN: [_PICTURE], TARGET: [_PICTURE]}
     return ModelSignature(inputs=Schema(inputs), outputs=Schema([picture])), pd.DataFrame(example)
 
 
