@@ -141,6 +141,8 @@ def test_an_archives_names_that_lead_out_are_refused(name: str, tmp_path: Path):
 def test_rays_dashboard_wants_its_token():
     program = (
         "import ray; from dgnet_platform.compute.cluster import join_ray; join_ray()\n"
+        "assert not ray._private.worker.get_dashboard_url(); ray.shutdown()\n"  # nothing to attack
+        "ray.init('local', include_dashboard=True)\n"  # as the head of a cluster has it
         "print(ray._private.worker.get_dashboard_url(), flush=True); input()"
     )
     token = "0123456789abcdef" * 2

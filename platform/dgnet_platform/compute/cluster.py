@@ -66,8 +66,15 @@ def join_ray() -> None:
     else:
         check_address(os.environ["RAY_ADDRESS"])
     address = "local" if is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed
+    dashboard = False if is_local() else None  # ours show progress themselves; it would take 1 GB of memory
     try:
-        joined = ray.init(address, logging_level=logging.WARNING, log_to_driver=False, runtime_env=environment)
+        joined = ray.init(
+            address,
+            include_dashboard=dashboard,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            runtime_env=environment,
+        )
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ExperimentError(cannot_start(error)) from error
     session: str = joined.address_info["session_dir"]  # pyright: ignore[reportAttributeAccessIssue]
