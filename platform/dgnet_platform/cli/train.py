@@ -68,8 +68,7 @@ def announce(experiment: AnyExperiment, console: Console) -> None:
     if Store.open(experiment.data).info.origin:
         console.print("On drawn people, who are no photographs: no figure here stands for a public data set.")
     models = {"model": experiment.model}
-    taught = isinstance(experiment, TaughtExperiment) and experiment.model.needs_teacher
-    if taught and named_teacher(experiment) is None:
+    if isinstance(experiment, TaughtExperiment) and experiment.teacher == "auto" and experiment.model.needs_teacher:
         models["baseline"] = experiment.baseline
     for section, model in models.items():
         if model.batch_norm != "synchronised" and experiment.most_workers > 1:
