@@ -66,7 +66,7 @@ def announce(experiment: AnyExperiment, console: Console) -> None:
     if Store.open(experiment.data).info.origin:
         console.print("On drawn people, who are no photographs: no figure here stands for a public data set.")
     models = {"model": experiment.model}
-    if isinstance(experiment, TaughtExperiment) and experiment.model.needs_teacher and not named_teacher(experiment):
+    if isinstance(experiment, TaughtExperiment) and experiment.teacher == "auto" and experiment.model.needs_teacher:
         models["baseline"] = experiment.baseline
     for section, model in models.items():
         if model.batch_norm != "synchronised" and experiment.most_workers > 1:
