@@ -248,7 +248,7 @@ def device_name(device: torch.device) -> str:
 def main() -> None:
     """Parse the command line, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=("paper", "laptop"), default="paper")
+    parser.add_argument("--preset", choices=("paper", "strong", "laptop"), default="paper")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), help="the first is the ratio's base")
     parser.add_argument("--steps", type=int, default=3, help="timed iterations of each variant and phase")

@@ -1,14 +1,16 @@
-"""Servers of a test: free ports, an MLflow server, and waiting for either."""
+"""Servers of a test: free ports, an MLflow server, one that serves a model, and waiting for them."""
 
+import base64
 import os
 import random
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import requests
 
@@ -61,6 +63,33 @@ class TrackingServer:
     def stop(self) -> None:
         """End it at once."""
         stop(self._process)
+
+
+@contextmanager
+def served(model: str, folder: Path, **environment: str) -> Iterator[Callable[[Sequence[bytes]], np.ndarray]]:
+    """A model behind `mlflow models serve` on the loopback interface: gives descriptors (N, D) of N pictures' bytes."""
+    (port,) = free_ports(1)
+    uri = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local",
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of the web server
+    with (folder / "serve.log").open("ab") as log:
+        server = psutil.Popen(command, env={**os.environ, **environment, "PATH": path}, stdout=log, stderr=log)
+
+    def describe(pictures: Sequence[bytes]) -> np.ndarray:
+        rows = [[base64.b64encode(picture).decode()] for picture in pictures]
+        body = {"dataframe_split": {"columns": ["image"], "data": rows}}
+        answer = requests.post(f"{uri}/invocations", json=body, timeout=60)
+        assert answer.ok, answer.text
+        return np.array(answer.json()["predictions"], np.float32)
+
+    try:
+        wait_for(lambda: answers(uri))
+        yield describe
+    finally:
+        stop(server)
 
 
 def answers(uri: str) -> bool:

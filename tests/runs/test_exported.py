@@ -24,6 +24,7 @@ from dgnet_core.methods import build, described
 from dgnet_core.networks.modes import evaluating
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_platform.data.config import PrepareConfig
+from dgnet_platform.data.decode import decode
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import write_market
 from dgnet_platform.data.people.sizes import Size
@@ -35,6 +36,7 @@ from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.exported import metadata as exported_metadata
 from dgnet_platform.runs.loading import open_trained
 from jobs import evaluate, export
+from tests.helpers.servers import served
 from tests.helpers.tiny import small_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,17 +154,31 @@ def test_the_program_gives_our_descriptors_for_any_batch(exported: SimpleNamespa
         assert torch.float16 in kinds
 
 
+def queries(exported: SimpleNamespace) -> tuple[list[bytes], np.ndarray]:
+    """Files of pictures, and the descriptors of the checkpoint."""
+    rows = next(iter(Store.open(exported.store).row_groups("query")))["image"].to_pylist()[:3]
+    pixels = torch.stack([torch.from_numpy(decode(row).transpose(2, 0, 1).copy()) for row in rows])
+    state, meta = checkpoint.load_networks(exported.checkpoint)
+    return rows, expected(state, meta.config, pixels)
+
+
 def test_mlflow_serves_the_program(exported: SimpleNamespace):
     if exported.config is not STRONG:
         assert not (exported.files / "descriptors_mlflow").exists()
         return
-    rows = next(iter(Store.open(exported.store).row_groups("query")))["image"].to_pylist()[:3]
+    rows, ours = queries(exported)
     model = mlflow.pyfunc.load_model(str(exported.files / "descriptors_mlflow"))
-    from dgnet_platform.data.decode import decode
+    agree(model.predict(pd.DataFrame({"image": rows})), ours, half=False)
 
-    pixels = torch.stack([torch.from_numpy(decode(row).transpose(2, 0, 1).copy()) for row in rows])
-    state, meta = checkpoint.load_networks(exported.checkpoint)
-    agree(model.predict(pd.DataFrame({"image": rows})), expected(state, meta.config, pixels), half=False)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exported", ["strong"], indirect=True)
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_mlflow_serves_the_program_over_http(exported: SimpleNamespace, tmp_path: Path, half: bool):
+    rows, ours = queries(exported)
+    folder = exported.files / f"descriptors{'_float16' if half else ''}_mlflow"
+    with served(str(folder), tmp_path) as describe:
+        agree(describe(rows), ours, half)
 
 
 def test_evaluation_of_a_file_has_the_checkpoints_figures(exported: SimpleNamespace, tmp_path: Path):

@@ -41,7 +41,7 @@ from dgnet_platform.training.driver import train
 from dgnet_platform.training.plan import make_plan, name_run
 from tests.helpers.market import noise
 from tests.helpers.runs import CLASSES, QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
-from tests.helpers.servers import TrackingServer, wait_for
+from tests.helpers.servers import TrackingServer, served, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and its web server warn of each other
 
@@ -198,6 +198,15 @@ def test_the_model_is_registered_once(finished, client, people_store):
     assert again.model_uri == finished.model_uri
     versions = client.search_model_versions("name = 'tiny'")
     assert [version.version for version in versions] in ([1], ["1"])
+
+
+@pytest.mark.slow
+def test_the_registered_model_is_served_over_http(finished, people_store, tmp_path):
+    rows = next(iter(Store.open(people_store).row_groups("query")))["image"].to_pylist()[:3]
+    mlflow.set_tracking_uri(finished.run.tracking_uri)
+    expected = mlflow.pyfunc.load_model(finished.model_uri).predict(pd.DataFrame({"image": rows}))
+    with served("models:/tiny/1", tmp_path, MLFLOW_TRACKING_URI=finished.run.tracking_uri) as describe:
+        np.testing.assert_allclose(describe(rows), expected, atol=1e-6)
 
 
 def test_shipping_again_sends_nothing_twice(finished, client):

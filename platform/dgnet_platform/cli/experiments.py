@@ -194,7 +194,7 @@ def base_and_space(options: TuneMarket) -> tuple[DGNetExperiment, "Space"]:
     return base, space
 
 
-def _dimension(text: str, base: DGNetConfig) -> tuple[str, object]:
+def _dimension(text: str, base: "DGNetConfig") -> tuple[str, object]:
     """One dimension of the space from the command line; `base` is what trials have in common."""
     from dgnet_platform.search.parameters import PARAMETERS  # Pydantic: --help does without it
 
