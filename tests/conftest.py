@@ -18,6 +18,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, and for all that tests start
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would starve its workers beside other tests
 
 import torch
 from pyarrow import fs
