@@ -86,6 +86,7 @@ def test_a_distributed_evaluation_is_the_same(people_store, trained, tmp_path, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"]
 
 
+@pytest.mark.long
 def test_a_stopped_measurement_is_finished_by_workers(people_store, trained, tmp_path, cluster, monkeypatch):
     monkeypatch.setattr("dgnet_platform.evaluation.measure.PART", 64)
     generated = tmp_path / "set"

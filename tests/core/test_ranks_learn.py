@@ -97,6 +97,7 @@ def process(rank: int, port: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # that any number of ranks makes the same run is in test_ranks.py
 def test_two_and_four_ranks_learn_what_one_does(tmp_path: Path):
     spawn(process, (free_ports(1)[0], tmp_path), nprocs=4)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]

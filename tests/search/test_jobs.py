@@ -30,6 +30,7 @@ from tests.helpers.servers import free_ports, wait_for
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.long,  # a lab of hosts submits searches in minutes less: tests/cluster/test_cluster_lab.py
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore"),  # Ray, MLflow and gRPC warn of each other
 ]
