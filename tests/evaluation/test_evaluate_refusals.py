@@ -48,7 +48,7 @@ def test_results_replace_results_only_when_complete(
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
     out.rename(tmp_path / ".results.former")  # killed between the two renames
-    assert run(*quick, "--store", tmp_path / "nothing") == 2
+    assert run("--checkpoint", tmp_path / "nothing", "--store", store, "--out", out) == 2
     assert (out / JSON).exists()
 
 
