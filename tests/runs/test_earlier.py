@@ -80,6 +80,7 @@ def test_it_is_not_resumed_for_its_record_lacks_later_settings(people_store: Pat
         make_plan(named)
 
     model = replace(run.experiment.model, iterations=14)
+    assert isinstance(model, DGNetConfig)
     begun = replace(named, experiment=replace(run.experiment, model=model), folder=tmp_path / "new", origin=CHECKPOINT)
     assert make_plan(begun).origin == CHECKPOINT
     state = build(model, teacher=Teacher(model.network, model.num_classes), pretrained=False)

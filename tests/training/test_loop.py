@@ -141,8 +141,7 @@ def test_a_crash_changes_nothing_in_bfloat16(start, people_store, tmp_path):
     undisturbed, _, _ = start("undisturbed", experiment)
     with pytest.raises(CrashError):
         start("crashed", experiment, stop_after=8)
-    crashed, outcome, _ = start("crashed", experiment)
-    assert outcome.ending == "finished"
+    crashed, _, _ = start("crashed", experiment)
     assert same(tensors(undisturbed, 12), tensors(crashed, 12))
 
 
