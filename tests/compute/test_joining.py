@@ -1,6 +1,5 @@
 """Ray that cannot be started or joined: the message names the cause and the remedy, in seconds."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dgnet_platform.compute.cluster import cannot_start, check_address, runtime_environment
+from dgnet_platform.compute.cluster import cannot_start, check_address
 from dgnet_platform.errors import ExperimentError
 from tests.helpers.runs import ROOT
 
@@ -44,24 +43,6 @@ def test_each_cause_has_its_remedy(error: Exception, remedy: str, monkeypatch: p
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(AssertionError, match=remedy):
         raise AssertionError(cannot_start(error))
-
-
-@pytest.mark.parametrize("address", ["local", "10.0.0.1:6379"])
-def test_workers_wait_at_barriers_as_this_process_does(address: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    variables = runtime_environment()["env_vars"]
-    assert (variables["GOMP_SPINCOUNT"], variables["OMP_WAIT_POLICY"]) == ("7", "PASSIVE")
-
-
-def test_what_a_job_was_submitted_with_is_not_given_again(monkeypatch: pytest.MonkeyPatch):
-    submitted = {"env_vars": {"GOMP_SPINCOUNT": "9", "PYTHONPATH": "platform"}}
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": submitted}))
-    monkeypatch.setenv("GOMP_SPINCOUNT", "9")
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert runtime_environment() == {"env_vars": {}}
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import json
 import logging
 import os
 import shlex
@@ -38,11 +37,6 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # how newer versions of Ray treat workers without a GPU
 }
 
-_WAITING = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
-"""How threads wait at OpenMP's barriers."""
-_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""In which Ray tells a submitted job its environment."""
-
 
 def is_local() -> bool:
     """Whether `ray.init` starts, or has started, a cluster of its own."""
@@ -59,10 +53,14 @@ def join_ray() -> None:
     os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     if ray.is_initialized():
         return
-    environment = runtime_environment()
+    environment: dict[str, Any] = {}
     if is_local():
         # otherwise each start warns that a token protects the cluster
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        environment = {
+            "env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            "py_executable": shlex.quote(sys.executable),  # Ray hands it to a shell as it is
+        }
     else:
         check_address(os.environ["RAY_ADDRESS"])
     address = "local" if is_local() else None  # left to itself Ray tries, for ever, to join one that was just killed
@@ -80,23 +78,6 @@ def join_ray() -> None:
     session: str = joined.address_info["session_dir"]  # pyright: ignore[reportAttributeAccessIssue]
     check_first_worker(Path(session) / "logs")
     check_locks(alive())
-
-
-def runtime_environment() -> dict[str, Any]:
-    """What workers of this process get, here or on a cluster, as `runtime_env` of Ray.
-
-    OpenMP's waiting is set before PyTorch is imported, which a worker may do before it imports this package. What a job
-    was submitted with is not given again: Ray refuses the same name twice.
-    """
-    job = json.loads(os.environ.get(_SUBMITTED) or "{}")
-    submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
-    variables = {name: os.environ[name] for name in _WAITING if name in os.environ and name not in submitted}
-    if not is_local():
-        return {"env_vars": variables}
-    return {
-        "env_vars": variables | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        "py_executable": shlex.quote(sys.executable),  # Ray hands it to a shell as it is
-    }
 
 
 def check_address(address: str, patience: float = ADDRESS_PATIENCE) -> None:
