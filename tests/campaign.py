@@ -3,10 +3,12 @@
     uv run python -m tests.campaign --kills 40 --seed 1
     uv run python -m tests.campaign --kills 10 --jobs training search --faults kill server
 
-A fault is a job, a kind and a moment. *kill* is SIGKILL to the command alone, *stop* is SIGTERM, *disk* lets no file of
-the command grow from that moment on, *server* kills MLflow's server and starts it again 5 seconds later. Then the
-same command is run until it ends. What it leaves is compared with what an undisturbed command left: bits of weights,
-curves, metric steps in MLflow (each once), trials, files. The table has a line for each job and kind of fault.
+A fault is a job, a kind and a moment. *kill* is SIGKILL to the command alone, *stop* is SIGTERM, *pause* SIGSTOP, and
+SIGCONT 5 seconds later; *disk* lets no file of the command grow from that moment on; *server* kills MLflow's server and
+starts it again 5 seconds later, *refuse* has it answer 500 and 503 as long. Half of them wait from the moment on for a
+write: a file that is half there, or a journal that grows. Then the same command is run until it ends. What it leaves is
+compared with what an undisturbed command left: bits of weights, curves, metric steps in MLflow (each once), trials,
+files. The table has a line for each job and kind of fault.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +48,15 @@ from dgnet_platform.runs.run import Run
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import train
 from tests.helpers.runs import QUIET, job, lines, tiny_experiment
-from tests.helpers.servers import TrackingServer, free_ports
+from tests.helpers.servers import TrackingServer, free_ports, refusing
 
 ENDS = 900.0
 """Seconds within which a command ends, also on a busy machine."""
 TRIES = 3
 """How often the same command is run at most until it succeeds."""
-FAULTS = ("kill", "stop", "disk", "server")
+AWAY = 5.0
+"""Seconds that a command is paused, or a server is away."""
+FAULTS = ("kill", "stop", "pause", "disk", "server", "refuse")
 Outcome = Mapping[str, Any]
 
 
@@ -64,9 +69,9 @@ class Job:
     """Its arguments, by the folder that it writes to."""
     outcome: Callable[[Path], Outcome]
     """What it left there, by name."""
-    run: str = ""
-    """Name of the run whose journal tells how many iterations a fault costs; empty: that is not measured."""
-    faults: tuple[str, ...] = ("kill", "stop", "disk")
+    runs: str = ""
+    """Names of the runs whose journals tell how many iterations a fault costs; empty: that is not measured."""
+    faults: tuple[str, ...] = ("kill", "stop", "pause", "disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,8 @@ class Fault:
     kind: str
     share: float
     """Moment, as a share of an undisturbed command's time."""
+    within: bool = False
+    """Whether it waits for a write; afterwards, whether it struck within one."""
     lost: int | None = None
     """Iterations that were trained again; None: that is not measured."""
     seconds: float = 0.0
@@ -108,7 +115,7 @@ class Campaign:
     def disturb(self, fault: Fault, number: int) -> Fault:
         """Have a fault happen to a job, run the same command again, and compare."""
         folder = self._folder(f"{number:04d}-{fault.job}-{fault.kind}")
-        if fault.kind != "server":
+        if fault.kind not in ("server", "refuse"):
             return self._disturb(fault, folder, None)
         server = TrackingServer(folder, free_ports(1)[0])
         try:
@@ -121,13 +128,15 @@ class Campaign:
         planned = self.jobs[fault.job]
         uri = () if server is None else ("--tracking-uri", server.uri)
         process = self._start(fault.job, folder, *uri)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(fault.share * self.durations[fault.job])
-        except subprocess.TimeoutExpired:
+        fault = replace(fault, within=fault.within and _writes(folder, process))
+        if process.poll() is None:
             self._happen(fault.kind, process, server)
         status, output = self._finish(process)
-        journal = folder / planned.run / "metrics.jsonl"
-        before = len(lines(journal.parent)) if planned.run and journal.exists() else 0
+        journals = folder.glob(f"{planned.runs}/metrics.jsonl") if planned.runs else ()
+        runs = [run for path in journals if (run := Run.find(path.parent))]
+        before = [(run, len(lines(run.folder)), len(run.starts)) for run in runs]
         begun, tries = time.monotonic(), 0
         if "Traceback" in output:
             return replace(fault, differences=(f"traceback: {output.strip().splitlines()[-1]}",))
@@ -137,28 +146,28 @@ class Campaign:
             status, output = self._finish(self._start(fault.job, folder, *uri))
             tries += 1
         seconds = time.monotonic() - begun
-        lost = self._lost(folder / planned.run, before) if planned.run else None
+        lost = sum(_lost(*then) for then in before) if planned.runs else None
         found, expected = planned.outcome(folder), self.expected[fault.job]
         names = sorted(found.keys() | expected.keys())
         differences = tuple(name for name in names if found.get(name) != expected.get(name))
         return replace(fault, lost=lost, seconds=seconds, differences=differences)
-
-    def _lost(self, folder: Path, before: int) -> int:
-        """Iterations that a run trained again which had done so many."""
-        starts = Run.read(folder).starts
-        return max(0, before - starts[-1]["iteration"]) if before and len(starts) > 1 else 0
 
     def _happen(self, kind: str, process: subprocess.Popen[str], server: TrackingServer | None) -> None:
         if kind == "kill":
             process.kill()
         elif kind == "stop":
             process.send_signal(signal.SIGTERM)
+        elif kind == "pause":
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(AWAY)
+            process.send_signal(signal.SIGCONT)
         elif kind == "disk":
             psutil.Process(process.pid).rlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         else:
             assert server is not None
             server.stop()
-            time.sleep(5)
+            with refusing(server.port) if kind == "refuse" else nullcontext():
+                time.sleep(AWAY)
             server.start()
 
     def _start(self, name: str, folder: Path, *more: str) -> subprocess.Popen[str]:
@@ -177,6 +186,26 @@ class Campaign:
         folder = self.root / name
         folder.mkdir(parents=True)
         return folder
+
+
+def _writes(folder: Path, process: subprocess.Popen[str]) -> bool:
+    """Wait until a command writes: a file is half there, or a journal grows; returns whether it ever did."""
+
+    def sizes() -> list[int]:
+        return [journal.stat().st_size for journal in folder.glob("*/metrics.jsonl")]
+
+    before = sizes()
+    while process.poll() is None:
+        if next(folder.glob(".*.partial"), None) or next(folder.glob("*/.*.partial"), None) or sizes() != before:
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def _lost(run: Run, done: int, starts: int) -> int:
+    """Iterations that a run trained again which had done so many, and been started so often."""
+    again = run.starts[starts:]
+    return max(0, done - again[0]["iteration"]) if again else 0
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -211,7 +240,7 @@ def make_campaign(root: Path, names: Sequence[str]) -> Campaign:
             script="train_market.py",
             arguments=lambda out: [*settings, "--storage", str(out)],
             outcome=lambda out: outcome_of_run(out / "run"),
-            run="run",
+            runs="run",
             faults=FAULTS,
         ),
         "search": Job(
@@ -223,6 +252,7 @@ def make_campaign(root: Path, names: Sequence[str]) -> Campaign:
                 "--stopping.rungs", "2", "--stopping.eta", "2", "--stopping.first", "0.3",
             ],
             outcome=outcome_of_search,
+            runs="search-*",
             faults=FAULTS,
         ),
         "generate": Job(
@@ -314,20 +344,21 @@ def _weights(path: Path) -> str:
 
 
 def draw(count: int, seed: int, jobs: Mapping[str, Job], faults: Sequence[str]) -> list[Fault]:
-    """So many faults, a function of the seed: jobs and kinds in turn, moments at random."""
+    """So many faults, a function of the seed: jobs and kinds in turn, moments at random, half within a write."""
     pairs = [(name, kind) for name, planned in jobs.items() for kind in planned.faults if kind in faults]
     assert pairs, "none of these faults happens to these jobs"
     lot = random.Random(seed)
     lot.shuffle(pairs)
     return [
-        Fault(job=name, kind=kind, share=lot.uniform(0.05, 0.95))
+        Fault(job=name, kind=kind, share=lot.uniform(0.05, 0.95), within=lot.random() < 0.5)
         for name, kind in (pairs[number % len(pairs)] for number in range(count))
     ]
 
 
 def table_of(faults: Sequence[Fault]) -> Table:
     """A line for each job and kind of fault."""
-    table = Table("job", "fault", "times", "lost iterations", "seconds to the end", "differences", title="Faults")
+    columns = "job", "fault", "times", "within a write", "lost iterations", "seconds to the end", "differences"
+    table = Table(*columns, title="Faults")
     groups: defaultdict[tuple[str, str], list[Fault]] = defaultdict(list)
     for fault in faults:
         groups[fault.job, fault.kind].append(fault)
@@ -336,7 +367,8 @@ def table_of(faults: Sequence[Fault]) -> Table:
         seconds = statistics.median(fault.seconds for fault in group)
         differences = "; ".join(name for fault in group for name in fault.differences[:3]) or "none"
         mean = f"{statistics.fmean(lost):.1f}, at most {max(lost)}" if lost else "-"
-        table.add_row(name, kind, str(len(group)), mean, f"{seconds:.0f}", differences)
+        within = str(sum(fault.within for fault in group))
+        table.add_row(name, kind, str(len(group)), within, mean, f"{seconds:.0f}", differences)
     return table
 
 

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import pytest
+import requests
 from rich.console import Console
 
-from tests.campaign import FAULTS, NAMES, campaign
+from tests.campaign import FAULTS, NAMES, Job, campaign, draw
+from tests.helpers.servers import refusing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
+HERE = ("kill", "stop", "pause", "disk")
 
 
 def test_faults_leave_no_trace(tmp_path: Path):
-    done = campaign(tmp_path, 3, 0, ("prepare", "training"), ("kill", "stop", "disk"), Console(stderr=True))
+    done = campaign(tmp_path, 4, 282, ("prepare", "training"), HERE, Console(stderr=True))
+    assert {fault.kind for fault in done} == set(HERE)
     assert {fault: fault.differences for fault in done if fault.differences} == {}
 
 
@@ -20,3 +24,19 @@ def test_faults_leave_no_trace(tmp_path: Path):
 def test_many_faults_of_all_jobs_leave_no_trace(tmp_path: Path):
     done = campaign(tmp_path, 32, 1, NAMES, FAULTS, Console(stderr=True))
     assert {fault: fault.differences for fault in done if fault.differences} == {}
+
+
+def test_a_seed_draws_jobs_and_kinds_in_turn_and_half_of_the_moments_within_a_write():
+    jobs = {name: Job(script="", arguments=lambda _: [], outcome=lambda _: {}, faults=FAULTS) for name in NAMES}
+    drawn = draw(300, 5, jobs, FAULTS)
+    assert drawn == draw(300, 5, jobs, FAULTS)
+    assert {(fault.job, fault.kind) for fault in drawn[:30]} == {(name, kind) for name in NAMES for kind in FAULTS}
+    assert 0.4 < sum(fault.within for fault in drawn) / len(drawn) < 0.6
+
+
+def test_a_server_that_refuses_answers_with_500_and_503(free_port: int):
+    uri = f"http://127.0.0.1:{free_port}/api"
+    with refusing(free_port):
+        assert [requests.get(uri, timeout=5).status_code, requests.post(uri, b"x", timeout=5).status_code] == [500, 503]
+    with pytest.raises(requests.ConnectionError):
+        requests.get(uri, timeout=5)

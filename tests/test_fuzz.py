@@ -1,12 +1,16 @@
 """Inputs drawn at random end well, or with one of our errors: no traceback, no changed source.
 
-`DGNET_FUZZ=2000 uv run pytest tests/test_fuzz.py` draws more examples than CI's.
+`DGNET_FUZZ=2000 uv run pytest tests/test_fuzz.py --hypothesis-show-statistics` draws more examples than CI's, and says
+how many each test had.
 """
 
+import csv
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +24,18 @@ from hypothesis import strategies as st
 from dgnet_core.dgnet.state import TrainState
 from dgnet_platform.cli.experiments import base_and_space, parse
 from dgnet_platform.cli.options import TrainDGNet, TrainTeacher, TuneMarket
+from dgnet_platform.cli.prepare import prepare_store
 from dgnet_platform.cli.terminal import run
 from dgnet_platform.data.pose_files import read_pose_files
 from dgnet_platform.data.poses import found_keypoints
 from dgnet_platform.data.prepare import PrepareConfig, prepare
+from dgnet_platform.data.readers.folder import COLUMNS
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import UserError
 from dgnet_platform.runs import checkpoint, journal
 from dgnet_platform.runs.run import Run
 from dgnet_platform.search.space import PARAMETERS, Space
-from tests.helpers.market import packed, snapshot, write_market
+from tests.helpers.market import encode, packed, snapshot, write_market
 from tests.helpers.tiny import tiny_config
 
 MANY = settings(
@@ -203,6 +209,7 @@ def test_checkpoints(trained: Path, data: st.DataObject, tmp_path_factory: pytes
     assert snapshot(copy) == before
 
 
+PICTURE = encode((9, 9, 9))
 LINE = (
     json.dumps({"iteration": 1, "time": 2, "metrics": {"loss/L": 0.5}, "pictures": {"swaps": "a.png"}}).encode() + b"\n"
 )
@@ -269,3 +276,41 @@ def test_sources(content: bytes, name: str, tmp_path_factory: pytest.TempPathFac
     ends_well(lambda: prepare(PrepareConfig(dataset="folder", source=source, out=folder / "store"), lambda *_: None))
     assert (folder / name).read_bytes() == content
     assert not (folder / "store").exists()
+
+
+AWKWARD = (
+    "", ".", "..", "-rf", "~", "CON", "C:", "a b", "%s", "$(id)", "..\\up", "[bold]x[/]", "[/]", "\x1b[31m", "a\nb",
+    "\u202e", "学习", "x" * 240,
+)  # fmt: skip
+NAMES = st.sampled_from(AWKWARD) | st.text(max_size=12) | st.binary(min_size=1, max_size=12).map(os.fsdecode)
+
+
+@pytest.mark.parametrize("kind", ["folder", "manifest", "zip"])
+@MANY
+@given(names=st.lists(st.lists(NAMES, min_size=1, max_size=4).map("/".join), min_size=1, max_size=4, unique=True))
+def test_names_of_files(
+    kind: str, names: list[str], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+):
+    """Names lead nowhere else, and nothing that a terminal would obey is shown."""
+    folder = tmp_path_factory.mktemp("names")
+    source, paths = folder / "source", [f"train/1/{name}_c1_{number}.jpg" for number, name in enumerate(names)]
+    source.mkdir()
+    if kind == "zip":
+        with zipfile.ZipFile(source := folder / "source.zip", "w") as file:
+            for path in paths:
+                with suppress(UnicodeEncodeError):
+                    file.writestr(zipfile.ZipInfo(path), PICTURE)
+    elif kind == "manifest":
+        with (source / "manifest.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *([path, "1", "1", "train"] for path in paths)])
+    for path in paths if kind != "zip" else ():
+        with suppress(OSError, ValueError):  # no system takes such a name
+            if (source / path).resolve().is_relative_to(source):
+                (source / path).parent.mkdir(parents=True, exist_ok=True)
+                (source / path).write_bytes(PICTURE)
+    before = snapshot(folder)
+    config = PrepareConfig(dataset="folder", source=source, out=folder / "store", threads=1)
+    ends_well(lambda: run(lambda _, __, console: prepare_store(config, console), None, []))
+    assert all(shown.isprintable() or shown == "\n" for shown in capsys.readouterr().out)
+    left = {path: content for path, content in snapshot(folder).items() if config.out not in (path, *path.parents)}
+    assert left == before

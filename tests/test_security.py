@@ -3,7 +3,7 @@
 Elsewhere: archives that climb out, links, zip bombs (tests/data/test_source.py), image bombs
 (tests/data/test_prepare.py), paths of manifests (tests/data/test_readers.py, tests/evaluation/test_measure.py), names
 of runs (tests/runs/test_experiment.py), passwords of MLflow's server and its secrets in runs
-(tests/cluster/test_mlflow_server.py), passwords in URIs (tests/tracking/test_remedies.py).
+(tests/cluster/test_mlflow_server.py), passwords in URIs (tests/tracking/test_remedies.py). docs/trouble.md has a table.
 """
 
 import os

@@ -5,9 +5,12 @@ import os
 import random
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +49,12 @@ class TrackingServer:
 
     def __init__(self, folder: Path, port: int):
         self.uri = f"http://127.0.0.1:{port}"
-        self._folder, self._port = folder, port
+        self._folder, self.port = folder, port
 
     def start(self) -> None:
         """Start it, with what it had before, and wait until it answers."""
         command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
             "--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db",
             "--artifacts-destination", str(self._folder / "artifacts"),
         ]  # fmt: skip
@@ -90,6 +93,29 @@ def served(model: str, folder: Path, **environment: str) -> Iterator[Callable[[S
         yield describe
     finally:
         stop(server)
+
+
+@contextmanager
+def refusing(port: int) -> Iterator[None]:
+    """In a server's place one that answers all with 500 or 503 in turn, as one that is broken or overloaded."""
+    statuses = cycle((500, 503))
+
+    class Refusal(BaseHTTPRequestHandler):
+        def _refuse(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_error(next(statuses))
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _refuse  # noqa: N815 - http.server's names
+
+        def log_message(self, *_: object) -> None:
+            """Keep it to itself."""
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield
+        finally:
+            server.shutdown()
 
 
 def answers(uri: str) -> bool:

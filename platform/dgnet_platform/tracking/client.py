@@ -46,6 +46,7 @@ FOLDER_TAG, NAME_TAG, NOTE_TAG = "dgnet.folder", "dgnet.name", "mlflow.note.cont
 
 _log = logging.getLogger(__name__)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it shows a traceback of what it raises
 
 
 class TrackedRun:

@@ -38,7 +38,7 @@ from dgnet_platform.evaluation.swaps import (
     same_person_pairs,
 )
 from dgnet_platform.runs.loading import TrainedNetworks
-from dgnet_platform.storage.files import flush, write_whole
+from dgnet_platform.storage.files import flush, naming, write_whole
 
 SWEEP = tuple(step / 10 for step in range(11))
 """Weights of f_fine that are tried on held-out identities, to choose the best of."""
@@ -208,8 +208,9 @@ def save_pictures(pictures: dict[str, Image.Image], folder: Path, iteration: int
     for name, picture in pictures.items():
         file = Path("pictures") / name / f"{iteration:08d}.png"
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / file, "PNG")
-        flush(folder / file)  # the checkpoint and the journal that speak of it are flushed too
+        with naming(folder / file):
+            picture.save(folder / file, "PNG")
+            flush(folder / file)  # the checkpoint and the journal that speak of it are flushed too
         files[name] = file.as_posix()
     return files
 

@@ -37,6 +37,7 @@ from dgnet_platform.search.report.leaderboard import (
 from dgnet_platform.search.space import PARAMETERS
 from dgnet_platform.search.study import Study, is_base
 from dgnet_platform.search.trial import TrialProgress
+from dgnet_platform.storage.files import naming
 from dgnet_platform.storage.serialize import differences, to_dict
 from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun
 from dgnet_platform.tracking.notes import markdown_table, resumes
@@ -180,20 +181,20 @@ class Results:
             OSError: the folder cannot be written. That MLflow is away is no error: the same command tells it later.
         """
         folder, best = self.plan.folder, winner_of(rows)
-        files = [folder / "leaderboard.csv"]
-        leaderboard(rows).to_csv(files[0], index=False)
-        if best is not None:
-            files.append(folder / "best.yaml")
-            files[1].write_text(self._settings_yaml(best.number), encoding="utf-8")
-        for old in folder.glob("front-*.yaml"):
-            old.unlink()
-        for row in front(rows):
-            files.append(folder / f"front-{row.number:03d}.yaml")
-            files[-1].write_text(self._settings_yaml(row.number), encoding="utf-8")
-        pictures = figures(self.plan.space, rows)
-        for name, picture in pictures.items():
-            (folder / "figures").mkdir(exist_ok=True)
-            picture.save(folder / "figures" / f"{name}.png")
+        files, pictures = [folder / "leaderboard.csv"], figures(self.plan.space, rows)
+        with naming(folder):
+            leaderboard(rows).to_csv(files[0], index=False)
+            if best is not None:
+                files.append(folder / "best.yaml")
+                files[1].write_text(self._settings_yaml(best.number), encoding="utf-8")
+            for old in folder.glob("front-*.yaml"):
+                old.unlink()
+            for row in front(rows):
+                files.append(folder / f"front-{row.number:03d}.yaml")
+                files[-1].write_text(self._settings_yaml(row.number), encoding="utf-8")
+            for name, picture in pictures.items():
+                (folder / "figures").mkdir(exist_ok=True)
+                picture.save(folder / "figures" / f"{name}.png")
         metrics = {f"search/iterations_{name}": float(value) for name, value in self.costs().items()}
         metrics |= {f"search/trials_{s}": float(sum(r.state == s for r in rows)) for s in (FINISHED, STOPPED, FAILED)}
         if best is not None and best.score is not None:
