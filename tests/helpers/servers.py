@@ -107,7 +107,7 @@ def refusing(port: int) -> Iterator[None]:
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _refuse  # noqa: N815 - http.server's names
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Keep it to itself."""
 
     with ThreadingHTTPServer(("127.0.0.1", port), Refusal) as server:
