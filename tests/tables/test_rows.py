@@ -27,7 +27,7 @@ from dgnet_platform.tables import rows
 from dgnet_platform.tables.campaign import Campaign
 from dgnet_platform.tables.config import TableName
 from dgnet_platform.tables.plan import TablesPlan, plan_tables, seeded
-from dgnet_platform.tables.rows import Row, Table, tables_of
+from dgnet_platform.tables.rows import Row, RowsError, Table, tables_of
 from dgnet_platform.tables.summary import report_of
 from tests.helpers.market import packed, write_market
 from tests.helpers.runs import CLASSES, QUIET, tiny_experiment
@@ -134,6 +134,16 @@ def test_rare_poses_are_left_out_where_a_store_has_no_key_points(people_store: P
         shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
         assert "strong: structures of rare cameras" in shown
         assert ("strong: structures of rare poses" in shown) == posed
+
+
+def test_some_rows_alone_keep_what_they_are_compared_with(people_store: Path):
+    names = ("ablation", "labels", "state_of_the_art")
+    ablation, labels = tables_of(names, {}, posed=True, only=("without teacher", "no L_prim", "dynamic soft labels"))
+    assert [row.label for row in ablation.rows] == ["both", "without teacher"]
+    assert [row.label for row in labels.rows] == ["dynamic soft labels", "no L_prim"]
+    assert len(planned(people_store, ablation).experiments) == 2 * 2
+    with pytest.raises(RowsError, match=r"rows: 'without teachers' is no row of ablation; they have: baseline; both;"):
+        tables_of(("ablation",), {}, posed=True, only=("without teachers",))
 
 
 def test_nothing_is_trained_twice(people_store: Path):

@@ -174,6 +174,8 @@ class PaperTables(RunsAtOnce, LinearRule, DefaultsFrom, Taught):
     """With how many seeds, 0, 1, ..., each row is trained; from 2 on there is a deviation."""
     tables: tuple[TableName, ...] = ("ablation", "labels", "state_of_the_art")
     """Which tables; sensitivity trains on fewer identities, and transfer needs --stores."""
+    rows: tuple[str, ...] = ()
+    """These rows of them alone, by their labels, and those that they are compared with; none: all."""
     stores: tuple[str, ...] = ()
     """Further stores, folders or URIs, for the table of transfer."""
     compared: Path = Path("results/compared")

@@ -49,7 +49,8 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
     data = options.data or with_data(options.preset, table_base(options, "", False), console).data
     locations = [absolute(location) for location in dict.fromkeys([data, *options.stores])]
     stores = {location: Store.open(location) for location in locations}
-    tables = tables_of(options.tables, names_of(stores), posed=KeyPoints.beside(stores[locations[0]]))
+    posed = KeyPoints.beside(stores[locations[0]])
+    tables = tables_of(options.tables, names_of(stores), posed=posed, only=options.rows)
     plan = plan_tables(tables, lambda location, held: table_base(options, location, held), range(options.seeds), stores)
     folder = folder_of(options.storage, options.name or NAME)
     _check_data(folder, plan)

@@ -1,6 +1,6 @@
 """The paper's tables as data: a row is an experiment, which a function makes from the run of the paper.
 
-A new row is a label and such a function; a new table is a `Table` in `TABLES`. Rows that come to the same experiment
+A new row is a label and such a function; a new table a function in `tables_of`. Rows that come to the same experiment
 share its runs, within a table and between tables.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from dgnet_core.dgnet.config import SoftLabel
 from dgnet_core.learning.config import Partners, Warmup
 from dgnet_core.networks.config import StructureInput
+from dgnet_platform.errors import UserError
 from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment
 from dgnet_platform.runs.presets import generator_of, teacher_of
 from dgnet_platform.tables.config import TableName
@@ -18,6 +19,10 @@ Change = Callable[[DGNetExperiment], AnyExperiment]
 """Makes what a row trains from the paper's run on the row's data, of the row's seed."""
 Published = Mapping[str, tuple[float | None, float]]
 """Rank@1 and mAP in percent by data set, as published."""
+
+
+class RowsError(UserError):
+    """A row that no table has; the message names it and those that there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,13 +379,20 @@ TRANSFER: Mapping[tuple[str, str], tuple[float, float]] = {
 """Rank@1 and mAP of the release's direct transfer."""
 
 
-def tables_of(names: tuple[TableName, ...], stores: Mapping[str, str], *, posed: bool) -> list[Table]:
+def tables_of(
+    names: tuple[TableName, ...], stores: Mapping[str, str], *, posed: bool, only: tuple[str, ...] = ()
+) -> list[Table]:
     """Tables by their names.
 
     Args:
         names: in this order.
         stores: names of data sets by the location of their stores, the first being --data's.
         posed: --data's has key points; rows that need them are left out where it has none.
+        only: labels of the rows that are kept, beside each table's reference; none: all. A table that has none of
+            them is left out.
+
+    Raises:
+        RowsError: no table has a row of that label.
     """
     makers: Mapping[TableName, Callable[[], Table]] = {
         "ablation": ablation,
@@ -393,4 +405,13 @@ def tables_of(names: tuple[TableName, ...], stores: Mapping[str, str], *, posed:
         "state_of_the_art": state_of_the_art,
         "strong": lambda: strong(posed=posed),
     }
-    return [makers[name]() for name in dict.fromkeys(names)]
+    tables = [makers[name]() for name in dict.fromkeys(names)]
+    known = sorted({row.label for table in tables for row in table.rows})
+    if missing := [label for label in only if label not in known]:
+        raise RowsError(f"rows: {missing[0]!r} is no row of {', '.join(names)}; they have: {'; '.join(known)}")
+    return [_with_rows(table, only) for table in tables if not only or any(row.label in only for row in table.rows)]
+
+
+def _with_rows(table: Table, only: tuple[str, ...]) -> Table:
+    kept = tuple(row for row in table.rows if not only or row.label in (*only, table.reference))
+    return replace(table, rows=kept)
