@@ -1,12 +1,14 @@
-"""A few faults of tests/campaign.py in CI; `uv run pytest -m long` has more, of all jobs."""
+"""A few faults of tests/campaign in CI; `uv run pytest -m long` has more, of all jobs."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import requests
 from rich.console import Console
 
-from tests.campaign import FAULTS, NAMES, Job, campaign, draw
+from tests.campaign.campaign import FAULTS, Job, draw
+from tests.campaign.jobs import ALONE, CLUSTER, campaign
 from tests.helpers.servers import refusing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
@@ -22,15 +24,23 @@ def test_faults_leave_no_trace(tmp_path: Path):
 @pytest.mark.long
 @pytest.mark.ray
 def test_many_faults_of_all_jobs_leave_no_trace(tmp_path: Path):
-    done = campaign(tmp_path, 32, 1, NAMES, FAULTS, Console(stderr=True))
+    done = campaign(tmp_path, 32, 1, ALONE, FAULTS, Console(stderr=True))
+    assert {fault: fault.differences for fault in done if fault.differences} == {}
+
+
+@pytest.mark.long
+@pytest.mark.cluster
+def test_hosts_that_are_cut_off_or_switched_off_leave_no_trace(tmp_path: Path):
+    done = campaign(tmp_path, 6, 1, (CLUSTER,), FAULTS, Console(stderr=True))
+    assert {fault.kind for fault in done} == {"kill", "cut", "off"}
     assert {fault: fault.differences for fault in done if fault.differences} == {}
 
 
 def test_a_seed_draws_jobs_and_kinds_in_turn_and_half_of_the_moments_within_a_write():
-    jobs = {name: Job(script="", arguments=lambda _: [], outcome=lambda _: {}, faults=FAULTS) for name in NAMES}
+    jobs = {name: Job(start=Mock(), outcome=lambda _: {}, faults=FAULTS) for name in ALONE}
     drawn = draw(300, 5, jobs, FAULTS)
     assert drawn == draw(300, 5, jobs, FAULTS)
-    assert {(fault.job, fault.kind) for fault in drawn[:30]} == {(name, kind) for name in NAMES for kind in FAULTS}
+    assert {(fault.job, fault.kind) for fault in drawn[:40]} == {(name, kind) for name in ALONE for kind in FAULTS}
     assert 0.4 < sum(fault.within for fault in drawn) / len(drawn) < 0.6
 
 

@@ -1,18 +1,22 @@
 """The frame around all commands: exit statuses, what terminals cannot show, commands to copy, files of settings."""
 
 import io
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
 
+from dgnet_platform.cli import terminal
 from dgnet_platform.cli.experiments import parse
 from dgnet_platform.cli.options import TrainTeacher
-from dgnet_platform.cli.terminal import run
+from dgnet_platform.cli.terminal import progress_bars, run
 from dgnet_platform.errors import ExperimentError, TrainingError
+from dgnet_platform.progress import in_words
 from dgnet_platform.runs.tracking_uri import sqlite_uri, where_to_look
 
 
@@ -78,3 +82,27 @@ def test_settings_in_another_encoding_are_refused(tmp_path: Path):
     file.write_bytes("# d\u00e9but\nkeep: 3\n".encode("latin-1"))
     with pytest.raises(ExperimentError, match=r"settings.yaml is not UTF-8 text \(.*\): save it as UTF-8"):
         parse(TrainTeacher, None, ["--config", str(file)])
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(monkeypatch: pytest.MonkeyPatch):
+    seconds = iter(range(0, 1_000, 10))
+    monkeypatch.setattr(terminal, "time", Mock(monotonic=lambda: next(seconds)))
+    written = io.StringIO()
+    with progress_bars(Console(file=written, soft_wrap=True)) as show:
+        for done in range(1, 8):
+            show("pictures", done, 1_400)
+    assert re.fullmatch(r"(pictures: \d of 1,400(, about .* left)?\n){2,3}", written.getvalue())
+
+
+def test_on_a_terminal_there_are_bars():
+    written = io.StringIO()
+    with progress_bars(Console(file=written, force_terminal=True)) as show:
+        show("pictures", 3, 1_400)
+    assert re.search(r"pictures .*3/1400", written.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(3.2, "3 s"), (89, "89 s"), (90, "2 min"), (600, "10 min"), (5_400, "1.5 h")]
+)
+def test_a_time_in_words(seconds: float, words: str):
+    assert in_words(seconds) == words

@@ -81,10 +81,3 @@ def test_a_surge_of_the_loss_warns_once(journal, tmp_path):
             journal.write(iteration, SOME | {"health/identity_surge": 1e3})
     [line] = said.getvalue().splitlines()
     assert line.startswith("iteration 700: the identity loss on real images is 1000.0 times its usual level")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(3.2, "3 s"), (89, "89 s"), (90, "2 min"), (600, "10 min"), (5_400, "1.5 h")]
-)
-def test_a_time_in_words(seconds, words):
-    assert display.in_words(seconds) == words

@@ -3,13 +3,15 @@
 import io
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 
 from dgnet_platform.errors import TrainingError, UserError, printable
+from dgnet_platform.progress import LINES_EVERY, in_words
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 128 + signal.SIGINT
 """Exit statuses of all commands."""
@@ -56,14 +58,28 @@ def printable_lines(error: BaseException) -> str:
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[ShowProgress]:
-    """A bar for each thing that is being done, for as long as the context lasts."""
+    """A bar for each thing that is being done, for as long as the context lasts; without a terminal a line at times."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks = {}
+    bars = Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=300
+    )
+    tasks: dict[str, TaskID] = {}
+    told = time.monotonic()
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(printable(what))
-            bars.update(tasks[what], completed=done, total=total)
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal told
+        if what not in tasks:
+            tasks[what] = bars.add_task(printable(what))
+        bars.update(tasks[what], completed=done, total=total)
+        if not console.is_terminal and time.monotonic() - told >= LINES_EVERY:
+            told = time.monotonic()
+            console.print("; ".join(_line(task) for task in bars.tasks if not task.finished))
 
+    with bars:
         yield show
+
+
+def _line(task: Task) -> str:
+    """What a task is, how far it is and how long it will take."""
+    left = "" if task.time_remaining is None else f", about {in_words(task.time_remaining)} left"
+    return f"{task.description}: {task.completed:,.0f} of {task.total or 0:,.0f}{left}"

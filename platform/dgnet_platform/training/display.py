@@ -11,11 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from dgnet_core.methods import method_of
+from dgnet_platform.progress import LINES_EVERY, in_words
 from dgnet_platform.runs.journal import Entry, Tail
 from dgnet_platform.runs.run import Run
-
-LINES_EVERY = 30.0
-"""Seconds between lines where there is no terminal."""
 
 
 class Display:
@@ -144,10 +142,3 @@ class Display:
         if self._notice and self._last is not None:
             lines.append(Text(f"  {self._notice}", style="yellow"))
         return Group(*lines)
-
-
-def in_words(seconds: float) -> str:
-    """A time that is left: 45 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dgnet_platform.progress import LINES_EVERY, in_words
 from dgnet_platform.search.report.leaderboard import FAILED, FINISHED, STOPPED, TrialRow
 from dgnet_platform.search.report.results import Results
-from dgnet_platform.training.display import LINES_EVERY, in_words
 
 EVERY = 1.0
 """Seconds between looks at the journals."""
