@@ -15,6 +15,8 @@ from PIL import Image
 from dgnet_core.learning.config import StepConfig
 from dgnet_core.methods import METHODS, build
 from dgnet_platform.cli import campaigns
+from dgnet_platform.cli.compare import comparison_folder
+from dgnet_platform.cli.options import CompareGenerators
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
@@ -249,3 +251,9 @@ def test_the_truth_that_a_pose_generator_can_know():
     mask = torch.from_numpy(people.silhouette(appearance_of=one, structure_of=other, body_of=one))
     assert 0.05 < float(mask.mean()) < 0.6
     assert (people.draw(appearance_of=one, structure_of=one, body_of=one) == people.picture(*one)).all()
+
+
+def test_comparisons_of_one_name_in_other_folders_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    one, other, same = (comparison_folder(CompareGenerators(out=Path(out))) for out in ("a/x", "b/x", "./b/../a/x"))
+    assert one == same != other

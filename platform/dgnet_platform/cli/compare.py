@@ -1,5 +1,6 @@
 """The command that compares generators: trains those that are asked for, measures all, and shows the table."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def _train_and_compare(options: CompareGenerators, console: Console) -> int:
             " --teacher, --resnet, or the FID network's file with --inception"
         )
     plan = _plan(options, console)
-    campaign = Campaign(plan, folder_of(options.storage, f"compared-{options.out.name}"), any_code=options.any_code)
+    campaign = Campaign(plan, comparison_folder(options), any_code=options.any_code)
     campaign.folder.mkdir(parents=True, exist_ok=True)
     settings = {"generators": ", ".join(options.train), "seeds": options.seeds, "preset": options.preset}
     announce(plan.wanted[0], console)
@@ -69,6 +70,12 @@ def _train_and_compare(options: CompareGenerators, console: Console) -> int:
             console.print(f"MLflow has no comparison yet ({error}): run the same command again", style="yellow")
         console.print(f"Runs in MLflow: {where_to_look(tracked.uri, tracked.experiment, tracked.id)}")
     return DONE
+
+
+def comparison_folder(options: CompareGenerators) -> Path:
+    """Where a comparison's run in MLflow is remembered: one for each --out."""
+    place = hashlib.sha256(absolute(str(options.out)).encode()).hexdigest()[:8]
+    return folder_of(options.storage, f"compared-{options.out.name}-{place}")
 
 
 def _plan(options: CompareGenerators, console: Console) -> RunsPlan:
