@@ -30,10 +30,11 @@ def command(
     folder: Path,
     environment: Mapping[str, str] | None = None,
     before: tuple[str, ...] = (),
+    python: str | Path = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
     """A job, started in a folder of its own, with what it prints."""
     return subprocess.run(
-        [*before, sys.executable, str(ROOT / "jobs" / job), *map(str, arguments)],
+        [*before, str(python), str(ROOT / "jobs" / job), *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", **(environment or {})},
         stdout=subprocess.PIPE,
@@ -115,6 +116,30 @@ def test_a_search(people_store: Path, folder: Path):
     ):
         refused = command("tune_market.py", *options, "--trials", 2, folder=folder, environment=environment | changed)
         assert words in named(refused.stdout, 2, refused.returncode)
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_each_python(version: str, people_store: Path, folder: Path, tmp_path: Path):
+    found = subprocess.run(
+        ["uv", "python", "find", "--no-python-downloads", version], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(f"uv finds no Python {version}")
+    made = {**os.environ, "UV_PROJECT_ENVIRONMENT": str(tmp_path / "venv")}
+    sync = ["uv", "sync", "--quiet", "--locked", "--no-dev", "--python", found.stdout.strip()]
+    subprocess.run(sync, check=True, cwd=ROOT, env=made)
+    python = tmp_path / "venv" / "bin" / "python"
+    told = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
+    assert told.startswith(f"Python {version}.")
+    file = settings(tiny_experiment(people_store, folder), folder)
+    done = command("train_market.py", "--config", file.name, folder=folder, python=python)
+    named(done.stdout, 0, done.returncode)
+    options = ["--config", file.name, "--name", "s", "--trials", 1, "--set", "ramp=4", "warmup_start=4"]
+    done = command("tune_market.py", *options, "--stopping.kind", "none", folder=folder, python=python)
+    named(done.stdout, 0, done.returncode)
+    assert (folder / "runs" / "s" / "leaderboard.csv").exists()
 
 
 def test_an_older_mlflow_database_is_left_alone(people_store: Path, folder: Path):
