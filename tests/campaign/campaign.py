@@ -212,13 +212,16 @@ def table_of(faults: Sequence[Fault]) -> Table:
 
 
 def run(made: Campaign, kills: int, seed: int, faults: Sequence[str], console: Console) -> list[Fault]:
-    """Draw faults and have them happen; returns what became of them, and prints the table."""
+    """Draw faults and have them happen; returns what became of them. The table is printed in any case."""
     done: list[Fault] = []
-    for number, planned in enumerate(draw(kills, seed, made.jobs, faults)):
-        made.undisturbed(planned.job)
-        fault = made.disturb(planned, number)
-        done.append(fault)
-        said = ", ".join(fault.differences) or "none"
-        console.print(f"{number + 1} of {kills}: {fault.kind} at {fault.share:.0%} of {fault.job}; differences: {said}")
-    console.print(table_of(done))
+    try:
+        for number, planned in enumerate(draw(kills, seed, made.jobs, faults)):
+            made.undisturbed(planned.job)
+            fault = made.disturb(planned, number)
+            done.append(fault)
+            said = ", ".join(fault.differences) or "none"
+            what = f"{fault.kind} at {fault.share:.0%} of {fault.job}"
+            console.print(f"{number + 1} of {kills}: {what}; differences: {said}")
+    finally:
+        console.print(table_of(done))
     return done
