@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,8 @@ def prepare(file: Path, /) -> None:
         raise PrepareError(f"{', '.join(map(str, missing))}: not there; this command runs in the repository's folder")
     if config["provider"]["type"] == "aws" and prepare_aws(config["provider"]["region"], bucket_of(config)):
         time.sleep(15)  # EC2 hears of new roles a little later
-    print(f"Ray's token: {TOKEN}; MLflow's user {user}, password in {source}. Next: uv run ray up {file}")
+    up = f"uv run ray up {shlex.quote(str(file))}"
+    print(f"Ray's token: {TOKEN}; MLflow's user {user}, password in {source}. Next: {up}")
 
 
 def check(file: Path) -> dict[str, Any]:

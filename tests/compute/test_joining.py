@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,14 @@ def test_a_cluster_that_is_gone_is_refused(free_port: int):
 def test_an_address_of_no_cluster_is_refused(address: str):
     with pytest.raises(ExperimentError, match=r"RAY_ADDRESS=.*unset it to start Ray on this machine"):
         check_address(address, patience=0)
+
+
+def test_another_program_at_the_address_is_refused(free_port: int):
+    with ThreadingHTTPServer(("127.0.0.1", free_port), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ExperimentError, match=rf"what listens at RAY_ADDRESS=127.0.0.1:{free_port} is no cluster"):
+            check_address(f"127.0.0.1:{free_port}")
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

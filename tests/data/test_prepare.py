@@ -195,6 +195,14 @@ def test_job_reports_pictures_that_no_split_takes(tmp_path: Path, capsys: pytest
     assert "Pictures of no split are among them: 6 in extra." in capsys.readouterr().out
 
 
+def test_job_reports_pictures_of_kinds_that_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, out = write_market(tmp_path / "market"), tmp_path / "store"
+    for name in ("a.tif", "b.TIF", "c.heic", "readme.txt"):
+        (source / "bounding_box_train" / name).touch()
+    assert prepare_data.main(["--dataset", "market1501", "--source", str(source), "--out", str(out)]) == 0
+    assert "Pictures of kinds that are not read are among them: 1 .heic, 2 .tif." in capsys.readouterr().out
+
+
 def test_job_reports_counts_and_where_they_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source, out = write_market(tmp_path / "market"), tmp_path / "store"
     args = ["--dataset", "market1501", "--source", str(source), "--out", str(out)]

@@ -187,8 +187,8 @@ def test_bad_manifest_line(tmp_path: Path, line: str, file: str, message: str):
     [
         ("path,person_id,split\na.jpg,1,train\n", "has no column camera_id"),
         ("", "has no column path, person_id"),
-        (f"{COLUMNS}../a.jpg,1,1,train\n", "'../a.jpg' leads out of the data set"),
-        (f"{COLUMNS}/etc/a.jpg,1,1,train\n", "'/etc/a.jpg' leads out of the data set"),
+        (f"{COLUMNS}../a.jpg,1,1,train\n", "'../a.jpg' is not below the folder of manifest.csv"),
+        (f"{COLUMNS}/etc/a.jpg,1,1,train\n", "'/etc/a.jpg' is not below the folder of manifest.csv"),
         (f"{COLUMNS}pictures/b.jpg,1,,train\n", "shows zero cameras: fill its column"),
         (
             'path,person_id,camera_id,split\n"pictures/b.jpg,1,1,train\n',

@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from dgnet_platform.data.readers import READERS, Dataset
+from dgnet_platform.data.readers import READERS, Dataset, read_source
 from dgnet_platform.data.readers.folder import number_identities
-from dgnet_platform.data.source import SourceError
+from dgnet_platform.data.source import SourceError, open_source
 from tests.helpers.layouts import (
     COLUMNS,
     LAYOUTS,
@@ -95,10 +95,31 @@ def test_number_identities(names: list[str], numbers: dict[str, int]):
     assert number_identities(names) == numbers == number_identities(reversed(names))
 
 
-@pytest.mark.parametrize("written", ["./pictures/b.jpg", r"pictures\b.jpg", "{folder}/pictures/b.jpg"])
-def test_manifest_with_paths_written_another_way(tmp_path: Path, written: str):
-    folder = write_manifest(tmp_path / "own")
-    (folder / "manifest.csv").write_text(f"{COLUMNS}{written.format(folder=folder)},1,1,train\n")
+@pytest.mark.parametrize(
+    "written",
+    [
+        "./pictures/b.jpg", r"pictures\b.jpg", r".\pictures\.\b.jpg", "pictures//b.jpg", "pictures/c/../b.jpg",
+        "pictures/b.JPG", "{folder}/pictures/b.jpg", "{link}/pictures/b.jpg",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("linked", [False, True])
+def test_manifest_with_paths_written_another_way(tmp_path: Path, written: str, linked: bool):
+    folder, link = write_manifest(tmp_path / "own"), tmp_path / "link"
+    link.symlink_to(folder)
+    path = written.format(folder=folder, link=link)
+    (folder / "manifest.csv").write_text(f"{COLUMNS}{path},1,1,train\n")
+    source = link if linked else folder
+    if "{link}" in written and not linked:
+        with pytest.raises(SourceError, match=r"is not below the folder of manifest\.csv"):
+            listing_of("folder", source)
+    else:
+        assert rows(listing_of("folder", source)) == {("train", "pictures/b.jpg", 1, 1)}
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_manifest_as_spreadsheets_write_it(tmp_path: Path, separator: str):
+    written = f"{COLUMNS}pictures/b.jpg,1,1,train\n".replace(",", separator)
+    folder = write_manifest(tmp_path, written)
     assert rows(listing_of("folder", folder)) == {("train", "pictures/b.jpg", 1, 1)}
 
 
@@ -111,6 +132,22 @@ def test_a_query_makes_person_0_a_person(tmp_path: Path):
         ("query", 1), ("gallery", 1), ("gallery", -1), ("gallery", 4),
     }  # fmt: skip
     assert listing.person_names == {1: "0", -1: "-1", 4: "3"}
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["query/-1/a_c1_1.jpg", "gallery/-1/a_c2_1.jpg", "gallery/0/b_c1_1.jpg"], {"-1": 1, "0": 2}),
+        (["train/0/a_c1_1.jpg", "train/-1/b_c1_1.jpg", "train/1/c_c1_1.jpg"], {"-1": -1, "0": 1, "1": 2}),
+        (["validation/0/a_c1_1.jpg", "validation/2/b_c1_1.jpg", "train/5/c_c1_1.jpg"], {"0": 1, "2": 3, "5": 6}),
+        (["query/1/a_c1_1.jpg", "gallery/1/a_c2_1.jpg", "gallery/0/d_c1_1.jpg"], {"0": 0, "1": 1}),
+    ],
+)
+def test_persons_begin_with_1_whatever_their_numbers(tmp_path: Path, names: list[str], numbers: dict[str, int]):
+    write(tmp_path, names)
+    with open_source(tmp_path) as source:
+        listing = read_source("folder", source, unlabelled=True)
+    assert {record.path.split("/")[1]: record.person_id for record in listing.records} == numbers
 
 
 def test_market_as_dgnets_authors_sort_it_trains_on_all_of_train(tmp_path: Path):

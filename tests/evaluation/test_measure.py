@@ -209,7 +209,7 @@ def test_people_in_photographs(photographs: Path, teacher: Path, true_swaps: Pat
         (folder / f"{number}.jpg").write_bytes(pictures[j.file_name])
         ids = {"appearance_id": i.person_id, "structure_id": j.person_id}
         rows.append({"path": f"{number}.jpg", **ids, "appearance": i.file_name, "structure": j.file_name})
-    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False, encoding="utf-8-sig")
     found = measured(photographs, tmp_path / "same", generated=folder, **options)
     generated = found.people.set_index("picture").loc[GENERATED]
     assert (generated["person_L1"], generated["person_PSNR"], generated["sharpness"]) == (0, 100, 1)
@@ -357,6 +357,8 @@ def test_generated_pictures_that_say_too_little(
     bare = copied(true_swaps, tmp_path / "bare", lambda m: m)
     (bare / "manifest.csv").unlink()
     assert "has no manifest.csv, so nothing says whom its pictures show: write one" in refusal(bare)
+    (bare / "manifest.csv").write_bytes("path,appearance_id,structure_id\n\xe4.png,1,2\n".encode("latin-1"))
+    assert "manifest.csv is not UTF-8 text" in refusal(bare)
     sizes = copied(true_swaps, tmp_path / "sizes", lambda m: m)
     Image.new("RGB", (32, 64)).save(sizes / "1.png")
     assert "two sizes: 0.png is 64 x 128, 1.png is 32 x 64" in refusal(sizes)

@@ -1,5 +1,6 @@
 """What is said when MLflow cannot be used as asked: the cause's own remedy, and nothing is migrated unasked."""
 
+import shlex
 import sqlite3
 from pathlib import Path
 
@@ -30,11 +31,14 @@ def stamped(database: Path, folder: Path, version: str) -> str:
     return sqlite_uri(copy)
 
 
-def test_an_older_database_is_named_with_its_upgrade_and_left_alone(database: Path, tmp_path: Path):
-    uri = stamped(database, tmp_path, "bd07f7e963c5")
+@pytest.mark.parametrize("folder", [".", "my runs", "o'neil"])
+def test_an_older_database_is_named_with_its_upgrade_and_left_alone(database: Path, tmp_path: Path, folder: str):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    uri = stamped(database, tmp_path / folder, "bd07f7e963c5")
     before = database_of(uri).read_bytes()
-    with pytest.raises(TrackingError, match=rf"older MLflow; after a copy of .*mlflow db upgrade '{uri}'"):
+    with pytest.raises(TrackingError, match=r"older MLflow; after a copy of .*mlflow db upgrade ") as told:
         open_experiment(uri, "dgnet")
+    assert shlex.split(str(told.value).split("`")[1])[-2:] == ["upgrade", uri]
     assert database_of(uri).read_bytes() == before
 
 

@@ -12,6 +12,7 @@ from dgnet_platform.data.poses import SHEET
 from dgnet_platform.data.prepare import LISTED_PROBLEMS, Prepared, prepare
 from dgnet_platform.data.readers import READERS
 from dgnet_platform.data.records import SPLITS
+from dgnet_platform.data.source import PICTURE_ENDINGS
 from dgnet_platform.errors import printable
 
 
@@ -52,6 +53,10 @@ def report(prepared: Prepared) -> RenderableType:
     if prepared.unused:
         folders = ", ".join(f"{count:,} in {folder}" for folder, count in sorted(prepared.unused.items()))
         lines.append(Text(printable(f"Pictures of no split are among them: {folders}."), style="yellow"))
+    if prepared.unread:
+        kinds = ", ".join(f"{count:,} {ending}" for ending, count in sorted(prepared.unread.items()))
+        read = ", ".join(PICTURE_ENDINGS)
+        lines.append(Text(f"Pictures of kinds that are not read are among them: {kinds}. Read are {read}.", "yellow"))
     for problem in prepared.problems[:LISTED_PROBLEMS]:
         lines.append(Text(printable(f"{problem.file}: {problem.reason}"), style="red"))
     if (more := len(prepared.problems) - LISTED_PROBLEMS) > 0:

@@ -28,6 +28,8 @@ FIRST_WORKER = 180.0
 """Seconds within which a worker that needs nothing answers, also on a busy machine."""
 ADDRESS_PATIENCE = 20.0
 """Seconds within which the cluster that RAY_ADDRESS names accepts a connection."""
+HTTP2_SETTINGS = 4
+"""The kind of frame that either side of HTTP/2 begins with (RFC 9113, section 6.5)."""
 _CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves its file on the head."""
 _SETTINGS = {
@@ -88,7 +90,7 @@ def check_address(address: str, patience: float = ADDRESS_PATIENCE) -> None:
         patience: seconds in which it has to accept a connection.
 
     Raises:
-        ExperimentError: nothing listens there, or it is no cluster's address.
+        ExperimentError: nothing listens there, something else does, or it is no cluster's address.
     """
     if address == "auto":
         return
@@ -101,8 +103,13 @@ def check_address(address: str, patience: float = ADDRESS_PATIENCE) -> None:
     give_up = time.monotonic() + patience
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
+                if os.environ.get("RAY_USE_TLS") == "1" or _speaks_http2(connection):
+                    return
+            raise ExperimentError(
+                f"what listens at RAY_ADDRESS={address} is no cluster: unset it to start Ray on this machine, or name a"
+                " cluster that runs"
+            )
         except (OSError, OverflowError) as error:
             if time.monotonic() > give_up:
                 raise ExperimentError(
@@ -110,6 +117,13 @@ def check_address(address: str, patience: float = ADDRESS_PATIENCE) -> None:
                     " name a cluster that runs"
                 ) from error
             time.sleep(1)
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether a server answers with settings of HTTP/2, as Ray's, which speak gRPC, do."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, HTTP2_SETTINGS, 0, 0, 0, 0, 0]))
+    header = connection.recv(9, socket.MSG_WAITALL)
+    return header[3:4] == bytes([HTTP2_SETTINGS])
 
 
 def cannot_start(error: Exception) -> str:

@@ -63,21 +63,20 @@ def held_out_queries(shots: Iterable[tuple[int, int]], people: int) -> list[int]
     if not queries:
         raise ValueError(
             f"none of the {held_out} held-out identities has two pictures under one camera and one under another, so"
-            " nothing can be validated on them: pass --no-hold-out to train on all identities (a search needs such"
-            " identities)"
+            " nothing can be validated on them"
         )
     return queries
 
 
-def check_held_out(store: "Store") -> None:
-    """Refuse a store whose held-out identities give no query; raises ExperimentError."""
+def check_held_out(store: "Store", remedy: str = "pass --no-hold-out to train on all identities") -> None:
+    """Refuse a store whose held-out identities give no query; raises ExperimentError, which ends with the remedy."""
     label_of = {person: label for label, person in enumerate(store.info.classes)}
     index = store.index("train")
     shots = zip((label_of.get(person, -1) for person in index["person_id"]), index["camera_id"], strict=True)
     try:
         held_out_queries(shots, len(store.info.classes))
     except ValueError as error:
-        raise ExperimentError(f"{store.location}: {error}") from None
+        raise ExperimentError(f"{store.location}: {error}: {remedy}") from None
 
 
 def needed_classes(store: "Store", hold_out: bool) -> int:

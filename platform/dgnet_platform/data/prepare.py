@@ -20,7 +20,7 @@ from dgnet_platform.data.pose_files import read_pose_files
 from dgnet_platform.data.poses import KeyPoints, PoseReport, drawn_keypoints, found_keypoints
 from dgnet_platform.data.readers import read_source
 from dgnet_platform.data.records import Problem
-from dgnet_platform.data.source import Source, is_picture, open_source
+from dgnet_platform.data.source import UNREAD_ENDINGS, Source, is_picture, open_source
 from dgnet_platform.data.store import Store, StoreError, StoreInfo
 from dgnet_platform.storage.files import staging
 from dgnet_platform.storage.remote import RemoteError, check_writable, open_place, put, refusal
@@ -41,6 +41,8 @@ class Prepared:
     """Files of the source that are no pictures of any split."""
     unused: Mapping[str, int]
     """Pictures among them, by their folder at the top."""
+    unread: Mapping[str, int]
+    """Files among them of kinds that are not read, by the endings of their names."""
     outcome: Literal["packed", "already packed", "refused"]
     poses: PoseReport | None = None
     """Of the key points, where there are any."""
@@ -83,13 +85,16 @@ def prepare(config: PrepareConfig, progress: Callable[[int, int], None] = no_pro
         if outcome != "packed":
             shutil.rmtree(folder)
     used = {record.path for record in listing.records} | {problem.file for problem in problems}
-    unused = Counter(n.partition("/")[0] for n in listing.source.names if is_picture(n) and n not in used)
+    others = [name for name in listing.source.names if name not in used]
+    unused = Counter(name.partition("/")[0] for name in others if is_picture(name))
+    unread = Counter(ending for name in others for ending in UNREAD_ENDINGS if name.lower().endswith(ending))
     return Prepared(
         config=config,
         info=info,
         problems=problems,
         ignored=listing.ignored,
         unused=unused,
+        unread=unread,
         outcome=outcome,
         poses=None if points is None else points.report,
     )

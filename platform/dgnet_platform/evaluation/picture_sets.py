@@ -158,8 +158,11 @@ def _manifest(folder: Path) -> pd.DataFrame:
             f"{folder} has no {MANIFEST}, so nothing says whom its pictures show: write one with the columns"
             f" {', '.join(COLUMNS)} ({' and '.join(SOURCES)}, file names in the store, are optional)"
         )
-    with where.open(newline="") as file:
-        reader = csv.DictReader(file)
+    with where.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            reader = csv.DictReader(file.readlines())
+        except UnicodeDecodeError as error:
+            raise PictureSetError(f"{where} is not UTF-8 text ({error}): save it as UTF-8") from None
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise PictureSetError(

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -171,9 +172,18 @@ def _facts(values: dict[str, Any], experiment: AnyExperiment) -> dict[str, Any]:
     return values | facts
 
 
-def training_alone(folder: Path) -> AbstractContextManager[None]:
-    """Keep other commands from training the run, or searching, in a folder; raises UserError if one does."""
-    return locked(folder / TRAINING_LOCK, f"run {folder.name} is being trained by another command: wait for it")
+@contextmanager
+def training_alone(folder: Path) -> Iterator[None]:
+    """Keep other commands from training the run, or searching, in a folder; raises UserError if one does.
+
+    A folder in which nothing was begun is removed.
+    """
+    try:
+        with locked(folder / TRAINING_LOCK, f"run {folder.name} is being trained by another command: wait for it"):
+            yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def absolute(location: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dgnet_core.dgnet.config import DGNetConfig
+from dgnet_platform.data.held_out import check_held_out
 from dgnet_platform.data.pose_files import PoseError
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
@@ -156,6 +157,8 @@ def check_base(base: DGNetExperiment, config: SearchConfig) -> None:
     """Refuse what no trial could learn from; raises ExperimentError. It asks for no teacher, which may be untrained."""
     if not base.hold_out:
         raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
+    if base.data:
+        check_held_out(Store.open(base.data), "a search compares trials on such identities: name data that has them")
     check_learns(base.model)
     workers = config.workers_per_trial
     check_shares(base.model, range(workers, workers + 1), f"--workers-per-trial {workers}")

@@ -48,7 +48,7 @@ def pack_offline(checkpoint: Path, location: str, classes: int, out: Path) -> No
             generate(GenerateConfig(checkpoint=checkpoint, store=location, out=drawn, per_image=1), lambda *_: None)
             shutil.rmtree(merged, ignore_errors=True)
             rows = _real(store, merged) + _generated(drawn, merged, {JUNK, *store.info.classes[:classes]})
-            with (merged / MANIFEST).open("w", newline="") as file:
+            with (merged / MANIFEST).open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([COLUMNS, *rows])
             prepare(PrepareConfig(dataset="folder", source=merged, out=out, unlabelled=True))
         shutil.rmtree(merged, ignore_errors=True)

@@ -1,6 +1,7 @@
 """What helps when MLflow does not do as asked: by the error, not by the kind of store."""
 
 import re
+import shlex
 from pathlib import Path
 from urllib.request import getproxies
 
@@ -49,4 +50,4 @@ def _other_version(uri: str, found: str) -> str:
             " --tracking-uri"
         )
     copied = f"after a copy of {database_of(uri)}" if uri.startswith(SQLITE) else "after a backup"
-    return f"it was made by an older MLflow; {copied}, `uv run mlflow db upgrade '{uri}'` upgrades it"
+    return f"it was made by an older MLflow; {copied}, `uv run mlflow db upgrade {shlex.quote(uri)}` upgrades it"

@@ -96,7 +96,7 @@ class Display:
 
     def _left(self) -> list[str]:
         """How long the iterations that are left will take, once it is known."""
-        if self._begun is None or self._last is None or self._last.iteration <= self._begun[1]:
+        if self._begun is None or self._last is None or not self._begun[1] < self._last.iteration < self._iterations:
             return []
         pace = (time.monotonic() - self._begun[0]) / (self._last.iteration - self._begun[1])
         return [f"about {in_words(pace * (self._iterations - self._last.iteration))} left"]

@@ -1,6 +1,7 @@
 """What a training command comes down to, and whether it can be run as asked."""
 
 import os
+import shlex
 import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -251,7 +252,7 @@ def _check_same(existing: Run, named: NamedRun) -> None:
         return
     listed = "\n".join(f"  {path}: {before!r} -> {after!r}" for path, (before, after) in changed.items())
     newest = checkpoint.newest(existing.folder, set_aside=False)
-    start = f"--resume-from {newest} to start a new one from there, or " if newest is not None else ""
+    start = f"--resume-from {shlex.quote(str(newest))} to start a new one from there, or " if newest is not None else ""
     raise ExperimentError(
         f"run {existing.name} exists and has other settings:\n{listed}\n"
         f"Pass {start}nothing but these settings to start from scratch, both with another --name or none"

@@ -3,8 +3,9 @@
 Either `<split>/<identity>/<anything>_c<camera>_<anything>.jpg`, or a `manifest.csv` with the columns `path`
 (relative to it), `person_id`, `camera_id` and `split`. Splits are train, query, gallery, multi_query and
 validation. Identities may be any text. Where all are different whole numbers they keep those, with -1 for junk and 0
-for distractors as in Market-1501; but where a query shows identity 0, it is a person like the others, and all numbers
-are one higher. Other identities are numbered from 1 in their sorted order, over all splits.
+for distractors as in Market-1501. But where a query, training or validation shows identity 0, or a query -1, that is a
+person like the others, and numbers are shifted so that persons begin with 1. Other identities are numbered from 1 in
+their sorted order, over all splits.
 
 The folders into which DG-Net's authors sort Market-1501 are read too: `train_all` instead of `train` and `val`, which
 are its parts, and `multi-query`.
@@ -12,13 +13,14 @@ are its parts, and `multi-query`.
 
 import csv
 import io
+import posixpath
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dgnet_platform.data.readers.split_folders import bare_name, stored_name
-from dgnet_platform.data.records import DISTRACTOR, JUNK, SPLITS, Listing, Problem, Reader, Record
+from dgnet_platform.data.records import JUNK, SPLITS, Listing, Problem, Reader, Record
 from dgnet_platform.data.source import PICTURE_ENDINGS, Source, SourceError, climbs_out, is_picture
 
 MANIFEST = "manifest.csv"
@@ -62,9 +64,7 @@ def _read(source: Source) -> Listing:
     rows = list(_from_manifest(source) if has_manifest else _from_folders(source))
     named = [row for row in rows if isinstance(row, _Named)]
     problems = tuple(row for row in rows if isinstance(row, Problem))
-    numbers = number_identities(
-        (row.identity for row in named), {row.identity for row in named if row.split == "query"}
-    )
+    numbers = number_identities((row.identity for row in named), {row.identity for row in named if _is_person(row)})
     records = tuple(
         Record(
             path=row.path,
@@ -86,15 +86,20 @@ def _read(source: Source) -> Listing:
     )
 
 
-def number_identities(names: Iterable[str], queried: Collection[str] = ()) -> dict[str, int]:
-    """A number for each name, the same for the same sets of names in any order; `queried` are those of queries."""
+def _is_person(row: _Named) -> bool:
+    """Whether a picture shows a person for sure: -1 and 0 may be junk and distractors in a gallery, -1 in training."""
+    return row.split == "query" or (row.split in ("train", "validation") and not row.identity.startswith("-"))
+
+
+def number_identities(names: Iterable[str], people: Collection[str] = ()) -> dict[str, int]:
+    """A number for each name, the same for the same sets of names in any order, from 1 on for those of `people`."""
     distinct = sorted(set(names))
     if all(re.fullmatch(r"-?\d{1,9}", name, re.ASCII) for name in distinct):
         numbers = {name: int(name) for name in distinct}
         if len(set(numbers.values())) == len(distinct) and min(numbers.values(), default=0) >= JUNK:
-            if DISTRACTOR not in {numbers[name] for name in queried}:
-                return numbers
-            return {name: number if number == JUNK else number + 1 for name, number in numbers.items()}
+            lowest = min((numbers[name] for name in people), default=1)
+            shift = max(0, 1 - lowest)
+            return {name: number + shift if number >= lowest else number for name, number in numbers.items()}
     return {name: number for number, name in enumerate(distinct, start=1)}
 
 
@@ -133,7 +138,9 @@ def _from_folders(source: Source) -> Iterator[_Named | Problem]:
 
 def _from_manifest(source: Source) -> Iterator[_Named | Problem]:
     where = source.where(MANIFEST)
-    rows = csv.DictReader(io.StringIO(source.read_text(MANIFEST), newline=""), strict=True)
+    text = source.read_text(MANIFEST)
+    separator = next((mark for mark in ";\t" if mark in text.partition("\n")[0]), ",")  # spreadsheets write these too
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
     if missing:
         raise SourceError(f"{where} has no column {', '.join(missing)}: its first line must name {', '.join(COLUMNS)}")
@@ -146,13 +153,20 @@ def _from_manifest(source: Source) -> Iterator[_Named | Problem]:
     if not any(row["camera_id"] for _, row in lines):
         raise SourceError(f"{where} shows zero cameras: fill its column camera_id")
     files = {stored_name(name): name for name in source.names}
-    root = f"{Path(source.where('')).resolve().as_posix()}/"
+    endings = {name.lower(): name for name in files}
+    root = Path(source.where(""))
+    roots = {f"{root.absolute().as_posix()}/", f"{root.resolve().as_posix()}/"}
     for number, row in lines:
         path, identity, camera, split = (row[column] for column in COLUMNS)
-        path = path.replace("\\", "/").removeprefix(root).removeprefix("./")
+        path = posixpath.normpath(path.replace("\\", "/")) if path else path
+        path = next((path.removeprefix(root) for root in roots if path.startswith(root)), path)
         if climbs_out(path):
-            raise SourceError(f"{where} line {number}: {path!r} leads out of the data set: use paths relative to it")
+            raise SourceError(
+                f"{where} line {number}: {path!r} is not below the folder of {MANIFEST}: use paths relative to that"
+            )
         file_name, reason = stored_name(path), None
+        if file_name not in files:
+            file_name = endings.get(file_name.lower(), file_name)  # .JPG for .jpg, say
         if split not in SPLITS:
             reason = f"split {split!r} is none of {', '.join(SPLITS)}"
         elif not identity:
