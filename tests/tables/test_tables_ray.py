@@ -96,6 +96,8 @@ def test_a_table_is_reported_and_tracked(whole: Path):
     [parent] = client.search_runs([experiment.experiment_id], "tags.`dgnet.kind` = 'tables'")
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["state_of_the_art/ours/mAP"] == pytest.approx(figure["mean"])
+    assert parent.info.run_name == "tables"
+    assert "| ours | " in parent.data.tags["mlflow.note.content"]
     assert {"report.html", "report.md", "tables.json"} <= {
         file.path for file in client.list_artifacts(parent.info.run_id)
     }

@@ -1,11 +1,10 @@
 """Learning is real: DG-Net beats colours and itself untrained on people it has not seen, and draws better with time;
-compared generators draw more than gray."""
+conditional ones of the compared generators draw more than gray."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -105,18 +104,15 @@ def gray(experiment: AnyExperiment, store: Path) -> dict[str, float]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["lsgan", "pg2gan", "pngan", "fdgan"])
-def test_compared_generators_learn(name: GeneratorName, store: Path, tmp_path: Path):
-    """Runs of 200 iterations come nearer to people than gray is, by their own measure, in each of two seeds."""
+@pytest.mark.parametrize("name", ["pg2gan", "pngan", "fdgan"])
+def test_conditional_generators_learn(name: GeneratorName, store: Path, tmp_path: Path):
+    """Runs of 200 iterations come nearer to the true swaps than gray is, in each of two seeds."""
     size = SIZES["laptop"]
     experiment = generator_experiment(name, "laptop", size.train_identities, size.train, 200)
     experiment = replace(experiment, data=str(store), storage=str(tmp_path / "runs"), evaluate_every=50)
     nothing = gray(experiment, store)
     for seed in (0, 1):
         run = train(replace(experiment, model=replace(experiment.model, seed=seed)), console=QUIET).run
-        curve = pd.DataFrame([line["metrics"] for line in lines(run.folder)])
-        if name == "lsgan":
-            assert curve["test/thumbnails/KID"].min() < 0.8 * nothing["test/thumbnails/KID"]
-        else:
-            assert curve["test/swap/L1"].min() < 0.93 * nothing["test/swap/L1"]
-            assert curve["test/swap/SSIM"].max() > 1.07 * nothing["test/swap/SSIM"]
+        curve = [line["metrics"] for line in lines(run.folder) if "test/swap/L1" in line["metrics"]]
+        assert min(metrics["test/swap/L1"] for metrics in curve) < 0.93 * nothing["test/swap/L1"]
+        assert max(metrics["test/swap/SSIM"] for metrics in curve) > 1.07 * nothing["test/swap/SSIM"]

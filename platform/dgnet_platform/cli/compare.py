@@ -16,7 +16,7 @@ from dgnet_platform.cli.train import announce, drawn_store, with_data
 from dgnet_platform.data.held_out import needed_classes
 from dgnet_platform.data.store import Store, StoreError
 from dgnet_platform.errors import printable
-from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, compare, markdown, write
+from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, Comparison, compare, markdown, metrics_of, write
 from dgnet_platform.evaluation.results import EvaluationError, replacing
 from dgnet_platform.runs.experiment import AnyExperiment
 from dgnet_platform.runs.presets import compared_experiment, dgnet_experiment
@@ -25,6 +25,7 @@ from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.tables.campaign import Campaign
 from dgnet_platform.tables.plan import RunsPlan, seeded
 from dgnet_platform.tracking.client import UNREACHABLE
+from dgnet_platform.tracking.notes import resumes, tell
 
 
 def compare_and_show(options: CompareGenerators, console: Console) -> int:
@@ -61,10 +62,13 @@ def _train_and_compare(options: CompareGenerators, console: Console) -> int:
             return STOPPED if stopped else FAILED
         trained = [state.run.last_checkpoint for state in states.values() if state.run is not None]
         location = plan.own_store.location
-        _compare(replace(options, store=location, checkpoint=(*options.checkpoint, *trained)), console)
+        comparison = _compare(replace(options, store=location, checkpoint=(*options.checkpoint, *trained)), console)
+        picture = f"Figure 3 is *{FIGURE}*, below *Artifacts*."
+        tell(tracked, "\n\n".join([markdown(comparison), picture, resumes(options.out.resolve())]))
         try:
             for name in (FIGURE, MARKDOWN, CSV):
                 tracked.log_file(options.out / name)
+            tracked.log(metrics_of(comparison), step=len(trained))
             tracked.close("FINISHED")
         except UNREACHABLE as error:
             console.print(f"MLflow has no comparison yet ({error}): run the same command again", style="yellow")
@@ -75,7 +79,7 @@ def _train_and_compare(options: CompareGenerators, console: Console) -> int:
 def comparison_folder(options: CompareGenerators) -> Path:
     """Where a comparison's run in MLflow is remembered: one for each --out."""
     place = hashlib.sha256(absolute(str(options.out)).encode()).hexdigest()[:8]
-    return folder_of(options.storage, f"compared-{options.out.name}-{place}")
+    return folder_of(options.storage, f"comparison-{options.out.name}-{place}")
 
 
 def _plan(options: CompareGenerators, console: Console) -> RunsPlan:
@@ -99,7 +103,7 @@ def _plan(options: CompareGenerators, console: Console) -> RunsPlan:
     return RunsPlan(wanted=tuple(wanted), stores={location: store})
 
 
-def _compare(options: CompareGenerators, console: Console) -> None:
+def _compare(options: CompareGenerators, console: Console) -> Comparison:
     """Measure checkpoints, write figure and tables, and show the table."""
     config = options if options.teacher else replace(options, teacher=_teacher(options.checkpoint))
     with replacing(config.out) as folder, progress_bars(console) as progress:
@@ -109,6 +113,7 @@ def _compare(options: CompareGenerators, console: Console) -> None:
     for reason in comparison.left_out:
         console.print(f"Left out: {printable(reason)}", style="yellow", highlight=False)
     console.print(f"Figure and tables are in {printable(str(config.out))}.", style="green")
+    return comparison
 
 
 def _teacher(checkpoints: Sequence[Path]) -> Path | None:

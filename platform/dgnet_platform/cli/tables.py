@@ -25,11 +25,12 @@ from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign, CampaignError
 from dgnet_platform.tables.plan import TablesPlan, plan_tables
-from dgnet_platform.tables.report import JSON, grid_of, write_report
+from dgnet_platform.tables.report import HTML, JSON, grid_of, write_report
 from dgnet_platform.tables.results import TableResult
 from dgnet_platform.tables.rows import tables_of
 from dgnet_platform.tables.summary import metrics_of, missing_of, report_of
 from dgnet_platform.tracking.client import UNREACHABLE, TrackedRun
+from dgnet_platform.tracking.notes import markdown_table, resumes, tell
 
 NAME = "tables"
 """Folder of the report in the storage folder, unless another --name is given."""
@@ -119,6 +120,8 @@ def _report(
         console.print(_shown(table, options.seeds))
     for line in [*report.notes, *missing]:
         console.print(line, style="yellow")
+    told = [_told(table, options.seeds) for table in report.tables] + [f"All of it is in *{HTML}*, below *Artifacts*."]
+    tell(tracked, "\n\n".join([*told, resumes(campaign.folder)]))
     try:
         for file in files:
             tracked.log_file(file)
@@ -129,6 +132,13 @@ def _report(
     console.print(f"Report: {files[0]}", style="green")
     console.print(f"Runs in MLflow: {where_to_look(tracked.uri, tracked.experiment, tracked.id)}")
     return DONE
+
+
+def _told(table: TableResult, seeds: int) -> str:
+    """A table for the description of the run in MLflow, whose length is limited: notes are in the report."""
+    grid = grid_of(table, seeds)
+    last = len(grid.header) - 1  # where the runs are: they stand beside the description
+    return f"**{grid.title}**\n\n{markdown_table(grid.header[:last], [row[:last] for row in grid.rows])}"
 
 
 def _shown(table: TableResult, seeds: int) -> RichTable:

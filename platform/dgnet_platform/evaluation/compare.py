@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -298,6 +299,19 @@ def markdown(comparison: Comparison) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     lines.insert(1, "| --- |" + " --: |" * (len(header) - 1))
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def metrics_of(comparison: Comparison) -> dict[str, float]:
+    """The figures for MLflow, `GENERATOR/FIGURE`: means over seeds."""
+    found: dict[str, float] = {}
+    columns = [name for name, values in comparison.table.items() if is_numeric_dtype(values)]
+    for generator in dict.fromkeys(comparison.table["generator"]):
+        rows = comparison.table.query("generator == @generator").to_dict("records")
+        for column in set(columns) - {"seed", "paper_FID", "paper_SSIM"}:
+            value = fmean(row[column] for row in rows)
+            if not math.isnan(value):
+                found[f"{generator}/{column}"] = value
+    return found
 
 
 def _shown(column: str, values: Sequence[object]) -> str:

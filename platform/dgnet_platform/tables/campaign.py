@@ -196,7 +196,7 @@ class Campaign(Generic[Plan]):
         self.tracked = open_run(
             base.tracking_uri or default_uri(base.storage),
             self.plan.own_store,
-            name=f"{kind}-{self.folder.name}",
+            name=self.folder.name if self.folder.name.startswith(kind) else f"{kind}-{self.folder.name}",
             folder=self.folder,
             params=flat(settings),
             tags={"dgnet.kind": kind},
