@@ -50,7 +50,7 @@ ASK_METHODS = {"runs/loading.py": 3, "runs/presets.py": 3}
 """Files of the platform that may ask which method something is of, and how often each does."""
 IMPORT_METHODS = {
     "cli/experiments.py", "evaluation/canonical.py", "evaluation/judges.py", "runs/experiment.py", "runs/lengths.py",
-    "runs/loading.py", "runs/presets.py", "search/", "tables/rows.py", "training/learner.py",
+    "runs/loading.py", "runs/presets.py", "search/", "tables/changes.py", "tables/rows.py", "training/learner.py",
 }  # fmt: skip
 """Files and rooms of the platform that may import from a method's folder."""
 

@@ -13,7 +13,7 @@ from dgnet_platform.data.store import Store
 from dgnet_platform.runs.run import RECORD, RESULTS, Run
 from dgnet_platform.search.trial import TrialProgress
 from dgnet_platform.storage.serialize import to_dict
-from dgnet_platform.tables import rows
+from dgnet_platform.tables import changes
 from dgnet_platform.tables.campaign import Campaign, CampaignError
 from dgnet_platform.tables.offline import pack_offline
 from dgnet_platform.tables.plan import TablesPlan, plan_tables
@@ -36,12 +36,12 @@ TABLE = Table(
     title="Ablation",
     reference="both",
     rows=(
-        Row(label="baseline", change=rows.baseline, feature="baseline"),
-        Row(label="both", change=rows.full),
-        Row(label="without online feeding", change=rows.without_feeding, feature="f_prim"),
+        Row(label="baseline", change=changes.baseline, feature="baseline"),
+        Row(label="both", change=changes.full),
+        Row(label="without online feeding", change=changes.without_feeding, feature="f_prim"),
     ),
 )
-OFFLINE = Row(label="offline", change=rows.baseline, feature="baseline", generator=rows.without_feeding)
+OFFLINE = Row(label="offline", change=changes.baseline, feature="baseline", generator=changes.without_feeding)
 
 
 def campaign_in(storage: Path, store: Path, *more: Row, any_code: bool = False) -> Campaign[TablesPlan]:
@@ -187,7 +187,7 @@ def test_a_finished_run_that_was_not_tested_is_missing(whole: tuple[Path, TableR
     table = Table(
         name="transfer",
         title="",
-        rows=(Row(label="here", change=rows.full), Row(label="there", change=rows.full, tested_on="/there")),
+        rows=(Row(label="here", change=changes.full), Row(label="there", change=changes.full, tested_on="/there")),
     )
     plan = plan_tables([table], lambda *_: base, [0], {str(people_store): here, "/there": there})
     campaign = Campaign(plan, whole[0] / "tables")
@@ -222,7 +222,7 @@ def test_runs_of_other_code_are_refused_unless_they_are_asked_for(
 
 def test_iterations_of_a_key_are_counted_once(whole: tuple[Path, TableResult], people_store: Path):
     """A later warm-up's prefix continues that of the others, and has its journal."""
-    campaign = campaign_in(whole[0], people_store, Row(label="later", change=rows.warm_until(0.5)))
+    campaign = campaign_in(whole[0], people_store, Row(label="later", change=changes.warm_until(0.5)))
     assert trained(campaign, Here()).complete
     assert len(list((whole[0] / "prefixes").glob("*/*/"))) == 2
     report = report_of(campaign, campaign.plan.experiments[0], "tiny")  # pyright: ignore[reportArgumentType]

@@ -23,7 +23,7 @@ from dgnet_platform.runs.experiment import DGNetExperiment, TaughtExperiment
 from dgnet_platform.runs.presets import dgnet_experiment, generator_of
 from dgnet_platform.search.sharing import Costs, fork_of, prefix_of
 from dgnet_platform.storage.serialize import differences, to_dict
-from dgnet_platform.tables import rows
+from dgnet_platform.tables import changes, rows
 from dgnet_platform.tables.campaign import Campaign
 from dgnet_platform.tables.config import TableName
 from dgnet_platform.tables.plan import TablesPlan, plan_tables, seeded
@@ -36,7 +36,7 @@ PAPER = dgnet_experiment("paper", 751, 12_936)
 COSTS = Costs(1.0, 1.5)
 
 
-def changed(change: rows.Change, experiment: DGNetExperiment = PAPER) -> dict[str, object]:
+def changed(change: changes.Change, experiment: DGNetExperiment = PAPER) -> dict[str, object]:
     """What a row's model has that the paper's has not."""
     found = differences(to_dict(experiment.model), to_dict(change(experiment).model))
     return {name: after for name, (_, after) in found.items()}
@@ -50,16 +50,16 @@ def planned(store: Path, *tables: Table, seeds: int = 2) -> TablesPlan:
 
 
 def test_rows_of_the_ablation_differ_from_the_paper_in_what_they_say():
-    assert changed(rows.full) == {}
-    assert changed(rows.without_feeding) == {"recipe.online_feeding": False}
-    assert changed(rows.without_generated_identity) == {"loss.generated_identity": 0.0}
-    assert changed(rows.without_identity) == {
+    assert changed(changes.full) == {}
+    assert changed(changes.without_feeding) == {"recipe.online_feeding": False}
+    assert changed(changes.without_generated_identity) == {"loss.generated_identity": 0.0}
+    assert changed(changes.without_identity) == {
         "loss.identity": 0.0, "loss.positive_identity": 0.0, "loss.generated_identity": 0.0,
         "recipe.detach_appearance": False,
     }  # fmt: skip
-    assert changed(rows.labelled("appearance")) == {"recipe.soft_label": "appearance"}
-    assert not isinstance(rows.baseline(PAPER), TaughtExperiment)
-    assert rows.baseline(PAPER).model == PAPER.baseline
+    assert changed(changes.labelled("appearance")) == {"recipe.soft_label": "appearance"}
+    assert not isinstance(changes.baseline(PAPER), TaughtExperiment)
+    assert changes.baseline(PAPER).model == PAPER.baseline
 
 
 def test_rows_of_structure_differ_in_what_the_structure_encoder_reads_and_leave_the_teacher():
@@ -86,16 +86,16 @@ def test_the_row_without_identity_loss_says_why_its_code_is_not_detached():
 def test_the_papers_own_settings_are_rows_of_each_table():
     default = LossConfig(), RecipeConfig()
     assert rows.labels().rows[0].change is not None
-    assert changed(rows.labelled("dynamic")) == {}
+    assert changed(changes.labelled("dynamic")) == {}
     assert default[0].alpha in rows.ALPHAS
-    assert changed(rows.fine_weight(default[0].alpha)) == {}
+    assert changed(changes.fine_weight(default[0].alpha)) == {}
     loss = replace(PAPER.model.loss, alpha=0.7)
     other = replace(PAPER, model=replace(PAPER.model, loss=loss))
     betas = [row for row in rows.sensitivity().rows if row.label.startswith("alpha 0.2, beta ")]
     assert [row.change and row.change(other).model.loss.alpha for row in betas] == [0.2] * len(rows.BETAS)  # pyright: ignore[reportAttributeAccessIssue]
     start = PAPER.model.loss.teacher_warmup.start / PAPER.model.iterations
     assert start in rows.STARTS
-    assert changed(rows.warm_until(start)) == {}
+    assert changed(changes.warm_until(start)) == {}
     for table in tables_of(get_args(TableName), {"a": "market1501", "b": "msmt17"}, posed=True):
         labels = [row.label for row in table.rows]
         assert table.reference in ["", *labels]
@@ -104,8 +104,8 @@ def test_the_papers_own_settings_are_rows_of_each_table():
 
 def test_rows_of_the_strong_table_change_what_feeds():
     table = rows.strong(posed=True)
-    changes = {row.label: changed(row.change) for row in table.rows if row.change not in (None, rows.baseline)}
-    assert changes == {
+    found = {row.label: changed(row.change) for row in table.rows if row.change not in (None, changes.baseline)}
+    assert found == {
         "without online feeding": {"recipe.online_feeding": False},
         "with, f_prim": {},
         "with": {},
@@ -276,7 +276,7 @@ def test_a_store_without_query_is_refused(people_store: Path, monkeypatch: pytes
     store = Store.open(people_store)
     splits = {name: split for name, split in store.info.splits.items() if name != "query"}
     monkeypatch.setattr(Store, "open", lambda _: replace(store, info=replace(store.info, splits=splits)))
-    table = Table(name="ablation", title="", rows=(Row(label="x", change=rows.full),))
+    table = Table(name="ablation", title="", rows=(Row(label="x", change=changes.full),))
     with pytest.raises(ExperimentError, match="has no query, which table ablation needs"):
         planned(people_store, table)
 

@@ -1,22 +1,32 @@
 """The paper's tables as data: a row is an experiment, which a function makes from the run of the paper.
 
-A new row is a label and such a function; a new table a function in `tables_of`. Rows that come to the same experiment
-share its runs, within a table and between tables.
+A new row is a label and such a function (`changes.py`), a new table a function in `tables_of`. Rows that come to the
+same experiment share its runs, within a table and between tables.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dgnet_core.dgnet.config import SoftLabel
-from dgnet_core.learning.config import Partners, Warmup
 from dgnet_core.networks.config import StructureInput
 from dgnet_platform.errors import UserError
-from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment
-from dgnet_platform.runs.presets import generator_of, teacher_of
+from dgnet_platform.tables.changes import (
+    Change,
+    baseline,
+    fed,
+    fine_weight,
+    full,
+    labelled,
+    lsgan,
+    partnered,
+    structure_from,
+    warm_until,
+    without_feeding,
+    without_generated_identity,
+    without_identity,
+)
 from dgnet_platform.tables.config import TableName
 
-Change = Callable[[DGNetExperiment], AnyExperiment]
-"""Makes what a row trains from the paper's run on the row's data, of the row's seed."""
 Published = Mapping[str, tuple[float | None, float]]
 """Rank@1 and mAP in percent by data set, as published."""
 
@@ -62,104 +72,6 @@ class Table:
     """Runs keep identities out of training, and are compared on them: for settings that are chosen by the figures."""
     swaps: bool = False
     """Swaps of drawn people are compared as well."""
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# What rows train
-
-
-def full(experiment: DGNetExperiment) -> DGNetExperiment:
-    """The paper's run itself."""
-    return experiment
-
-
-def baseline(experiment: DGNetExperiment) -> AnyExperiment:
-    """The teacher, which is the paper's baseline."""
-    return teacher_of(experiment)
-
-
-def lsgan(experiment: DGNetExperiment) -> AnyExperiment:
-    """LSGAN, which draws people who do not exist."""
-    return generator_of(experiment, "lsgan")
-
-
-def without_feeding(experiment: DGNetExperiment) -> DGNetExperiment:
-    """Generated pictures never reach the re-id heads."""
-    return _recipe(experiment, online_feeding=False)
-
-
-def without_generated_identity(experiment: DGNetExperiment) -> DGNetExperiment:
-    """No identity loss on generated pictures (Eq. 6)."""
-    return _loss(experiment, generated_identity=0.0)
-
-
-def without_identity(experiment: DGNetExperiment) -> DGNetExperiment:
-    """No identity loss on real and generated pictures (Eq. 3 and 6), by the paper's equations.
-
-    L_prim and L_fine (Eq. 8 and 9), which train the same heads on generated pictures from the warm-up on, stay.
-
-    The release detaches the appearance code before the decoder. Without identity losses the appearance encoder would
-    then have no gradient before the warm-up, so this row does not detach it.
-    """
-    experiment = _loss(experiment, identity=0.0, positive_identity=0.0, generated_identity=0.0)
-    return _recipe(experiment, detach_appearance=False)
-
-
-def labelled(style: SoftLabel) -> Change:
-    """L_prim (Eq. 8) with other labels for generated pictures."""
-    return lambda experiment: _recipe(experiment, soft_label=style)
-
-
-def fine_weight(alpha: float) -> Change:
-    """lambda_fine = alpha lambda_prim."""
-    return lambda experiment: _loss(experiment, alpha=alpha)
-
-
-def warm_until(share: float) -> Change:
-    """Ramped weights stay 0 for a share of the run; their slope stays."""
-
-    def change(experiment: DGNetExperiment) -> DGNetExperiment:
-        start, loss = round(share * experiment.model.iterations), experiment.model.loss
-        code, teacher = (Warmup(start=start, slope=w.slope) for w in (loss.code_warmup, loss.teacher_warmup))
-        return _loss(experiment, code_warmup=code, teacher_warmup=teacher)
-
-    return change
-
-
-def structure_from(read: StructureInput, *, negatives: bool) -> Change:
-    """What the structure encoder reads of a picture."""
-
-    def change(experiment: DGNetExperiment) -> DGNetExperiment:
-        model = experiment.model
-        model = replace(model, network=replace(model.network, structure_input=read))
-        return _recipe(replace(experiment, model=model), structure_negatives=negatives)
-
-    return change
-
-
-def fed(**changes: object) -> Change:
-    """Other generated pictures feed the re-id heads: fields of FeedConfig."""
-
-    def change(experiment: DGNetExperiment) -> DGNetExperiment:
-        model = experiment.model
-        return replace(experiment, model=replace(model, feed=replace(model.feed, **changes)))
-
-    return change
-
-
-def partnered(partners: Partners) -> Change:
-    """Batch b, whose images give structures to batch a, is drawn otherwise."""
-    return lambda experiment: replace(experiment, model=replace(experiment.model, partners=partners))
-
-
-def _loss(experiment: DGNetExperiment, **changes: object) -> DGNetExperiment:
-    model = experiment.model
-    return replace(experiment, model=replace(model, loss=replace(model.loss, **changes)))
-
-
-def _recipe(experiment: DGNetExperiment, **changes: object) -> DGNetExperiment:
-    model = experiment.model
-    return replace(experiment, model=replace(model, recipe=replace(model.recipe, **changes)))
 
 
 # ----------------------------------------------------------------------------------------------------------------
