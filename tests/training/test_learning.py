@@ -114,5 +114,4 @@ def test_conditional_generators_learn(name: GeneratorName, store: Path, tmp_path
     for seed in (0, 1):
         run = train(replace(experiment, model=replace(experiment.model, seed=seed)), console=QUIET).run
         curve = [line["metrics"] for line in lines(run.folder) if "test/swap/L1" in line["metrics"]]
-        assert min(metrics["test/swap/L1"] for metrics in curve) < 0.96 * nothing["test/swap/L1"]
-        assert max(metrics["test/swap/SSIM"] for metrics in curve) > 1.07 * nothing["test/swap/SSIM"]
+        assert min(metrics["test/swap/L1"] for metrics in curve) < 0.93 * nothing["test/swap/L1"]
