@@ -149,7 +149,7 @@ def test_generators_are_trained_as_trials_of_each_seed(untrained, people_store, 
     client = MlflowClient(default_uri(str(storage)))
     [parent] = client.search_runs([runs[0].mlflow_experiment], "tags.`dgnet.kind` = 'comparison'")
     assert parent.info.status == "FINISHED"
-    assert parent.info.run_name.startswith("comparison-compared-")
+    assert (parent.info.run_name or "").startswith("comparison-compared-")
     told = parent.data.tags["mlflow.note.content"]
     assert (out / MARKDOWN).read_text() in told
     assert f"All of it is in `{out}`" in told
