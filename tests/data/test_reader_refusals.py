@@ -187,6 +187,7 @@ def test_bad_manifest_line(tmp_path: Path, line: str, file: str, message: str):
     [
         ("path,person_id,split\na.jpg,1,train\n", "has no column camera_id"),
         ("", "has no column path, person_id"),
+        ('"', r"after line \d: .*: save it as comma-separated"),
         (f"{COLUMNS}../a.jpg,1,1,train\n", "'../a.jpg' is not below the folder of manifest.csv"),
         (f"{COLUMNS}/etc/a.jpg,1,1,train\n", "'/etc/a.jpg' is not below the folder of manifest.csv"),
         (f"{COLUMNS}pictures/b.jpg,1,,train\n", "shows zero cameras: fill its column"),

@@ -15,7 +15,7 @@ import pytest
 from dgnet_platform.errors import UserError
 from dgnet_platform.runs.journal import Journal
 from dgnet_platform.search.stopping import StoppingRule, Verdicts
-from dgnet_platform.storage.files import appearing, lock, locked, naming, staging, write_whole
+from dgnet_platform.storage.files import appearing, lock, locked, naming, resolved, staging, write_whole
 from tests.helpers.studies import opened
 
 
@@ -189,6 +189,25 @@ def test_a_lock_file_is_removed_and_its_lock_never_had_by_two(tmp_path: Path):
     assert names(tmp_path) == []
     with locked(path), pytest.raises(UserError, match="wait for it"), locked(path, "busy: wait for it"):
         pass
+
+
+@pytest.mark.parametrize("location", ["~0", "~no-such-user/runs"])
+def test_a_home_of_no_user_is_named(location: str):
+    with pytest.raises(UserError, match=rf"{location}: .* Write ./{location} if it is a name"):
+        resolved(location)
+
+
+@pytest.mark.parametrize("location", ["a\0b", "\ud800"])
+def test_what_no_folder_can_be_called_is_named(location: str):
+    with pytest.raises(UserError, match=r"is no name of a folder \(.*\): name another one"):
+        resolved(location)
+
+
+def test_a_location_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert resolved("~/runs") == (tmp_path / "home" / "runs").resolve()
+    assert resolved("a/../runs") == (tmp_path / "runs").resolve()
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

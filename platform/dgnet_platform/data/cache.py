@@ -15,7 +15,7 @@ from typing import IO
 from pyarrow import fs
 
 from dgnet_platform.data.store import Store, StoreError
-from dgnet_platform.storage.files import appearing, lock, locked
+from dgnet_platform.storage.files import appearing, lock, locked, resolved
 from dgnet_platform.storage.remote import get, remedy_for
 from dgnet_platform.threads import no_progress
 
@@ -77,7 +77,7 @@ def cached_file(store: Store, filesystem: fs.FileSystem, path: str, digest: str)
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("DGNET_CACHE") or "~/.cache/dgnet").expanduser().resolve()
+    return resolved(os.environ.get("DGNET_CACHE") or "~/.cache/dgnet")
 
 
 def _download(store: Store, folder: Path, progress: Callable[[int, int], None]) -> None:

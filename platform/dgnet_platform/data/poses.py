@@ -147,7 +147,7 @@ class KeyPoints:
             )
         except FileNotFoundError:
             raise PoseError(f"{store.location} has no key points ({FILE} is missing): {remedy}") from None
-        except (RemoteError, pa.ArrowException, OSError) as error:
+        except (RemoteError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise PoseError(f"{where} cannot be read ({error}): {remedy}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise PoseError(f"{where} is no table of key points ({error!r}): {remedy}") from None

@@ -228,7 +228,7 @@ def _naming(where: str) -> Iterator[None]:
     """Turn what pyarrow says about broken or unreachable files into a StoreError that names the place."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last one for broken names of columns
         remedy = remedy_for(error) or "copy the store again, or prepare it again"
         raise StoreError(f"{where} cannot be read ({error}): {remedy}") from error
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.experiment import AnyExperiment, read_experiment
-from dgnet_platform.storage.files import locked, naming, write_whole
+from dgnet_platform.storage.files import locked, naming, resolved, write_whole
 from dgnet_platform.storage.serialize import to_dict
 
 RECORD = "run.json"
@@ -188,12 +188,12 @@ def training_alone(folder: Path) -> Iterator[None]:
 
 def absolute(location: str) -> str:
     """A folder or URI that holds wherever the worker's working directory is; nothing stays nothing."""
-    return location if not location or "://" in location else str(Path(location).expanduser().resolve())
+    return location if not location or "://" in location else str(resolved(location))
 
 
 def folder_of(storage: str, name: str) -> Path:
     """Absolute folder of a run by its name."""
-    return Path(storage).expanduser().resolve() / name
+    return resolved(storage) / name
 
 
 Ending = Literal["finished", "stopped", "stopped early", "diverged"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from dgnet_platform.errors import TrackingError
+from dgnet_platform.storage.files import resolved
 
 SQLITE = "sqlite:///"
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -16,7 +17,7 @@ UI = "http://127.0.0.1:5000"
 
 def default_uri(storage: str) -> str:
     """The tracking URI of runs that name none: MLFLOW_TRACKING_URI's, or a database in the storage folder."""
-    return named_uri() or sqlite_uri(Path(storage).expanduser().resolve() / "mlflow.db")
+    return named_uri() or sqlite_uri(resolved(storage) / "mlflow.db")
 
 
 def named_uri() -> str:

@@ -126,6 +126,16 @@ def lock(file: IO, *, wait: bool = True, shared: bool = False) -> None:
         ) from None
 
 
+def resolved(location: str) -> Path:
+    """The absolute path of a location in which ~ is a home; raises UserError if it leads nowhere."""
+    try:
+        return Path(location).expanduser().resolve()
+    except RuntimeError as error:  # there is no such user, or links go round in a circle
+        raise UserError(f"{location}: {error} Write ./{location} if it is a name, or name another folder") from None
+    except ValueError as error:  # it holds what no file's name can
+        raise UserError(f"{location!r} is no name of a folder ({error}): name another one") from None
+
+
 @contextmanager
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold the lock file at `path`, which is removed at the end.

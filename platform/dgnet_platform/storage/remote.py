@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from dgnet_platform.errors import UserError
-from dgnet_platform.storage.files import appearing
+from dgnet_platform.storage.files import appearing, resolved
 
 _CREDENTIALS = (
     "credentials are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from ~/.aws or from the machine's role"
@@ -47,7 +47,7 @@ def open_place(location: str) -> tuple[fs.FileSystem, str]:
         RemoteError: it is no place that pyarrow knows, or its server does not say where it is.
     """
     if "://" not in location:
-        return fs.LocalFileSystem(), Path(location).expanduser().resolve().as_posix()
+        return fs.LocalFileSystem(), resolved(location).as_posix()
     if "@" in urlsplit(location).netloc:
         raise RemoteError(
             f"{location.partition('://')[0]}://... holds credentials, which would be shown: {_CREDENTIALS}"

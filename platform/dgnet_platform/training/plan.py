@@ -24,6 +24,7 @@ from dgnet_platform.runs.experiment import AnyExperiment, Identity, TaughtExperi
 from dgnet_platform.runs.loading import describe_teacher, digest_of, keypoints_of
 from dgnet_platform.runs.run import RESULTS, Outcome, Run, absolute, folder_of
 from dgnet_platform.runs.tracking_uri import usable
+from dgnet_platform.storage.files import resolved
 from dgnet_platform.storage.serialize import differences, to_dict
 
 
@@ -181,7 +182,7 @@ def checkpoint_bytes(config: MethodConfig) -> int:
 
 def named_teacher(experiment: TaughtExperiment[MethodConfig]) -> Path | None:
     """The teacher that an experiment names, or None for `auto`."""
-    return None if experiment.teacher == "auto" else Path(experiment.teacher).expanduser().resolve()
+    return None if experiment.teacher == "auto" else resolved(experiment.teacher)
 
 
 def outcome_of_finished(run: Run) -> Outcome | None:

@@ -141,10 +141,12 @@ def _from_manifest(source: Source) -> Iterator[_Named | Problem]:
     text = source.read_text(MANIFEST)
     separator = next((mark for mark in ";\t" if mark in text.partition("\n")[0]), ",")  # spreadsheets write these too
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
-    if missing:
-        raise SourceError(f"{where} has no column {', '.join(missing)}: its first line must name {', '.join(COLUMNS)}")
     try:
+        missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+        if missing:
+            raise SourceError(
+                f"{where} has no column {', '.join(missing)}: its first line must name {', '.join(COLUMNS)}"
+            )
         lines = [(rows.line_num, {column: (row[column] or "").strip() for column in COLUMNS}) for row in rows]
     except csv.Error as error:
         raise SourceError(
