@@ -74,7 +74,7 @@ WORDS = st.sampled_from(
         "--objectives", "--stopping.rungs", "--teacher", "--tracking-uri", "--evaluate-also", "--help", "--", "-x",
         "laptop", "paper", "0", "-1", "1", "4", "1e9", "nan", "inf", "1:4", "4:1", "True", "None", "", " ", "a b",
         "o'neil", "../..", "/", "\x00", "\ud800", "学习", "alpha=0.1", "alpha={low: 1, high: 0}", "alpha={", "=", "x=1",
-        "~", "~0", "~no/x", "http://", "sqlite:///", "sqlite://", "file:///x", "http://[::1", "s3://",
+        "~", "~0", "~no/x", "http://", "s3://\ud800", "sqlite:///", "sqlite://", "file:///x", "http://[::1", "s3://",
     ]
 )  # fmt: skip
 

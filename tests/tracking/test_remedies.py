@@ -103,3 +103,9 @@ def test_mlflows_own_variable_names_the_server(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     with pytest.raises(TrackingError, match=r"MLFLOW_TRACKING_URI=./mlruns: name a server"):
         default_uri(str(tmp_path))
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///a\0b.db", "sqlite:///\ud800.db"])
+def test_what_no_file_can_be_called_is_named(uri: str):
+    with pytest.raises(TrackingError, match=r"names no file \(.*\): name another one"):
+        usable(uri)

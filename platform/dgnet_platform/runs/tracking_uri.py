@@ -51,7 +51,10 @@ def usable(uri: str, source: str = "--tracking-uri ") -> str:
     if not separator or scheme == "file":
         raise TrackingError(f"{source}{uri}: name a server such as http://127.0.0.1:5000, or sqlite:///FILE")
     if scheme == "sqlite":
-        return sqlite_uri(database_of(uri).resolve())
+        try:
+            return sqlite_uri(database_of(uri).resolve())
+        except (ValueError, RuntimeError) as error:  # it holds what no file's name can, or links go round in a circle
+            raise TrackingError(f"{source}{uri!r} names no file ({error}): name another one") from None
     try:
         parts = urlsplit(uri)
         secret = parts.password is not None or (scheme in ("http", "https") and parts.username is not None)

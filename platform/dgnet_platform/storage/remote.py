@@ -48,7 +48,11 @@ def open_place(location: str) -> tuple[fs.FileSystem, str]:
     """
     if "://" not in location:
         return fs.LocalFileSystem(), resolved(location).as_posix()
-    if "@" in urlsplit(location).netloc:
+    try:
+        server = urlsplit(location).netloc
+    except ValueError as error:
+        raise RemoteError(f"{location!r} is no URI ({error}): write s3://bucket/folder") from None
+    if "@" in server:
         raise RemoteError(
             f"{location.partition('://')[0]}://... holds credentials, which would be shown: {_CREDENTIALS}"
         )
@@ -56,7 +60,7 @@ def open_place(location: str) -> tuple[fs.FileSystem, str]:
     limit = ("&" if "?" in location else "?") + "retry_limit_seconds=10" if patient else ""
     try:
         filesystem, root = fs.FileSystem.from_uri(location + limit)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeEncodeError) as error:
         raise RemoteError(
             f"{location} is no place pyarrow can read ({error}): use a path, s3://bucket/folder or gs://bucket/folder"
         ) from None
