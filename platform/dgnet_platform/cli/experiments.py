@@ -40,6 +40,7 @@ from dgnet_platform.runs.presets import (
 )
 from dgnet_platform.runs.run import absolute
 from dgnet_platform.runs.tracking_uri import usable
+from dgnet_platform.storage.files import resolved
 from dgnet_platform.storage.serialize import from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -264,7 +265,9 @@ def read_settings(path: Path) -> Mapping[str, Any]:
 
 def _read_yaml(option: str, path: Path, needed: str) -> Mapping[str, Any]:
     try:
-        values = yaml.safe_load(path.read_bytes()) or {}  # bytes: YAML is UTF-8 or 16, whatever the locale
+        values = (
+            yaml.safe_load(resolved(str(path)).read_bytes()) or {}
+        )  # bytes: YAML is UTF-8 or 16, whatever the locale
     except yaml.reader.ReaderError as error:
         raise ExperimentError(f"{option} {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
     except (OSError, yaml.YAMLError) as error:
