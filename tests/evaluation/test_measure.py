@@ -359,6 +359,8 @@ def test_generated_pictures_that_say_too_little(
     assert "has no manifest.csv, so nothing says whom its pictures show: write one" in refusal(bare)
     (bare / "manifest.csv").write_bytes("path,appearance_id,structure_id\n\xe4.png,1,2\n".encode("latin-1"))
     assert "manifest.csv is not UTF-8 text" in refusal(bare)
+    (bare / "manifest.csv").write_text(f"path,appearance_id,structure_id\n{'a' * 200_000},1,2\n")
+    assert "save it as comma-separated text again" in refusal(bare)
     sizes = copied(true_swaps, tmp_path / "sizes", lambda m: m)
     Image.new("RGB", (32, 64)).save(sizes / "1.png")
     assert "two sizes: 0.png is 64 x 128, 1.png is 32 x 64" in refusal(sizes)

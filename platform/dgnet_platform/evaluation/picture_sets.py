@@ -161,23 +161,26 @@ def _manifest(folder: Path) -> pd.DataFrame:
     with where.open(encoding="utf-8-sig", newline="") as file:
         try:
             reader = csv.DictReader(file.readlines())
+            lines = [(reader.line_num, row) for row in reader]
         except UnicodeDecodeError as error:
             raise PictureSetError(f"{where} is not UTF-8 text ({error}): save it as UTF-8") from None
+        except csv.Error as error:
+            raise PictureSetError(f"{where}: {error}: save it as comma-separated text again") from None
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise PictureSetError(
                 f"{where} has no column {', '.join(missing)}: its first line must name {', '.join(COLUMNS)}"
             )
         rows = []
-        for row in reader:
+        for number, row in lines:
             for column in COLUMNS[1:]:
                 if not (row[column] or "").strip().lstrip("-").isdecimal():
                     raise PictureSetError(
-                        f"{where} line {reader.line_num}: {column} is {row[column]!r}, the number of an identity as in"
+                        f"{where} line {number}: {column} is {row[column]!r}, the number of an identity as in"
                         " the store is needed"
                     )
             if climbs_out(row["path"]):
-                raise PictureSetError(f"{where} line {reader.line_num}: {row['path']!r} leads out of the folder")
+                raise PictureSetError(f"{where} line {number}: {row['path']!r} leads out of the folder")
             sources = {column: (row.get(column) or "").strip() for column in (*SOURCES, BODY)}
             ids = {"person_id": int(row["appearance_id"]), "structure_id": int(row["structure_id"])}
             rows.append({"file_name": row["path"].strip(), **ids, **sources})
