@@ -122,15 +122,19 @@ def test_a_full_disk_is_noticed_before_trials_start(options, tmp_path, monkeypat
     settings["model"]["recipe"]["soft_label"] = "uniform"
     settings["model"]["trunk_from_teacher"] = False
     file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    folders: list[Path] = []
+    check_free = tuning.check_free
+    monkeypatch.setattr(tuning, "check_free", lambda at, *more: (folders.append(at), check_free(at, *more)))
     assert main(options) == 2
     assert "0.0 GiB free, 8 checkpoints take" in " ".join(capsys.readouterr().out.split())
-    [folder] = (tmp_path / "storage").glob("*/")
-    assert not (folder / FILE).exists()
+    [folder] = folders
+    assert not folder.exists()
 
     def goes_on(*_):
         raise ExperimentError("it goes on")
 
     monkeypatch.setattr(tuning, "Search", goes_on)
+    folder.mkdir()
     (folder / FILE).touch()  # one that was begun has made room for itself, or is only looked at
     assert main(options) == 2
     assert "it goes on" in capsys.readouterr().out

@@ -11,8 +11,7 @@ from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.prepare import prepare
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs.run import Run
-from dgnet_platform.search.config import SearchConfig
-from dgnet_platform.search.plan import check_base
+from dgnet_platform.search.plan import check_compared
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training.driver import train
 from tests.helpers.market import noise
@@ -58,7 +57,7 @@ def test_a_set_without_query_and_gallery_is_trained_on(tmp_path):
     with pytest.raises(ExperimentError, match=r"none of the 2 held-out identities .*: pass --no-hold-out"):
         train(held_out, console=QUIET)
     with pytest.raises(ExperimentError, match=r"none of the 2 held-out .*: a search compares trials on such"):
-        check_base(held_out, SearchConfig())
+        check_compared(held_out)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.search.config import SearchConfig
 from dgnet_platform.search.confirmation import CONFIRMED
 from dgnet_platform.search.driver import Search, place_search
-from dgnet_platform.search.plan import SearchPlan, check_base, plan_search
+from dgnet_platform.search.plan import SearchPlan, check_base, check_compared, plan_search
 from dgnet_platform.search.report.display import SearchDisplay
 from dgnet_platform.search.report.leaderboard import TrialRow, leaderboard_table, winner_of
 from dgnet_platform.search.report.results import Results
@@ -44,6 +44,7 @@ COSTS: dict[Preset, Costs] = {
 def search_and_show(options: TuneMarket, base: DGNetExperiment, space: Space, console: Console) -> int:
     """Search, and show what came out; returns the exit status."""
     check_base(base, options.search)  # before a teacher is trained for it
+    check_compared(base)
     if options.dry_run:
         _show_plan(options, base, space, console)
         return DONE

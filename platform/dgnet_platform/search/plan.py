@@ -153,12 +153,16 @@ def plan_search(
     )
 
 
+def check_compared(base: DGNetExperiment) -> None:
+    """Refuse data on which trials cannot be compared; raises ExperimentError. Drawn people always can."""
+    if base.data:
+        check_held_out(Store.open(base.data), "a search compares trials on such identities: name data that has them")
+
+
 def check_base(base: DGNetExperiment, config: SearchConfig) -> None:
     """Refuse what no trial could learn from; raises ExperimentError. It asks for no teacher, which may be untrained."""
     if not base.hold_out:
         raise ExperimentError("--no-hold-out: trials are compared on held-out identities, a search needs them")
-    if base.data:
-        check_held_out(Store.open(base.data), "a search compares trials on such identities: name data that has them")
     check_learns(base.model)
     workers = config.workers_per_trial
     check_shares(base.model, range(workers, workers + 1), f"--workers-per-trial {workers}")
