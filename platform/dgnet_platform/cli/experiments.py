@@ -265,9 +265,8 @@ def read_settings(path: Path) -> Mapping[str, Any]:
 
 def _read_yaml(option: str, path: Path, needed: str) -> Mapping[str, Any]:
     try:
-        values = (
-            yaml.safe_load(resolved(str(path)).read_bytes()) or {}
-        )  # bytes: YAML is UTF-8 or 16, whatever the locale
+        content = resolved(str(path)).read_bytes()  # YAML is UTF-8 or 16, whatever the locale
+        values = yaml.safe_load(content) or {}
     except yaml.reader.ReaderError as error:
         raise ExperimentError(f"{option} {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
     except (OSError, yaml.YAMLError) as error:
