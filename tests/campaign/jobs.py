@@ -29,7 +29,7 @@ from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.training.driver import train
 from tests.campaign.campaign import Campaign, Fault, Job, Outcome, run
 from tests.cluster.lab import HEAD, WORKERS, lab, wait_for
-from tests.cluster.lab_cluster import Cluster, furnish
+from tests.cluster.lab_cluster import SEARCH, Cluster, furnish
 from tests.helpers.runs import QUIET, job, lines, tiny_experiment
 
 ALONE = ("prepare", "training", "search", "generate", "evaluate")
@@ -117,12 +117,8 @@ def command(script: str, arguments: Callable[[Path], list[str]]) -> Callable[...
 @contextmanager
 def cluster_job(root: Path, store: Path) -> Iterator[Job]:
     """A search on a cluster of four hosts, which is up as long as the context."""
-    options = (
-        "--name search --data /shared/people --teacher /shared/teacher --config /shared/base.yaml --trials 2"
-        " --workers-per-trial 2 --stopping.kind none --set generated_identity=0.5 ramp=4 alpha=0.3 warmup_start=20"
-    )
     with lab() as hosts:
-        furnish(hosts.shared, store, root / "furnished", iterations=50, every=5)
+        furnish(hosts.shared, store, root / "furnished")
         cluster = Cluster(hosts)
         cluster.up()
 
@@ -131,7 +127,7 @@ def cluster_job(root: Path, store: Path) -> Iterator[Job]:
 
         def start(folder: Path, *more: str) -> subprocess.Popen[str]:
             wait_for(complete, 240, "workers")
-            return cluster.submit(f"tune_market.py {options} --storage /shared/{folder.name} {' '.join(more)}")
+            return cluster.submit(f"{SEARCH} --storage /shared/{folder.name} {' '.join(more)}")
 
         def strike(fault: Fault) -> None:
             lot = random.Random(fault.share)

@@ -20,15 +20,8 @@ from rich.table import Table
 from dgnet_platform.data.config import PrepareConfig
 from dgnet_platform.data.prepare import prepare
 from tests.cluster.lab import HEAD, WORKERS, Lab, lab, obstacle
-from tests.cluster.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_while
+from tests.cluster.lab_cluster import EVERY, SEARCH, Cluster, done, furnish, hosts_of, starts, wait_while
 
-EVERY = 5
-"""Iterations between checkpoints."""
-SEARCH = (
-    "tune_market.py --name search --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
-    " --trials 1 --workers-per-trial 2 --no-sharing --stopping.kind none"
-    " --set generated_identity=0.5 ramp=4 alpha=0.3 warmup_start=20"
-)
 JOB = (
     "train_market.py --name bench --data /shared/people --teacher /shared/teacher --config /shared/base.yaml"
     " --workers 2 --model.iterations 1000000 --evaluate-every 1000000 --max-failures 10"
@@ -53,12 +46,12 @@ def main() -> None:
         sys.exit(reason)
     with lab() as hosts, tempfile.TemporaryDirectory() as temporary:
         prepare(PrepareConfig(dataset="people", size="tiny", out=Path(temporary) / "people", threads=1))
-        furnish(hosts.shared, Path(temporary) / "people", Path(temporary), iterations=50, every=EVERY)
+        furnish(hosts.shared, Path(temporary) / "people", Path(temporary))
         cluster = Cluster(hosts)
         moments = {"ray up": time.monotonic()}
         cluster.up()
         moments["all workers are there"] = time.monotonic()
-        job, trial = cluster.submit(SEARCH), hosts.shared / "runs" / "search-000"
+        job, trial = cluster.submit(f"{SEARCH} --trials 1 --no-sharing"), hosts.shared / "runs" / "search-000"
         wait_while(job, lambda: starts(trial), "ranks")
         moments["both ranks of the first trial are ready"] = time.monotonic()
         wait_while(job, lambda: done(trial), "the first step")

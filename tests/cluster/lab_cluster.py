@@ -19,6 +19,13 @@ from tests.helpers.runs import QUIET, lines, tiny_experiment
 
 FILE = "~/local.yaml"
 """The operator's copy of platform/cluster/local.yaml, with his hosts in it."""
+START, ITERATIONS, EVERY = 20, 50, 5
+"""A trial's warm-up start, where its prefix ends, its length, and the distance of its checkpoints."""
+SEARCH = (
+    "tune_market.py --name search --data /shared/people --teacher /shared/teacher --config /shared/base.yaml --trials 2"
+    f" --workers-per-trial 2 --stopping.kind none --set generated_identity=0.5 ramp=4 alpha=0.3 warmup_start={START}"
+)
+"""A search, but for its storage, of what `furnish` puts there: its trials have two hosts each."""
 
 
 class Cluster:
@@ -83,18 +90,16 @@ class Cluster:
             return None
 
 
-def furnish(shared: Path, store: Path, scratch: Path, *, iterations: int, every: int) -> None:
+def furnish(shared: Path, store: Path, scratch: Path) -> None:
     """Put what a tiny run needs into the shared folder: people, teacher, and base.yaml with its settings.
 
     Args:
         shared: the folder.
         store: the smallest set of drawn people.
         scratch: where the teacher may be trained.
-        iterations: length of the run.
-        every: distance of its checkpoints.
     """
-    base = tiny_experiment(store, scratch, evaluate_every=iterations // 2, checkpoint_every=every)
-    base = replace(base, model=replace(base.model, iterations=iterations))
+    base = tiny_experiment(store, scratch, evaluate_every=ITERATIONS // 2, checkpoint_every=EVERY)
+    base = replace(base, model=replace(base.model, iterations=ITERATIONS))
     shutil.copytree(store, shared / "people")
     shutil.copytree(train(teacher_of(base), console=QUIET).run.last_checkpoint, shared / "teacher")
     settings = to_dict(base)

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab import ADDRESSES, HEAD, WORKERS, lab, wait_for
-from tests.cluster.lab_cluster import Cluster, done, furnish, hosts_of, starts, wait_while
+from tests.cluster.lab_cluster import (
+    EVERY,
+    ITERATIONS,
+    SEARCH,
+    START,
+    Cluster,
+    done,
+    furnish,
+    hosts_of,
+    starts,
+    wait_while,
+)
 from tests.helpers.runs import lines
 
 pytestmark = [
@@ -16,19 +27,13 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore"),  # Ray, MLflow and gRPC warn of each other
 ]
-START, ITERATIONS, EVERY = 20, 50, 5
-"""A trial's warm-up start, where its prefix ends, its length, and the distance of its checkpoints."""
-SEARCH = (
-    "tune_market.py --name search --data /shared/people --teacher /shared/teacher --config /shared/base.yaml --trials 2"
-    f" --workers-per-trial 2 --stopping.kind none --set generated_identity=0.5 ramp=4 alpha=0.3 warmup_start={START}"
-)
 
 
 @pytest.fixture(scope="module")
 def cluster(people_store, tmp_path_factory):
     """A cluster that is up, and what a tiny search needs in its shared folder."""
     with lab() as hosts:
-        furnish(hosts.shared, people_store, tmp_path_factory.mktemp("cluster"), iterations=ITERATIONS, every=EVERY)
+        furnish(hosts.shared, people_store, tmp_path_factory.mktemp("cluster"))
         cluster = Cluster(hosts)
         cluster.up()
         yield cluster
