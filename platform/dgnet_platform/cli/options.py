@@ -23,8 +23,8 @@ class DefaultsFrom(Places):
     """What the defaults of all other settings depend on."""
 
     preset: Preset = "laptop"
-    """laptop: small networks and pictures, minutes on two CPU cores; paper: the paper's run; strong-laptop and strong:
-    the same with what re-id has learned since."""
+    """laptop: small networks and pictures, minutes on two CPU cores; paper: the paper's run; release: the
+    same as its authors' code really runs; strong-laptop and strong: with what re-id has learned since."""
     iterations: int | None = None
     """Length of a run or trial; warm-up, ramps and milestones scale with it. None: the preset's, and 400 for trials of
     the laptop's; DG-Net's other presets are as long as suits the data set."""
