@@ -288,6 +288,24 @@ def test_distances_over_the_fid_networks_features(options: dict[str, Any], fid: 
     assert low < found[fid, floor] < high
 
 
+@pytest.mark.parametrize("options", [{}, {"floor": "gallery"}])
+def test_distances_are_of_all_people_although_sets_are_sorted_by_them(options: dict[str, Any]):
+    """A generator that draws people as they are has the floor's distance, also where fewer of its pictures count."""
+    random = torch.Generator().manual_seed(0)
+    means = torch.randn(50, 8, generator=random) * 5
+
+    def pictures(each: int) -> dict[str, torch.Tensor]:
+        centres = means.repeat_interleave(each, 0)
+        return {f"{INCEPTION}.{POOLED}": centres + torch.randn(centres.shape, generator=random)}
+
+    features = {GENERATED: pictures(20), "real": pictures(8), "gallery": pictures(12)}
+    config = MeasureConfig(store="unused", out=Path("unused"), generated=Path("unused"), **options)
+    found = by_figure(pd.DataFrame(_distances(features, config, [])))
+    fids = {compared: value for (figure, compared), value in found.items() if figure == "fid"}
+    assert max(fids.values()) < 12  # the first people alone: 18 and 70
+    assert len(fids) == (2 if options else 3)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Parts
 

@@ -141,16 +141,11 @@ class ImageSet:
         return self.images.nbytes <= HEADROOM * free_bytes(device)
 
     def to(self, device: torch.device) -> Self:
-        """The set on a device; raises ImageMemoryError when it does not fit there."""
+        """The set with its pictures on a device; raises ImageMemoryError when they do not fit there."""
         if self.images.device == device:
             return self
         _require(self.images.nbytes, device, f"{len(self):,} pictures")
-        return replace(
-            self,
-            images=self.images.to(device),
-            person_ids=self.person_ids.to(device),
-            camera_ids=self.camera_ids.to(device),
-        )
+        return replace(self, images=self.images.to(device))  # samplers and steps read identities on the CPU
 
 
 def image_bytes(count: int, height: int, width: int) -> int:
