@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dgnet_core.dgnet.config import DGNetConfig
 from dgnet_core.learning.config import MethodConfig
 from dgnet_core.methods import METHODS, Method
 from dgnet_platform.data.images import ImageSet
@@ -38,7 +39,7 @@ def pictures(config: MethodConfig) -> ImageSet:
 
 
 def learner(config: MethodConfig, device: torch.device) -> Learner:
-    teacher = tiny_teacher(config).to(device) if getattr(config, "needs_teacher", False) else None
+    teacher = tiny_teacher(config).to(device) if isinstance(config, DGNetConfig) else None
     return Learner(config, pictures(config), device, teacher)
 
 
@@ -49,9 +50,9 @@ def test_the_accelerator_tells_tensors_that_stay_behind():
         assert fetched(there * torch.tensor(2.0)).tolist() == [2, 2, 2]
         assert there[torch.tensor([0, 2])].sum().item() == 2
         with pytest.raises(RuntimeError, match=r"aten.add.Tensor: tensors of shapes \[\(3,\)\] are on the CPU"):
-            there + here
+            torch.add(there, here)
         with pytest.raises(RuntimeError, match="on the CPU"):
-            here[there.long()]
+            torch.take(here, there.long())
         with pytest.raises(TypeError, match="fetch it"):
             there.numpy()
 
