@@ -33,6 +33,9 @@ from dgnet_core.ranking.reordering import Reordering, reordered
 from dgnet_core.ranking.reranking import Reranking, reranked_scores
 from dgnet_core.ranking.scoring import count_at_least, dot_products, largest, ragged, row_blocks
 
+SWEEP = tuple(tenth / 10 for tenth in range(11))
+"""Weights of f_fine that are tried."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RetrievalResult:

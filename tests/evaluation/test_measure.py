@@ -363,6 +363,9 @@ def test_generated_pictures_that_say_too_little(
             "has no column structure_id: its first line must name path",
         ),
         "identity": (lambda m: m.assign(appearance_id=["", *m["appearance_id"][1:]]), "line 2: appearance_id is ''"),
+        "minus": (lambda m: m.assign(structure_id=["--5", *m["structure_id"][1:]]), "structure_id is '--5'"),
+        "long": (lambda m: m.assign(structure_id=["9" * 20, *m["structure_id"][1:]]), "the number of an identity"),
+        "unnamed": (lambda m: m.assign(path=[" ", *m["path"][1:]]), "line 2 names no picture: complete or"),
         "foreign": (lambda m: m.assign(appearance=["x.jpg", *m["appearance"][1:]]), "the store was changed since"),
         "other": (lambda m: m.assign(structure_id=m["structure_id"] + 1), "its structure from"),
         "twice": (lambda m: pd.concat([m, m[:1]]), "names 0.png more than once"),
@@ -377,6 +380,8 @@ def test_generated_pictures_that_say_too_little(
     assert "has no manifest.csv, so nothing says whom its pictures show: write one" in refusal(bare)
     (bare / "manifest.csv").write_bytes("path,appearance_id,structure_id\n\xe4.png,1,2\n".encode("latin-1"))
     assert "manifest.csv is not UTF-8 text" in refusal(bare)
+    (bare / "manifest.csv").write_text("appearance_id,structure_id,path\n1,2\n")
+    assert "line 2 names no picture" in refusal(bare)
     (bare / "manifest.csv").write_text(f"path,appearance_id,structure_id\n{'a' * 200_000},1,2\n")
     assert "save it as comma-separated text again" in refusal(bare)
     sizes = copied(true_swaps, tmp_path / "sizes", lambda m: m)

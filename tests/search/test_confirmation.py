@@ -195,6 +195,16 @@ def test_a_difference_within_its_noise_is_undecided():
     assert against_preset(rows).endswith("+5.0 [-10.0, 20.0] points above the preset (95 % interval), undecided.")
 
 
+def test_one_seed_gives_no_verdict():
+    found = Confirmation(scores={1: 0.5}, difference=Estimate(value=0.05, interval=(0.01, 0.09)))
+    rows = [
+        TrialRow(number=0, name="a", state="finished", is_preset=True,
+                 confirmation=Confirmation(scores={1: 0.45}, difference=None)),
+        TrialRow(number=1, name="b", state="finished", confirmation=found),
+    ]  # fmt: skip
+    assert against_preset(rows).endswith("(95 % interval), over identities alone: one seed gives no verdict.")
+
+
 def test_the_best_settings_have_the_weight_of_f_fine_that_was_the_best(searched):
     plan, study = searched
     assert "beta: 0.1" in Results(plan, study)._settings_yaml(1)

@@ -1,6 +1,7 @@
 """Shared prefixes: trained once, reused, waited for, removed - and equal to a run of its own in every bit."""
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,6 +135,32 @@ def test_what_is_left_of_a_half_removed_prefix_is_not_used_and_goes(prefixes, tm
     assert prefixes.trained == [(0, 2), (0, 3)]
     assert collect(tmp_path, 2**40) == []
     assert not gone.exists()
+
+
+def test_prefixes_that_another_search_removes_meanwhile_are_left_to_it(prefixes, tmp_path, monkeypatch):
+    stages = [prefixes(fork).run.folder for fork in (1, 2)]
+    take = prefix.lock
+
+    def overtaken(file, **options):
+        shutil.rmtree(stages[0], ignore_errors=True)
+        take(file, **options)
+
+    monkeypatch.setattr(prefix, "lock", overtaken)
+    assert collect(tmp_path, 0) == [stages[1]]
+
+
+def test_a_prefix_resumes_on_the_workers_that_are_asked_for_now(prefixes):
+    """Else one that was begun on two GPUs would wait for them for ever, on a machine that has one."""
+
+    def fit(run):
+        asked.append((run.experiment.workers, run.experiment.gpus))
+        return replace(prefixes.fit(replace(run, until=1)), ending="stopped")
+
+    asked = []
+    for workers, gpus in (("2", True), ("0", False)):
+        with pytest.raises(PrefixError):
+            prefixes(4, fit=fit, workers=workers, gpus=gpus)
+    assert asked == [("2", True), ("0", False)]
 
 
 def test_a_prefix_that_diverges_says_so(prefixes):

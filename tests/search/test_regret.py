@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dgnet_platform.evaluation.evaluate import SWEEP
+from dgnet_core.ranking.retrieval import SWEEP
 from dgnet_platform.search.report import regret
 from dgnet_platform.search.report.regret import RegretError, regrets
 

@@ -187,7 +187,12 @@ def test_as_many_trials_run_as_fit(nodes, workers, gpus, concurrent, expected):
         assert placed.concurrent * placed.cpus <= sum(node.cpus for node in nodes)
 
 
-@pytest.mark.parametrize(("nodes", "workers", "gpus"), [([TWO], 3, 0), ([TWO], 0, 1), ([GPUS], 0, 9), ([], 0, 0)])
+@pytest.mark.parametrize(("nodes", "workers", "gpus"), [([TWO], 3, 0), ([TWO], 0, 1), ([GPUS], 9, 9), ([], 0, 0)])
 def test_a_trial_that_never_fits_is_refused(nodes, workers, gpus):
     with pytest.raises(ExperimentError, match=r"never fits this cluster.*ask for fewer workers or GPUs"):
         place_trials(nodes, workers=workers, gpus=gpus, concurrent=0)
+
+
+def test_a_worker_trains_on_one_gpu():
+    with pytest.raises(ExperimentError, match=r"a trial of 1 worker on 2 GPUs: one worker trains on one GPU: ask for"):
+        place_trials([GPUS], workers=0, gpus=2, concurrent=0)

@@ -169,6 +169,19 @@ def test_the_best_of_an_earlier_study_come_first(tmp_path):
         opened(tmp_path, warm_start=("/nowhere:x",))
 
 
+def test_the_base_is_tried_once_more_although_an_earlier_study_still_waits(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    searched(tmp_path / "old")
+    options = {"warm_start": (f"{tmp_path}/old/{FILE}:search",)}
+    study = opened(tmp_path / "new", **options)
+    for _ in range(2):
+        study.tell(study.ask(), "fail")
+    study = opened(tmp_path / "new", **options)
+    tried = [study.values(study.ask()) for _ in range(4)]
+    assert study.values(0) in tried
+
+
 def test_a_study_of_two_objectives(tmp_path):
     study = opened(tmp_path, objectives=2)
     for _ in range(8):

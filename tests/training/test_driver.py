@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from dgnet_core.ranking.extraction import extract
 from dgnet_platform.data.images import ImageSet
@@ -20,7 +22,7 @@ from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.checkpoint import load_networks
-from dgnet_platform.tracking.shipping import ship
+from dgnet_platform.tracking.shipping import _Models, ship
 from dgnet_platform.training.driver import train
 from tests.helpers.runs import QUIET, history, lines, tiny_experiment
 from tests.helpers.servers import served
@@ -100,6 +102,26 @@ def test_checkpoints_are_models(finished, client):
     assert last.params["iteration"] == "12"
     assert {metric.key: metric.step for metric in last.metrics}["val/both/mAP"] == 12
     assert Path(last.tags["dgnet.path"]).is_dir()
+
+
+def test_a_checkpoints_model_that_was_half_made_is_made_again(finished, client, monkeypatch):
+    """The server fails between a model and its figures; the shipper tries again."""
+    run = finished.run
+    found = {"experiment_ids": [run.mlflow_experiment], "filter_string": f"source_run_id = '{run.mlflow_run}'"}
+    [last] = [model for model in client.search_logged_models(**found) if model.name == run.last_checkpoint.name]
+    client.delete_logged_model(last.model_id)
+
+    def away(*_, **__):
+        raise MlflowException("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_outputs", away)
+        with pytest.raises(MlflowException, match="away"):
+            _Models(client, run).follow()
+    _Models(client, run).follow()
+    [made] = [model for model in client.search_logged_models(**found) if model.name == run.last_checkpoint.name]
+    assert "val/both/mAP" in {metric.key for metric in made.metrics}
+    assert made.tags["dgnet.checkpoint"] == "true"
 
 
 def test_the_results_compare_baseline_and_features(finished, client):

@@ -138,7 +138,7 @@ def test_an_mlflow_run_that_was_half_made_is_completed(finished, client, tmp_pat
     options = {"name": "half", "folder": tmp_path, "params": {"a": 1}, "tags": {"b": "2"}}
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_inputs", killed)
-        with pytest.raises(OSError, match="killed"):
+        with pytest.raises(TrackingError, match=r"MLflow at .* cannot be used \(killed\)"):
             tracking.open_run(uri, store, **options)
     run_id = tracking.open_run(uri, store, **options).id
     made = client.get_run(run_id)

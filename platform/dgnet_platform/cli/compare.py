@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 
 from rich.console import Console
 from rich.text import Text
@@ -109,6 +110,8 @@ def _compare(options: CompareGenerators, console: Console) -> Comparison:
     with replacing(config.out) as folder, progress_bars(console) as progress:
         comparison = compare(config, progress)
         write(comparison, folder)
+    for kept in comparison.kept:
+        rmtree(kept, ignore_errors=True)
     console.print(Text(markdown(comparison)))
     for reason in comparison.left_out:
         console.print(f"Left out: {printable(reason)}", style="yellow", highlight=False)

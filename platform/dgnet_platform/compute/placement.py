@@ -55,6 +55,8 @@ def place_trials(nodes: Sequence[Node], *, workers: int, gpus: float, concurrent
     needs = f"a trial of {max(1, workers)} {'worker' if workers < 2 else 'workers'}" + (
         f" on {gpus:g} GPUs" * (gpus > 0)
     )
+    if workers < 2 and gpus > 1:
+        raise ExperimentError(f"{needs}: one worker trains on one GPU: ask for as many workers, or for one GPU")
     share = gpus / max(1, workers)
     if share > 1 and share != math.floor(share):
         raise ExperimentError(f"{needs}: each has {share:g} GPUs: whole ones, or a part of one, such as 0.5")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import rmtree
 from statistics import fmean, stdev
 from typing import Any
 
@@ -55,6 +54,8 @@ class Comparison:
     left_out: list[str]
     """Measures that were not taken, each with its reason."""
     figure: Image.Image
+    kept: tuple[Path, ...] = ()
+    """Folders of what was generated and measured, without which a command that was killed would begin again."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +87,7 @@ def compare(config: CompareConfig, progress: Progress) -> Comparison:
     figure = _figure({generator.name: generator.trained[0] for generator in compared}, store, config.shown)
     rows: list[dict[str, object]] = []
     left_out: list[str] = []
+    kept: list[Path] = []
     for generator in compared:
         for path, networks in zip(generator.paths, generator.trained, strict=True):
             name, seed = generator.name, networks.config.seed
@@ -98,8 +100,7 @@ def compare(config: CompareConfig, progress: Progress) -> Comparison:
             about = {"generator": name, "seed": seed, "kind": networks.method.name}
             rows.append({**about, **_figures(measured), **_cost(networks, store)})
             left_out += [f"{name}: {reason}" for reason in measured.left_out]
-            for folder in (own.parts, own.made):
-                rmtree(folder, ignore_errors=True)
+            kept += own.parts, own.made
     for row in rows:
         row["paper_FID"], row["paper_SSIM"] = PAPER.get(str(row["kind"]), (None, None))
     return Comparison(
@@ -109,6 +110,7 @@ def compare(config: CompareConfig, progress: Progress) -> Comparison:
         table=pd.DataFrame(rows).astype({"seed": "Int64"}),
         left_out=list(dict.fromkeys(left_out)),
         figure=figure,
+        kept=tuple(kept),
     )
 
 

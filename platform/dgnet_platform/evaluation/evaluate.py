@@ -19,7 +19,7 @@ from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.ranking.features import Features, multi_query
 from dgnet_core.ranking.reordering import Reordering, Unscaled
 from dgnet_core.ranking.reranking import Reranking
-from dgnet_core.ranking.retrieval import sweep_beta
+from dgnet_core.ranking.retrieval import SWEEP, sweep_beta
 from dgnet_platform.data.cache import cached
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.readers import READERS
@@ -41,8 +41,6 @@ from dgnet_platform.runs.exported import ExportedNetwork
 from dgnet_platform.runs.loading import TrainedNetworks, digest_of, open_teacher, open_trained
 from dgnet_platform.storage.files import staging
 
-SWEEP = tuple(tenth / 10 for tenth in range(11))
-"""Weights of f_fine in a sweep."""
 TWO_MODELS = {"model A": 0.0, "model B": math.inf, "A and B": 1.0}
 """PN-GAN's rows: its model A on the pictures, model B on their renderings in canonical poses, both side by side."""
 _Features = dict[str, dict[str, Features]]

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,11 +175,13 @@ def _manifest(folder: Path) -> pd.DataFrame:
         rows = []
         for number, row in lines:
             for column in COLUMNS[1:]:
-                if not (row[column] or "").strip().lstrip("-").isdecimal():
+                if not re.fullmatch(r"-?[0-9]{1,9}", (row[column] or "").strip()):
                     raise PictureSetError(
                         f"{where} line {number}: {column} is {row[column]!r}, the number of an identity as in"
                         " the store is needed"
                     )
+            if not (row["path"] or "").strip():
+                raise PictureSetError(f"{where} line {number} names no picture: complete or remove it")
             if climbs_out(row["path"]):
                 raise PictureSetError(f"{where} line {number}: {row['path']!r} leads out of the folder")
             sources = {column: (row.get(column) or "").strip() for column in (*SOURCES, BODY)}

@@ -107,7 +107,8 @@ def ensure_prefix(
             link_prefix(origin, folder)
         if run is None:
             run = _new_stage(experiment, fork, folder, store, teacher, tracking_uri, origin)
-        places = {name: getattr(experiment, name) for name in ("data", "storage", "archive")}
+        asked = "data", "storage", "archive", "workers", "gpus", "threads"  # as now, not as when it was begun
+        places = {name: getattr(experiment, name) for name in asked}
         run = replace(
             run,
             experiment=replace(run.experiment, **places),
@@ -199,10 +200,13 @@ def collect(storage: Path, limit: int) -> list[Path]:
     """
     for gone in (storage / FOLDER).glob("*/.*.gone/"):  # killed while it was removed
         shutil.rmtree(gone, ignore_errors=True)
-    stages = sorted((storage / FOLDER).glob("*/[0-9]*/"), key=lambda folder: folder.stat().st_mtime)
-    sizes = {stage: _bytes(stage) for stage in stages}
+    used: dict[Path, float] = {}
+    for stage in (storage / FOLDER).glob("*/[0-9]*/"):
+        with suppress(FileNotFoundError):  # another search removed it meanwhile
+            used[stage] = stage.stat().st_mtime
+    sizes = {stage: _bytes(stage) for stage in used}
     total, removed = sum(sizes.values()), []
-    for stage in stages:
+    for stage in sorted(used, key=lambda stage: used[stage]):
         if total <= limit:
             break
         with (stage.parent / LOCK).open("w") as file:
@@ -210,12 +214,13 @@ def collect(storage: Path, limit: int) -> list[Path]:
                 lock(file, wait=False)
             except BlockingIOError:
                 continue
-            gone = stage.with_name(f".{stage.name}.gone")  # at once: half a prefix would be taken for whole
-            shutil.rmtree(gone, ignore_errors=True)
-            stage.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            if stage.exists():
+                gone = stage.with_name(f".{stage.name}.gone")  # at once: half a prefix would be taken for whole
+                shutil.rmtree(gone, ignore_errors=True)
+                stage.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+                removed.append(stage)
         total -= sizes[stage]
-        removed.append(stage)
     return removed
 
 

@@ -128,7 +128,7 @@ def _facts(campaign: Campaign[TablesPlan], base: TaughtExperiment[Any], preset: 
         "MLflow": base.tracking_uri or default_uri(base.storage),
         "intervals": "95 %, bootstrap over identities and Student's t over seeds; differences paired by query and seed",
         "iterations": f"{trained:,} trained; {alone:,} if each run were trained by itself",
-        "training time": f"{seconds / 3600:.2f} hours of a device, without evaluation",
+        "training time": f"{seconds / 3600:.2f} hours of runs with their validation, but not their evaluation",
     }
 
 

@@ -157,12 +157,13 @@ def open_run(
     def attempt() -> TrackedRun:
         connected, experiment = open_experiment(uri, f"dgnet-{store.info.dataset}")
         run_id = known
-        if run_id is None or is_lost(connected, uri, run_id):
-            key = f"{socket.gethostname()}:{folder.as_uri()}"  # no quote of a filter's text is left in it
-            run_id = _unwritten(connected, experiment, key, name)
-            _describe(connected, run_id, params, resolve_tags() | _provenance(store) | dict(tags), store)
-        elif resume:
-            connected.update_run(run_id, status="RUNNING")
+        with _usable(uri):
+            if run_id is None or is_lost(connected, uri, run_id):
+                key = f"{socket.gethostname()}:{folder.as_uri()}"  # no quote of a filter's text is left in it
+                run_id = _unwritten(connected, experiment, key, name)
+                _describe(connected, run_id, params, resolve_tags() | _provenance(store) | dict(tags), store)
+            elif resume:
+                connected.update_run(run_id, status="RUNNING")
         return TrackedRun(uri, experiment, run_id)
 
     return attempt() if stop_asked is None else _patiently(attempt, uri, stop_asked)
@@ -174,16 +175,22 @@ def open_experiment(uri: str, name: str) -> tuple[MlflowClient, str]:
     Raises:
         TrackingError: the store or server cannot be reached, or the experiment was deleted.
     """
+    with _usable(uri), _alone(uri):
+        connected = client(uri)
+        found = connected.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"MLflow's experiment {name} at {uri} was deleted: restore it with `mlflow experiments restore"
+                f" --experiment-id {found.experiment_id}`, or name another --tracking-uri"
+            )
+        return connected, found.experiment_id if found else connected.create_experiment(name, _artifacts(uri))
+
+
+@contextmanager
+def _usable(uri: str) -> Iterator[None]:
+    """Turns what MLflow raises into a TrackingError that says what to do."""
     try:
-        with _alone(uri):
-            connected = client(uri)
-            found = connected.get_experiment_by_name(name)
-            if found is not None and found.lifecycle_stage != "active":
-                raise TrackingError(
-                    f"MLflow's experiment {name} at {uri} was deleted: restore it with `mlflow experiments restore"
-                    f" --experiment-id {found.experiment_id}`, or name another --tracking-uri"
-                )
-            return connected, found.experiment_id if found else connected.create_experiment(name, _artifacts(uri))
+        yield
     except (*UNREACHABLE, ImportError) as error:
         raise TrackingError(
             f"MLflow at {uri} cannot be used ({first_line(error)}): {remedy_for(uri, error)}"

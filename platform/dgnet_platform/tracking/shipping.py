@@ -41,6 +41,9 @@ PATIENCE = 30.0
 LOG, OVER = "shipping.log", "over"
 """Where the shipping process complains, in a run's folder; what it is told, and answers, at a run's end."""
 
+_WHOLE = "dgnet.checkpoint"
+"""Tag of a checkpoint's model: `false` until its figures are there, and whoever finds that makes another one."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -201,10 +204,14 @@ class _Models:
         while True:
             found = connected.search_logged_models(
                 [run.mlflow_experiment],
-                f"source_run_id = '{run.mlflow_run}' AND tags.`dgnet.checkpoint` = 'true'",
+                f"source_run_id = '{run.mlflow_run}'",
                 page_token=token,
             )
-            self._ids |= {model.name: model.model_id for model in found}
+            for model in found:
+                if model.tags.get(_WHOLE) == "true":
+                    self._ids[model.name] = model.model_id
+                elif _WHOLE in model.tags:
+                    connected.delete_logged_model(model.model_id)
             token = found.token
             if not token:
                 break
@@ -224,10 +231,9 @@ class _Models:
                 source_run_id=self._run.mlflow_run,
                 experiment_id=self._run.mlflow_experiment,
                 model_type=self._run.identity["kind"],
-                tags={"dgnet.checkpoint": "true", "dgnet.path": str(present[name])},
+                tags={_WHOLE: "false", "dgnet.path": str(present[name])},
                 params={"iteration": str(meta.iteration)},
             )
-            self._ids[name] = model.model_id
             entry = next((entry for entry in read(self._run.folder) if entry.iteration == meta.iteration), None)
             figures = {k: v for k, v in entry.metrics.items() if k.startswith(("val/", "test/"))} if entry else {}
             if entry and figures:
@@ -237,6 +243,8 @@ class _Models:
                 ]
                 self._client.log_batch(self._run.mlflow_run, metrics=metrics)
             self._client.log_outputs(self._run.mlflow_run, [LoggedModelOutput(model.model_id, meta.iteration)])
+            self._client.set_logged_model_tags(model.model_id, {_WHOLE: "true"})
+            self._ids[name] = model.model_id
 
 
 def _archive(run: Run, over: Callable[[], bool]) -> None:

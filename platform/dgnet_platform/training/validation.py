@@ -22,7 +22,7 @@ from dgnet_core.methods import method_of
 from dgnet_core.networks.resnet import DescriptorNetwork
 from dgnet_core.networks.statistics import reestimated
 from dgnet_core.ranking.extraction import extract
-from dgnet_core.ranking.retrieval import sweep_beta
+from dgnet_core.ranking.retrieval import SWEEP, sweep_beta
 from dgnet_platform.data.images import ImageSet
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.people.people_set import shot_of
@@ -40,8 +40,6 @@ from dgnet_platform.evaluation.swaps import (
 from dgnet_platform.runs.loading import TrainedNetworks
 from dgnet_platform.storage.files import flush, naming, write_whole
 
-SWEEP = tuple(step / 10 for step in range(11))
-"""Weights of f_fine that are tried on held-out identities, to choose the best of."""
 PAIRS = 32
 """Generated pictures that are compared with the true ones."""
 QUERIES_SHOWN = 6

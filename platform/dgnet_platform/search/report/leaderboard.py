@@ -244,6 +244,8 @@ def _confirmed(winner: TrialRow) -> str:
     if found.difference is None:
         return f"{text}."
     verdict = "" if found.difference.verdict == "better" else ", undecided"
+    if count == 1:
+        verdict = ", over identities alone: one seed gives no verdict"
     return f"{text}, {in_points(found.difference)} points above the preset (95 % interval){verdict}."
 
 
@@ -259,11 +261,6 @@ def varying(rows: Sequence[TrialRow]) -> list[str]:
         for name in parameter_names(rows)
         if all(name in row.values for row in rows) and len({as_text(row.values[name]) for row in rows}) > 1
     ]
-
-
-def is_numeric(rows: Sequence[TrialRow], name: str) -> bool:
-    """Whether all trials have a number for a parameter."""
-    return all(isinstance(row.values.get(name), int | float) for row in rows)
 
 
 def as_short(value: float) -> str:
