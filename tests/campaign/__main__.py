@@ -14,6 +14,7 @@ The exit status is 1 if any outcome differs.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -38,7 +39,10 @@ def main() -> int:
         parser.error(f"--jobs {CLUSTER}: {reason}")
     with tempfile.TemporaryDirectory() as temporary:
         root = options.folder or Path(temporary)
-        done = campaign(root, options.kills, options.seed, options.jobs, options.faults, Console(soft_wrap=True))
+        try:
+            done = campaign(root, options.kills, options.seed, options.jobs, options.faults, Console(soft_wrap=True))
+        except KeyboardInterrupt:  # the table of what was done is printed
+            return 128 + signal.SIGINT
     return int(any(fault.differences for fault in done))
 
 
