@@ -1,4 +1,4 @@
-"""A few faults of tests/campaign in CI; `uv run pytest -m long` has more, of all jobs."""
+"""Faults of tests/campaign of all jobs; CI runs a dozen by its command."""
 
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,14 +11,7 @@ from tests.campaign.campaign import FAULTS, Job, draw
 from tests.campaign.jobs import ALONE, CLUSTER, campaign
 from tests.helpers.servers import refusing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
-HERE = ("kill", "stop", "pause", "disk")
-
-
-def test_faults_leave_no_trace(tmp_path: Path):
-    done = campaign(tmp_path, 4, 282, ("prepare", "training"), HERE, Console(stderr=True))
-    assert {fault.kind for fault in done} == set(HERE)
-    assert {fault: fault.differences for fault in done if fault.differences} == {}
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dgnet_platform.compute.devices import own_device
 from dgnet_platform.errors import UserError
 from dgnet_platform.storage.files import appearing, locked, write_whole
 from dgnet_platform.storage.serialize import differences
@@ -125,8 +126,7 @@ def _here(
     arguments: Mapping[str, Any],
     gpus: bool | None,
 ) -> Generator[tuple[Part, Files]]:
-    on_gpu = torch.cuda.is_available() and gpus is not False
-    make = work(device=torch.device("cuda" if on_gpu else "cpu"), **arguments)
+    make = work(device=own_device(gpu=gpus is not False), **arguments)
     for part in parts:
         yield part, make(part)
 

@@ -20,6 +20,7 @@ from dgnet_core.ranking.features import Features, multi_query
 from dgnet_core.ranking.reordering import Reordering, Unscaled
 from dgnet_core.ranking.reranking import Reranking
 from dgnet_core.ranking.retrieval import SWEEP, sweep_beta
+from dgnet_platform.compute.devices import own_device
 from dgnet_platform.data.cache import cached
 from dgnet_platform.data.people.people import People
 from dgnet_platform.data.readers import READERS
@@ -241,7 +242,7 @@ def _device(config: EvaluateConfig) -> torch.device:
     """Where networks run in this process; workers have devices of their own."""
     if config.device == "cuda" and not config.distributed and not torch.cuda.is_available():
         raise EvaluationError("--device cuda: PyTorch finds no GPU on this machine; use --device cpu")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    return own_device(gpu=config.device != "cpu")
 
 
 def _check_export(trained: TrainedNetworks, folder: Path) -> None:

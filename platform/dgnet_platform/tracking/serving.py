@@ -29,6 +29,7 @@ from dgnet_core.learning.state import State
 from dgnet_core.methods import METHODS, Method, described, method_of
 from dgnet_core.networks.modes import evaluating
 from dgnet_core.ranking.extraction import BATCH_SIZE
+from dgnet_platform.compute.devices import own_device
 from dgnet_platform.data.decode import PictureError, decode
 from dgnet_platform.storage.serialize import from_dict, to_dict
 
@@ -52,7 +53,7 @@ class Served(PythonModel):
         """Build the networks from the files that `export` wrote, or take the program that `export_program` wrote."""
         folder = Path(context.artifacts["network"])
         values = json.loads((folder / NETWORK).read_text())
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
         if (folder / PROGRAM).exists():
             program = move_to_device_pass(torch.export.load(folder / PROGRAM), device)
             self._answer = _describing(program.module(), values["height"], values["width"], device)
@@ -82,7 +83,7 @@ class Served(PythonModel):
         return pd.concat(frames) if frames else np.concatenate(parts)
 
 
-def _describing(network: Callable[[Tensor], Tensor], height: int, width: int, device: str) -> Answer:
+def _describing(network: Callable[[Tensor], Tensor], height: int, width: int, device: torch.device) -> Answer:
     def describe(rows: pd.DataFrame) -> np.ndarray:
         pixels = [resized(picture, height, width).to(torch.uint8) for picture in _pictures(rows, COLUMN)]
         with torch.no_grad():
@@ -91,7 +92,7 @@ def _describing(network: Callable[[Tensor], Tensor], height: int, width: int, de
     return describe
 
 
-def _drawing(state: State, config: MethodConfig, device: str) -> Answer:
+def _drawing(state: State, config: MethodConfig, device: torch.device) -> Answer:
     method, size = method_of(config), config.network
 
     def images(rows: pd.DataFrame, column: str) -> Tensor:
