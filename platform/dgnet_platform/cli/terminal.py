@@ -73,13 +73,15 @@ def progress_bars(console: Console) -> Iterator[ShowProgress]:
         bars.update(tasks[what], completed=done, total=total)
         if not console.is_terminal and time.monotonic() - told >= LINES_EVERY:
             told = time.monotonic()
-            console.print("; ".join(_line(task) for task in bars.tasks if not task.finished))
+            if under_way := [task for task in bars.tasks if not task.finished]:
+                *others, finest = under_way  # whole runs are too few to tell the time by
+                left = "" if finest.time_remaining is None else f", about {in_words(finest.time_remaining)} left"
+                console.print("; ".join([*map(_line, others), _line(finest) + left]))
 
     with bars:
         yield show
 
 
 def _line(task: Task) -> str:
-    """What a task is, how far it is and how long it will take."""
-    left = "" if task.time_remaining is None else f", about {in_words(task.time_remaining)} left"
-    return f"{task.description}: {task.completed:,.0f} of {task.total or 0:,.0f}{left}"
+    """What a task is, and how far it is."""
+    return f"{task.description}: {task.completed:,.0f} of {task.total or 0:,.0f}"
