@@ -40,9 +40,9 @@ class ImageSet:
     images: Tensor
     """(N, 3, H, W) uint8, RGB; channels last in memory where they were decoded."""
     person_ids: Tensor
-    """(N,) int64, as in the store."""
+    """(N,) int64, as in the store; on the CPU, wherever the pictures are."""
     camera_ids: Tensor
-    """(N,) int64."""
+    """(N,) int64, on the CPU."""
     file_names: tuple[str, ...]
     joints: Tensor | None = None
     """(N, 18, 3) float32 on the CPU: x and y in pixels of `images`, and visibility; None: not loaded."""

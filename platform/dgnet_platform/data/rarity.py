@@ -22,7 +22,7 @@ def rarity(images: ImageSet, partners: Partners) -> Tensor | None:
     """
     if partners == "uniform":
         return None
-    groups = images.camera_ids.cpu()
+    groups = images.camera_ids
     if partners == "rare_pose":
         assert images.joints is not None
         groups = groups * 4 + facing(images.joints)

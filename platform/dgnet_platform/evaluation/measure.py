@@ -334,25 +334,24 @@ def _distances(
     features: Mapping[str, Mapping[str, Tensor]], config: MeasureConfig, left_out: list[str]
 ) -> list[dict[str, object]]:
     """Rows of the table of distances: of the generator, of the floor, and of the generator at the floor's number."""
-    kinds = [kind for kind in features["real"] if kind.endswith(f".{POOLED}")]
-    orders = {  # manifests and splits are sorted by identity: the first few would be a few people
-        name: torch.from_numpy(np.random.default_rng([config.seed, purpose_word(name)]).permutation(len(own[kinds[0]])))
-        for name, own in features.items()
-        if kinds
-    }
+
+    def mixed(name: str, kind: str) -> Tensor:
+        """A set in an order of its own: as it is, by identity, its first pictures would be of a few people."""
+        rng = np.random.default_rng([config.seed, purpose_word(name)])
+        return features[name][kind][torch.from_numpy(rng.permutation(len(features[name][kind])))]
+
     rows: list[dict[str, object]] = []
-    for kind in kinds:
+    for kind in (kind for kind in features["real"] if kind.endswith(f".{POOLED}")):
         network = kind.removesuffix(f".{POOLED}")
         frechet, kernel = f"frechet_{network}", f"kid_{network}"
         if network == INCEPTION:  # figures of two modes are not comparable; those of Table 2 have the plain name
             frechet, kernel = (name if config.mode == "table2" else f"{name}_{config.mode}" for name in ("fid", "kid"))
-        mixed = {name: own[kind][orders[name]] for name, own in features.items()}
-        generated, real = mixed[GENERATED], mixed["real"]
+        generated, real = mixed(GENERATED, kind), mixed("real", kind)
         n = min(len(generated), len(real), config.pictures)
         others, floor = (real[len(real) // 2 :], "real, other half")
         m = min(n, len(real) // 2)
         if config.floor == "gallery":
-            others, floor = mixed["gallery"], "real, gallery"
+            others, floor = mixed("gallery", kind), "real, gallery"
             m = min(n, len(others))
         compared = [(GENERATED, generated[:n]), (floor, others[:m])]
         compared += [(f"{GENERATED}, as many", generated[:m])] if m < n else []

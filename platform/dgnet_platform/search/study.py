@@ -162,7 +162,8 @@ class Study:
 
     def _begin_again(self) -> None:
         """Should all trials have failed, for a reason outside the space, the base's setting is tried once more."""
-        if self.trials and all(trial.state == TrialState.FAIL for trial in self.trials):
+        trials = self.trials
+        if trials and all(trial.state == TrialState.FAIL for trial in trials):
             self.study.enqueue_trial(self._space.defaults(self._base) or {}, user_attrs={_BASE: True})
 
     def resample(self, number: int) -> None:
