@@ -67,6 +67,10 @@ class RecipeConfig:
     detach_appearance: bool = True
     """Detach the appearance code before the decoder and the losses on it (release); False: the paper's equations, but
     that the target of L_code2 stays detached."""
+    code_teaches_decoder: bool = False
+    """Where the appearance code is detached, L_code1 (Eq. 4) and the cycle teach the decoder all the same, through a
+    fixed appearance encoder: generated images must show what their code says. False: L_code1 teaches nothing
+    (release)."""
     structure_negatives: bool = False
     """The structure encoder reads half of the training images as negatives (-gray), at random: what is light and what
     dark then says nothing about the clothes, and the decoder must ask the appearance code."""
@@ -314,23 +318,28 @@ def laptop(num_classes: int, *, iterations: int = 1_000, **overrides: object) ->
     As in the paper ramped weights are 0 for the first 30 % of the run, and the ramp to lambda_prim takes 4 %. A run so
     short has no time to lose: milestones stand at 80 % and 95 % (paper: 60 % and 90 %), generator and discriminator
     learn ten times faster and with momentum, images weigh five times as much beside identities, whose loss on pictures
-    that are smears holds the decoder back, the structure encoder sees no lightness, from which a gray picture otherwise
-    tells most of the clothes (docs/step.md), and the appearance encoder starts from the teacher's trunk, which the
-    paper's finds in ImageNet weights.
+    that are smears holds the decoder back, and the appearance encoder starts from the teacher's trunk, which the
+    paper's finds in ImageNet weights. Clothes come from the appearance code (docs/step.md): the structure encoder sees
+    no lightness, from which a gray picture tells most of them, and the code teaches the decoder, with weight.
 
     Args:
         num_classes: identities in the training set.
         iterations: length of the run, all other lengths follow from it.
         overrides: top-level fields of DGNetConfig to replace.
     """
-    warmup = Warmup(start=300, slope=0.05)
     preset = DGNetConfig(
         num_classes=num_classes,
         iterations=1_000,
         network=laptop_network(),
         trunk_from_teacher=True,
-        recipe=RecipeConfig(structure_negatives=True),
-        loss=LossConfig(image=10.0, generated_identity=0.2, code_warmup=warmup, teacher_warmup=warmup),
+        recipe=RecipeConfig(code_teaches_decoder=True),
+        loss=LossConfig(
+            image=10.0,
+            generated_identity=0.2,
+            appearance_code=20.0,
+            code_warmup=Warmup(start=300, slope=0.5),
+            teacher_warmup=Warmup(start=300, slope=0.05),
+        ),
         optim=OptimConfig(generator_lr=1e-3, discriminator_lr=1e-3, adam_betas=(0.5, 0.999), milestones=(800, 950)),
         augment=AugmentConfig(pad=3),
     )

@@ -1,6 +1,7 @@
 """DG-Net's networks: appearance encoder, structure encoder, decoder, discriminator (paper, section 3.1)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +146,12 @@ class Decoder(nn.Module):
             ConvBlock(channels // 4, 3, 1, activate=False),
         )
         kaiming_(self)
+        if config.adain_start == "identity":
+            for start, networks in ((1.0, self.scales), (0.0, self.biases)):
+                for network in networks:
+                    last = cast(nn.Linear, cast(nn.Sequential, network)[-1])
+                    nn.init.constant_(last.bias, start)
+                    last.weight.data.mul_(0.1)
 
     def forward(self, structure: Tensor, appearance: Tensor) -> Tensor:
         """Images (N, 3, H, W) of structure codes (N, C_s, H / 4, W / 4) and appearance codes (N, C_a, 4)."""

@@ -218,7 +218,7 @@ def _iterate(
         prim_feature = appearance_encoder.prim(pooled, 2, track=follow)
         terms["L_c_id"] = 2 * losses.identity(appearance_encoder.prim.logits(prim_feature), swapped)  # nothing dropped
         output_terms.append((weight.generated_identity, terms["L_c_id"]))
-    if recipe.detach_appearance:
+    if recipe.detach_appearance and not recipe.code_teaches_decoder:
         code_back = code_back.detach()
     if acts.appearance_code > 0:
         terms["L_code1"] = 2 * losses.code_l1(other, code_back)

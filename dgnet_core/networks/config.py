@@ -8,6 +8,7 @@ from dgnet_core.checks import check, check_choices, check_positive
 Pooling = Literal["release", "gem"]
 Neck = Literal["release", "bnneck"]
 StructureInput = Literal["gray", "contrast"]
+AdaINStart = Literal["release", "identity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,9 @@ class NetworkConfig(TrunkConfig):
     """Residual blocks in the structure encoder and in each scale of the discriminator."""
     adain_width: int = 512
     """Hidden width of the MLPs that turn the appearance code into AdaIN scales and biases."""
+    adain_start: AdaINStart = "release"
+    """What the MLPs say before they have learned: release, Kaiming's weights in their last layers too, so that scales
+    and biases are random and large; identity, a tenth of these weights about a scale of 1."""
     discriminator_width: int = 32
     """Channels after the first convolution of the discriminator."""
     discriminator_scales: int = 3
@@ -99,7 +103,7 @@ class NetworkConfig(TrunkConfig):
                 f"aspp_dilations {self.aspp_dilations} and discriminator_scales {self.discriminator_scales} need"
                 f" at least {smallest}: use larger images, smaller dilations or fewer scales",
             )
-        check_choices(self, pooling=Pooling, neck=Neck, structure_input=StructureInput)
+        check_choices(self, pooling=Pooling, neck=Neck, structure_input=StructureInput, adain_start=AdaINStart)
         needed = 0 if self.neck == "bnneck" else 1
         check(self.bottleneck >= needed, self, "bottleneck", f"with neck {self.neck}, at least {needed}")
         check_positive(
@@ -125,11 +129,12 @@ def laptop_network() -> NetworkConfig:
         appearance_width=16,
         bottleneck=128,
         pretrained="none",
-        structure_width=6,
+        structure_width=8,
         structure_input="contrast",
         aspp_dilations=(1, 2, 3),
         residual_blocks=2,
         adain_width=64,
+        adain_start="identity",
         discriminator_width=12,
         discriminator_scales=2,
     )

@@ -40,6 +40,7 @@ RECIPES = {
     "default": RecipeConfig(),
     "release": RecipeConfig(teacher_dropout=True, release_statistics=True, soft_label="owners"),
     "attached": RecipeConfig(detach_appearance=False, gan="nsgan"),
+    "code teaches decoder": RecipeConfig(code_teaches_decoder=True),
 }
 
 

@@ -219,6 +219,21 @@ def test_weights_start_as_in_the_release() -> None:
         assert deviation == pytest.approx(0.001, rel=0.1), name
 
 
+def test_adain_starts_near_identity_if_asked() -> None:
+    """All of the release's weights but those of the last layers, which are a tenth, about scales of 1."""
+    torch.manual_seed(0)
+    release = Decoder(tiny_config().network)
+    torch.manual_seed(0)
+    identity = Decoder(replace(tiny_config().network, adain_start="identity"))
+    for name, weight in release.state_dict().items():
+        last = name.startswith(("scales", "biases")) and name.split(".")[2] == "4"
+        if last and name.endswith("bias"):
+            wanted = torch.full_like(weight, 1.0 if name.startswith("scales") else 0.0)
+        else:
+            wanted = weight / 10 if last else weight
+        torch.testing.assert_close(identity.state_dict()[name], wanted)
+
+
 def test_trunk_loads_torchvision_weights(tmp_path) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(weights=None).eval()

@@ -34,6 +34,7 @@ NOTHING = {
         ({"adversarial": 1.0}, {}, {E_S, G, D}),
         ({"gradient_penalty": 0.01}, {}, {D}),
         ({"appearance_code": 1.0}, {}, set()),
+        ({"appearance_code": 1.0}, {"code_teaches_decoder": True}, {E_S, G}),
         ({"appearance_code": 1.0}, {"detach_appearance": False}, {E_A, E_S, G}),
         ({"structure_code": 1.0}, {"reencode_probability": 1.0}, {E_S}),
         ({"structure_code": 1.0}, {"reencode_probability": 0.0}, {E_S, G}),

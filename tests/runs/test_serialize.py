@@ -38,6 +38,7 @@ configs = st.builds(
     recipe=st.builds(
         RecipeConfig,
         detach_appearance=st.booleans(),
+        code_teaches_decoder=st.booleans(),
         reencode_probability=probabilities,
         gan=st.sampled_from(["lsgan", "nsgan"]),
         soft_label=st.sampled_from(["dynamic", "none"]),

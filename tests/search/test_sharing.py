@@ -42,7 +42,12 @@ def different_later() -> DGNetConfig:
         code_warmup=Warmup(start=START, slope=9.0), teacher_warmup=Warmup(start=START + 4, slope=1e-3),
     )  # fmt: skip
     recipe = replace(
-        config.recipe, reencode_probability=1.0, soft_label="uniform", features="fine", teacher_dropout=True
+        config.recipe,
+        reencode_probability=1.0,
+        soft_label="uniform",
+        features="fine",
+        teacher_dropout=True,
+        code_teaches_decoder=True,
     )
     feed = FeedConfig(confidence="weight", least_confidence=0.1, pictures=2, share=0.3, last_share=0.9)
     watch = replace(config.watch, factor=9.0, floor=0.5)

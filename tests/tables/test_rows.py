@@ -69,8 +69,10 @@ def test_rows_of_structure_differ_in_what_the_structure_encoder_reads_and_leave_
         "gray, negatives": {"recipe.structure_negatives": True},
         "local contrast": {"network.structure_input": "contrast"},
         "local contrast, negatives": {"network.structure_input": "contrast", "recipe.structure_negatives": True},
+        "Eq. 4 teaches nothing": {},
     }
     laptop = dgnet_experiment("laptop", 80, 1_500)
+    assert changed(changes.silent_code, laptop) == {"recipe.code_teaches_decoder": False}
     made = [change(laptop) for change in rows_.values() if change]
     assert laptop in made, "the laptop's run is one of them"
     assert {run.baseline for run in made} == {laptop.baseline}  # pyright: ignore[reportAttributeAccessIssue]

@@ -55,6 +55,7 @@ def prefix_of(config: DGNetConfig) -> DGNetConfig:
         recipe=replace(
             config.recipe,
             reencode_probability=RecipeConfig.reencode_probability,
+            code_teaches_decoder=RecipeConfig.code_teaches_decoder,
             soft_label="none",
             teacher_dropout=RecipeConfig.teacher_dropout,
             features=RecipeConfig.features,

@@ -82,6 +82,11 @@ def structure_from(read: StructureInput, *, negatives: bool) -> Change:
     return change
 
 
+def silent_code(experiment: DGNetExperiment) -> DGNetExperiment:
+    """L_code1 (Eq. 4) teaches no network, as in the release."""
+    return _recipe(experiment, code_teaches_decoder=False)
+
+
 def fed(**changes: object) -> Change:
     """Other generated pictures feed the re-id heads: fields of FeedConfig."""
 

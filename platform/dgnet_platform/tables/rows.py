@@ -19,6 +19,7 @@ from dgnet_platform.tables.changes import (
     labelled,
     lsgan,
     partnered,
+    silent_code,
     structure_from,
     warm_until,
     without_feeding,
@@ -188,16 +189,19 @@ def warmup() -> Table:
 
 
 def structure() -> Table:
-    """What the structure encoder reads: how much of the clothes' lightness the decoder can take from it."""
+    """What tells the decoder of clothes: how much of their lightness the structure encoder reads, and whether the
+    appearance code teaches it."""
     inputs: dict[str, StructureInput] = {"gray": "gray", "local contrast": "contrast"}
     rows = [
         Row(label=f"{label}{', negatives' if negatives else ''}", change=structure_from(read, negatives=negatives))
         for label, read in inputs.items()
         for negatives in (False, True)
     ]
+    rows.append(Row(label="Eq. 4 teaches nothing", change=silent_code, note="as in the release"))
     return Table(
-        name="structure", title="What the structure encoder reads", reference="gray", rows=tuple(rows), swaps=True
-    )
+        name="structure", title="What tells the decoder of clothes", reference="local contrast", rows=tuple(rows),
+        swaps=True,
+    )  # fmt: skip
 
 
 def generators() -> Table:
