@@ -10,5 +10,5 @@ def test_one_that_died_does_not_end_the_run_that_it_shipped():
     process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:
         process.wait()
-        Shipper(process).finish(keep=True)
+        Shipper(process).finish()
     assert Shipper._idle is None
