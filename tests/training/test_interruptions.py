@@ -61,7 +61,7 @@ def test_a_set_without_query_and_gallery_is_trained_on(tmp_path, capsys, monkeyp
 
 
 @pytest.mark.slow
-def test_a_killed_driver_continues_bit_for_bit(finished, people_store, tmp_path):
+def test_a_killed_driver_continues_bit_for_bit(finished, people_store, tmp_path, capsys):
     experiment = replace(
         tiny_experiment(people_store, tmp_path), teacher=finished.run.teacher, checkpoint_every=2, name="killed"
     )
@@ -74,9 +74,8 @@ def test_a_killed_driver_continues_bit_for_bit(finished, people_store, tmp_path)
     assert not (tmp_path / "killed" / "checkpoint_00000012").exists()
     killed = Run.read(tmp_path / "killed")
 
-    process = job("train_market.py", *options)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    assert train_market(options) == 0
+    output = capsys.readouterr().out
     assert "both, beta 0.5" in output
     assert "mlflow ui" in output
     assert same(tensors(finished.run, 12), tensors(killed, 12))
