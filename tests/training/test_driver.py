@@ -189,6 +189,7 @@ def test_the_model_is_registered_once(finished, client, people_store):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a fresh process loads the model above
 def test_the_registered_model_is_served_over_http(finished, people_store, tmp_path):
     rows = next(iter(Store.open(people_store).row_groups("query")))["image"].to_pylist()[:3]
     mlflow.set_tracking_uri(finished.run.tracking_uri)
