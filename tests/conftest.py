@@ -43,9 +43,14 @@ def lacking(marker: str) -> str:
     return obstacle() if marker == "cluster" else ""
 
 
+def left_out(item: pytest.Item) -> bool:
+    """Whether a test has to be asked for."""
+    return item.get_closest_marker("long") is not None and "long" not in item.config.option.markexpr
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("long") and "long" not in item.config.option.markexpr:
-        pytest.skip("takes many minutes: uv run pytest -m long")
+    if left_out(item):
+        pytest.skip("left to uv run pytest -m long")
     for marker in item.iter_markers():
         if reason := lacking(marker.name):
             pytest.skip(reason)
@@ -62,12 +67,18 @@ def starts_clusters(file: Path) -> bool:
     return "mark.ray" in text or "mark.cluster" in text
 
 
+SHARING = {f"tests/training/test_{name}.py" for name in ("driver", "interruptions", "refusals")}
+"""Files that look at one finished run, which takes half a minute to make."""
+
+
 class Turns(LoadFileScheduling):
     """Gives a worker a file at a time, and one worker all files that start clusters: they would take turns anyway."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "clusters" if starts_clusters(self.config.rootpath / file) else file
+        if starts_clusters(self.config.rootpath / file):
+            return "clusters"
+        return "a finished run" if file in SHARING else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Turns:
@@ -86,7 +97,7 @@ def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long starts first, so that no worker waits for another in the end."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow") and not left_out(item))
     items.sort(key=lambda item: (not takes_turns(item), -slow[item.path]))
 
 

@@ -1,6 +1,7 @@
-"""The house rules that no linter knows: what may be imported where, and that jobs run by path."""
+"""The house rules that no linter knows: what may be imported where, and when."""
 
 import ast
+import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import pytest
 from dgnet_core.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-JOBS = sorted(p for p in (ROOT / "jobs").glob("*.py") if p.name != "__init__.py")
 
 
 PLANTED = {
@@ -215,38 +215,52 @@ EVERY_JOB = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("job", "arguments", "status", "may_import"),
-    [
-        *((job, "--help", 0, set()) for job in EVERY_JOB),
-        *((job, "--no-such-option", 2, set()) for job in EVERY_JOB),
-        *((job, arguments, 2, may_import) for job, arguments, may_import in REFUSED),
-    ],
-)
-def test_a_command_line_is_answered_before_anything_heavy_is_imported(
-    job: str, arguments: str, status: int, may_import: set[str], tmp_path: Path
-) -> None:
-    unknown_key = tmp_path / "unknown_key.yaml"
-    unknown_key.write_text("kep: 3")
-    given = arguments.format(unknown_key=unknown_key, missing=tmp_path / "missing").split()
-    code = f"""
-import sys
-from jobs.{job} import main
-try:
-    status = main({given})
-except SystemExit as stop:
-    status = stop.code
-assert status == {status}, status
-imported = {HEAVY - may_import} & sys.modules.keys()
-assert not imported, imported
+CASES = [
+    *((job, "--help", 0, set[str]()) for job in EVERY_JOB),
+    *((job, "--no-such-option", 2, set[str]()) for job in EVERY_JOB),
+    *((job, arguments, 2, may_import) for job, arguments, may_import in REFUSED),
+]
+ANSWER = """
+import importlib, json, os, sys
+
+jobs, cases, heavy = json.load(sys.stdin)
+mains = {job: importlib.import_module(f"jobs.{job}").main for job in jobs}
+answers = []
+for job, arguments in cases:
+    out, into = os.pipe()
+    if os.fork() == 0:  # it imports for itself alone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        try:
+            status = mains[job](arguments)
+        except SystemExit as stop:
+            status = stop.code
+        os.write(into, json.dumps([status, sorted(set(heavy) & sys.modules.keys())]).encode())
+        os._exit(0)
+    os.close(into)
+    answers.append(os.fdopen(out).read())
+    os.wait()
+print(json.dumps(answers))
 """
-    run(code, PYTHONPATH=f"{ROOT}:{ROOT}/platform")
+"""Answers command lines, each in a process of its own that has imported the jobs and nothing else."""
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda p: p.stem)
-def test_jobs_run_by_path_and_explain_themselves(job: Path) -> None:
-    done = subprocess.run([sys.executable, job, "--help"], cwd="/", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout) > 100
-    assert job.stat().st_mode & 0o111, f"{job} is not executable"
-    assert job.read_text(encoding="utf-8").startswith("#!"), f"{job} has no shebang"
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "unknown_key.yaml").write_text("kep: 3")
+    names = {"unknown_key": folder / "unknown_key.yaml", "missing": folder / "missing"}
+    cases = [(job, arguments.format(**names).split()) for job, arguments, *_ in CASES]
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWER], input=json.dumps([EVERY_JOB, cases, sorted(HEAVY)]), cwd="/", check=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT}/platform"}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return dict(zip([case[:2] for case in CASES], json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize(("job", "arguments", "status", "may_import"), CASES)
+def test_a_command_line_is_answered_before_anything_heavy_is_imported(
+    job: str, arguments: str, status: int, may_import: set[str], answers: dict[tuple[str, str], str]
+) -> None:
+    found, imported = json.loads(answers[job, arguments])
+    assert found == status
+    assert not set(imported) - may_import

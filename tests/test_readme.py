@@ -13,6 +13,7 @@ from dgnet_platform.cli.evaluate import _PERSON
 from tests.helpers.runs import ROOT
 
 README = ROOT / "README.md"
+JOBS = sorted((ROOT / "jobs").glob("[a-z]*.py"))
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 CODE = re.compile(r"^ {4,}\S.*(?:\n {4,}\S.*)*", re.MULTILINE)
 """Indented blocks."""
@@ -35,8 +36,16 @@ def code_of(page: Path) -> str:
 
 @cache
 def help_of(job: str) -> str:
-    done = subprocess.run([sys.executable, ROOT / job, "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, ROOT / job, "--help"], cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("job", JOBS, ids=name)
+def test_jobs_run_by_path_and_explain_themselves(job: Path) -> None:
+    assert len(help_of(job.relative_to(ROOT).as_posix())) > 100
+    assert job.stat().st_mode & 0o111, f"{job} is not executable"
+    assert job.read_text(encoding="utf-8").startswith("#!"), f"{job} has no shebang"
 
 
 def test_the_readme_is_one_page_that_starts_with_two_commands():
@@ -77,7 +86,7 @@ def test_options_that_it_names_exist(page):
             if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w.-])", shown):
                 wrong.append(f"{job} {option}")
     assert not wrong
-    everything = "".join(help_of(str(path.relative_to(ROOT))) for path in sorted((ROOT / "jobs").glob("[a-z]*.py")))
+    everything = "".join(help_of(str(path.relative_to(ROOT))) for path in JOBS)
     others = {"--extra", "--env-manager", "--artifacts-destination"}  # of uv and MLflow
     for option in re.findall(r"`(--[\w.-]+)", page.read_text()):
         assert option in others or option in everything, option

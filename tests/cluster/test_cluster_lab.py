@@ -24,6 +24,7 @@ from tests.helpers.runs import lines
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore"),  # Ray, MLflow and gRPC warn of each other
 ]

@@ -7,7 +7,7 @@ import sys
 import tarfile
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -22,10 +22,11 @@ from mlflow import MlflowClient
 from dgnet_platform.errors import TrackingError
 from dgnet_platform.runs.run import Run
 from dgnet_platform.tracking import client as tracking
-from tests.helpers.runs import ROOT, by_command_line, job, tiny_teacher
+from tests.helpers.cluster_files import FOLDER, mlflow_server
+from tests.helpers.runs import by_command_line, job, tiny_teacher
 from tests.helpers.servers import free_ports, wait_for
 
-SCRIPT = ROOT / "platform" / "cluster" / "mlflow_server.py"
+SCRIPT = FOLDER / "mlflow_server.py"
 TOKEN = "planted-token-0123456789"
 API = "api/2.0/mlflow/experiments/search?max_results=1"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
@@ -163,6 +164,7 @@ def test_a_server_that_is_killed_comes_back(server):
     assert not {process.pid for process in killed} & {process.pid for process in server.processes[1:]}
 
 
+@pytest.mark.long
 def test_a_backup_is_all_there_is(server, client, tmp_path):
     run = client.create_run("0", run_name="kept")
     client.log_metric(run.info.run_id, "loss", 0.5, step=3)
@@ -184,47 +186,62 @@ def test_a_backup_is_all_there_is(server, client, tmp_path):
     assert server.command("backup", "--to", "x.tar.gz", "--folder", str(tmp_path / "none")).returncode == 2
 
 
-def test_what_cannot_be_served_is_said_in_seconds(server, tmp_path, monkeypatch):
-    def refused(said: str, *options: str, **environment: str) -> None:
-        began = time.monotonic()
-        done = Server(server.home, tmp_path / "other", server.port).command("serve", *options, **environment)
-        assert done.returncode == 2, done.stderr
-        assert said in done.stderr
-        assert "secret-password" not in done.stderr
-        assert time.monotonic() - began < 60
+@pytest.fixture
+def other(server, tmp_path, monkeypatch, capsys) -> Callable[..., str]:
+    """Has another server refused in this process, and gives what it said in how few seconds."""
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "mlflow.db").touch()  # it takes seconds to make, and is not opened
 
-    refused(f"cannot listen on 127.0.0.1:{server.port} (Address already in use, by process ")
-    refused("cannot listen on 203.0.113.1:", "--host", "203.0.113.1")
+    def refused(*options: str, **environment: str) -> str:
+        began = time.monotonic()
+        with monkeypatch.context() as patch:
+            for name, value in (server.environment | environment).items():
+                patch.setenv(name, value)
+            patch.setattr(mlflow_server, "CREDENTIALS", Path("~/.mlflow/credentials").expanduser())
+            patch.setattr(sys, "argv", [str(SCRIPT), "serve", "--folder", str(folder), *options])
+            assert mlflow_server.main() == 2
+        assert time.monotonic() - began < 60
+        return capsys.readouterr().err
+
+    return refused
+
+
+def test_what_cannot_be_served_is_said_in_seconds(server, other, tmp_path):
+    here, free = ("--port", str(server.port)), ("--port", str(free_ports(1)[0]))
+    assert f"cannot listen on 127.0.0.1:{server.port} (Address already in use, by process " in other(*here)
+    assert "cannot listen on 203.0.113.1:" in other(*here, "--host", "203.0.113.1")
     again = server.command("serve")
     assert again.returncode == 2
     assert "a server runs in" in again.stderr
-    elsewhere = ("--port", str(free_ports(1)[0]), "--artifacts", "s3://no-such-bucket/mlflow")
     no_one = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-west-2"}
-    refused("no-such-bucket/mlflow cannot be used (Unable to locate credentials)", *elsewhere, **no_one)
-    database = {"MLFLOW_BACKEND_STORE_URI": "postgresql://me:secret-password@127.0.0.1:9/mlflow"}
-    refused("MLFLOW_BACKEND_STORE_URI postgresql://me:***@127.0.0.1:9/mlflow ", *elsewhere[:2], **database)
+    said = other(*free, "--artifacts", "s3://no-such-bucket/mlflow", **no_one)
+    assert "no-such-bucket/mlflow cannot be used (Unable to locate credentials)" in said
+    said = other(*free, MLFLOW_BACKEND_STORE_URI="postgresql://me:secret-password@127.0.0.1:9/mlflow")
+    assert "MLFLOW_BACKEND_STORE_URI postgresql://me:***@127.0.0.1:9/mlflow " in said
+    assert "secret-password" not in said
     (tmp_path / "half").mkdir()
-    refused(
-        "give no user with a password", *elsewhere[:2], MLFLOW_TRACKING_USERNAME="half", HOME=str(tmp_path / "half")
-    )
+    said = other(*free, MLFLOW_TRACKING_USERNAME="half", HOME=str(tmp_path / "half"))
+    assert "give no user with a password" in said
 
 
-def test_a_missing_bucket_is_named(server, tmp_path, free_port):
+def test_a_missing_bucket_is_named(other, free_port):
     from moto.server import ThreadedMotoServer
 
     s3 = ThreadedMotoServer("127.0.0.1", free_port, verbose=False)
     s3.start()
     try:
         somebody = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
-        done = Server(server.home, tmp_path / "other", free_ports(1)[0]).command(
-            "serve", "--artifacts", "s3://no-such-bucket/mlflow",
+        said = other(
+            "--port", str(free_ports(1)[0]), "--artifacts", "s3://no-such-bucket/mlflow",
             AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port}", AWS_DEFAULT_REGION="us-west-2", **somebody,
         )  # fmt: skip
     finally:
         s3.stop()
-    assert done.returncode == 2
-    assert "s3://no-such-bucket/mlflow cannot be used" in done.stderr
-    assert "make the bucket" in done.stderr
+    assert "s3://no-such-bucket/mlflow cannot be used" in said
+    assert "make the bucket" in said
 
 
 def test_a_wrong_password_is_explained(server, monkeypatch):
@@ -236,6 +253,7 @@ def test_a_wrong_password_is_explained(server, monkeypatch):
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.long
 def test_another_password_than_at_the_first_start_is_explained(server):
     done = server.command("start", MLFLOW_TRACKING_USERNAME="admin", MLFLOW_TRACKING_PASSWORD="another-password")
     assert done.returncode == 2

@@ -98,6 +98,7 @@ def _process(rank: int, port: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # ranks that are threads make the same runs below, two processes a step in test_step.py
 def test_one_to_four_processes_make_the_same_run(tmp_path: Path):
     spawn(_process, (free_ports(1)[0], tmp_path), nprocs=max(WORLDS))
     alone = _runs(0, 1, lambda value: value, _config())  # PyTorch's own BatchNorm, no collective

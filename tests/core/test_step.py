@@ -180,6 +180,7 @@ def test_memory_format_changes_rounding_only() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_step_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
     # The whole tracing and its autograd, without minutes of code generation.

@@ -396,7 +396,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_workers_end_with_the_process_that_draws(tmp_path: Path, number: signal.Signals):
     (tmp_path / "draws.py").write_text(DRAWS)
     command = [sys.executable, tmp_path / "draws.py", tmp_path / "people"]

@@ -25,14 +25,13 @@ from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.compare import CSV, FIGURE, MARKDOWN, Comparison, _generators, markdown, read, write
 from dgnet_platform.evaluation.results import EvaluationError
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.loading import open_trained
 from dgnet_platform.runs.run import Run
 from dgnet_platform.runs.tracking_uri import default_uri
 from jobs import compare_generators, evaluate, generate
 from tests.helpers.generators import tiny_method
 from tests.helpers.machines import Here
-from tests.helpers.runs import PEOPLE, tiny_experiment
+from tests.helpers.runs import PEOPLE, tiny_experiment, untracked
 from tests.helpers.tiny import tiny_config, tiny_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,12 +85,7 @@ def test_figure_and_table_of_all_methods(untrained, people_store, tmp_path, caps
 def folder_with_teacher(folder: Path, store: Path) -> Path:
     """The folder of a run that names its teacher."""
     experiment = tiny_experiment(store, folder.parent)
-    identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None).values()
-    folder.mkdir()
-    Run(
-        folder=folder, experiment=experiment, identity=identity, teacher=str(folder / "teacher.pth"),
-        tracking_uri="", mlflow_experiment="", mlflow_run="",
-    ).save()  # fmt: skip
+    untracked(experiment, folder, teacher=str(folder / "teacher.pth")).save()
     return folder
 
 

@@ -172,6 +172,7 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a killed set is finished by other workers in tests/compute/test_parts.py
 def test_a_killed_set_goes_on(config: GenerateConfig, tmp_path: Path):
     many = replace(config, batch_size=4, per_image=8)
     generate(replace(many, out=tmp_path / "whole"), lambda *_: None)

@@ -10,10 +10,11 @@ from tests.helpers.runs import ROOT
 
 FOLDER = ROOT / "platform" / "cluster"
 sys.path.insert(0, str(FOLDER))
+import mlflow_server  # noqa: E402
 import prepare  # noqa: E402
 import render  # noqa: E402
 
-__all__ = ["FOLDER", "load", "prepare", "render"]
+__all__ = ["FOLDER", "load", "mlflow_server", "prepare", "render"]
 
 
 def load(path: Path) -> dict[str, Any]:

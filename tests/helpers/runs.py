@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -17,7 +18,7 @@ from dgnet_core.learning.config import AugmentConfig, Warmup
 from dgnet_core.networks.config import NetworkConfig
 from dgnet_core.teacher.config import TeacherConfig
 from dgnet_platform.data.held_out import held_out_people
-from dgnet_platform.runs.experiment import DGNetExperiment, TeacherExperiment
+from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, TeacherExperiment, identity_of
 from dgnet_platform.runs.presets import teacher_of
 from dgnet_platform.runs.run import Run
 from dgnet_platform.storage.serialize import to_dict
@@ -65,6 +66,14 @@ def tiny_experiment(store: Path, storage: Path, **overrides) -> DGNetExperiment:
 def tiny_teacher(store: Path, storage: Path, **overrides) -> TeacherExperiment:
     """The teacher of `tiny_experiment`."""
     return replace(teacher_of(tiny_experiment(store, storage)), **overrides)
+
+
+def untracked(experiment: AnyExperiment, folder: Path, **fields: Any) -> Run:
+    """A run that MLflow knows nothing of, and its folder."""
+    folder.mkdir(exist_ok=True)
+    identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
+    fields = {"tracking_uri": "", "mlflow_experiment": "", "mlflow_run": ""} | fields
+    return Run(folder=folder, experiment=experiment, identity=identity.values(), **fields)
 
 
 def job(name: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -235,6 +235,7 @@ def test_an_archive_that_cannot_be_written_is_refused_before_anything_is_begun(s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_when_its_machine_is_lost(s3, people_store, tmp_path, node, monkeypatch):
     monkeypatch.setattr(training, "publish_model", lambda *_: "models:/none")  # it takes as long as all the rest
     upload(people_store, f"{s3}/market")

@@ -23,7 +23,7 @@ from dgnet_platform.runs.presets import (
 )
 from dgnet_platform.runs.run import RECORD, STARTS, Run
 from dgnet_platform.storage.serialize import differences, flat, to_dict
-from tests.helpers.runs import tiny_experiment, tiny_teacher
+from tests.helpers.runs import tiny_experiment, tiny_teacher, untracked
 
 HERE = Path("store")
 
@@ -169,11 +169,7 @@ def test_a_run_is_rebuilt_from_its_record(tmp_path):
 
 
 def test_half_a_line_of_the_starts_counts_for_nothing(tmp_path):
-    experiment = tiny_experiment(HERE, tmp_path)
-    run = Run(
-        folder=tmp_path, experiment=experiment, identity=identity(experiment).values(), tracking_uri="",
-        mlflow_experiment="", mlflow_run="",
-    )  # fmt: skip
+    run = untracked(tiny_experiment(HERE, tmp_path), tmp_path)
     assert run.starts == []
     run.note_start(0, ["a"])
     with (tmp_path / STARTS).open("a") as file:

@@ -162,23 +162,26 @@ def queries(exported: SimpleNamespace) -> tuple[list[bytes], np.ndarray]:
     return rows, expected(state, meta.config, pixels)
 
 
-def test_mlflow_serves_the_program(exported: SimpleNamespace):
-    if exported.config is not STRONG:
-        assert not (exported.files / "descriptors_mlflow").exists()
-        return
+def test_mlflow_is_asked_for(exported: SimpleNamespace):
+    assert (exported.files / "descriptors_mlflow").exists() == (exported.config is STRONG)
+
+
+@pytest.mark.parametrize("exported", ["strong"], indirect=True)
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_mlflow_loads_the_program(exported: SimpleNamespace, half: bool):
     rows, ours = queries(exported)
-    model = mlflow.pyfunc.load_model(str(exported.files / "descriptors_mlflow"))
-    agree(model.predict(pd.DataFrame({"image": rows})), ours, half=False)
+    model = mlflow.pyfunc.load_model(str(exported.files / f"descriptors{'_float16' if half else ''}_mlflow"))
+    agree(model.predict(pd.DataFrame({"image": rows})), ours, half)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("exported", ["strong"], indirect=True)
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-def test_mlflow_serves_the_program_over_http(exported: SimpleNamespace, tmp_path: Path, half: bool):
+def test_mlflow_serves_the_program_over_http(exported: SimpleNamespace, tmp_path: Path):
+    """By the same predict, whose answer is float32 in either precision."""
     rows, ours = queries(exported)
-    folder = exported.files / f"descriptors{'_float16' if half else ''}_mlflow"
-    with served(str(folder), tmp_path) as describe:
-        agree(describe(rows), ours, half)
+    with served(str(exported.files / "descriptors_float16_mlflow"), tmp_path) as describe:
+        agree(describe(rows), ours, half=True)
 
 
 def test_evaluation_of_a_file_has_the_checkpoints_figures(exported: SimpleNamespace, tmp_path: Path):

@@ -190,6 +190,7 @@ def test_a_store_that_is_not_there_is_named_with_the_remedy(s3, location, words)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_mlflow_keeps_artifacts_on_s3_for_clients_that_know_only_http(s3, tmp_path, free_port, monkeypatch):
     uri = f"http://127.0.0.1:{free_port}"
     command = [

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from dgnet_platform.runs.checkpoint import checkpoints
-from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.journal import JOURNAL
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.search import prefixes as prefix
 from dgnet_platform.search.prefixes import PrefixError, collect, key_of, link_prefix
 from dgnet_platform.storage import files as disk
 from tests.helpers.prefixes import prefixes_in
-from tests.helpers.runs import lines, same, tensors
+from tests.helpers.runs import lines, same, tensors, untracked
 
 
 @pytest.fixture
@@ -26,12 +25,7 @@ def prefixes(people_store, tmp_path, one_thread, monkeypatch):
 
 
 def trial_run(ensure, folder: Path) -> Run:
-    folder.mkdir(exist_ok=True)
-    identity = identity_of(ensure.experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
-    return Run(
-        folder=folder, experiment=ensure.experiment, identity=identity.values(), teacher=str(ensure.teacher),
-        tracking_uri="", mlflow_experiment="", mlflow_run="",
-    )  # fmt: skip
+    return untracked(ensure.experiment, folder, teacher=str(ensure.teacher))
 
 
 def test_a_prefix_is_trained_once_extended_and_the_same_as_a_run_of_its_own(prefixes, tmp_path):

@@ -17,6 +17,7 @@ from tests.helpers.servers import answers, stop, wait_for
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -12,14 +12,12 @@ from dgnet_core.learning.config import MethodConfig
 from dgnet_core.methods import METHODS, Method
 from dgnet_platform.data.images import ImageSet
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.experiment import identity_of
-from dgnet_platform.runs.run import Run
 from dgnet_platform.training import worker
 from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.loop import run_loop
 from tests.helpers.accelerator import DEVICE, There, accelerator, fetched
 from tests.helpers.generators import LENGTH, tiny_method, upright
-from tests.helpers.runs import lines, same, tiny_experiment
+from tests.helpers.runs import lines, same, tiny_experiment, untracked
 from tests.helpers.tiny import tiny_config, tiny_pictures, tiny_teacher
 
 CPU = torch.device("cpu")
@@ -75,17 +73,7 @@ def test_a_run_on_an_accelerator_validates_saves_and_resumes(
     people_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ):
     experiment = tiny_experiment(people_store, tmp_path)
-    identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
-    run = Run(
-        folder=tmp_path / "run",
-        experiment=experiment,
-        identity=identity.values(),
-        teacher="here",
-        tracking_uri="",
-        mlflow_experiment="",
-        mlflow_run="",
-    )
-    run.folder.mkdir()
+    run = untracked(experiment, tmp_path / "run", teacher="here")
     for until in (6, None):
         with accelerator():
             teacher = tiny_teacher(experiment.model).to(DEVICE)

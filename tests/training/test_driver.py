@@ -22,7 +22,7 @@ from dgnet_platform.data.store import Store
 from dgnet_platform.evaluation.results import read
 from dgnet_platform.runs import checkpoint
 from dgnet_platform.runs.checkpoint import load_networks
-from dgnet_platform.tracking.shipping import _Models, ship
+from dgnet_platform.tracking.shipping import Shipper, _Models, ship
 from dgnet_platform.training.driver import train
 from tests.helpers.runs import QUIET, history, lines, tiny_experiment
 from tests.helpers.servers import served
@@ -189,6 +189,7 @@ def test_the_model_is_registered_once(finished, client, people_store):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a fresh process loads the model above
 def test_the_registered_model_is_served_over_http(finished, people_store, tmp_path):
     rows = next(iter(Store.open(people_store).row_groups("query")))["image"].to_pylist()[:3]
     mlflow.set_tracking_uri(finished.run.tracking_uri)
@@ -203,7 +204,12 @@ def test_shipping_again_sends_nothing_twice(finished, client):
 
 
 def test_once_is_enough(finished, people_store, tmp_path, monkeypatch):
-    """A command opens its store once, reads each file once to hash it, and loads the teacher once to train with it."""
+    """A command opens its store once, reads each file once to hash it, and loads the teacher once to train with it.
+
+    The process that ships a run's journal ships the next one's too.
+    """
+    shipper = Shipper._idle
+    assert shipper is not None
     hashed, loaded, opened = Counter(), Counter(), Counter()
 
     def digest(file, name, hash_it=checkpoint.hashlib.file_digest):
@@ -227,6 +233,7 @@ def test_once_is_enough(finished, people_store, tmp_path, monkeypatch):
     experiment = tiny_experiment(people_store, tmp_path, teacher=finished.run.teacher)
     done = train(experiment, console=QUIET)
     assert done.outcome.ending == "finished"
+    assert Shipper._idle is shipper
     assert len(hashed) == 5  # the teacher, and each of the run's four checkpoints
     assert set(hashed.values()) == {1}
     assert (

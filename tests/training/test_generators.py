@@ -22,7 +22,7 @@ from dgnet_platform.data.poses import FILE, KeyPoints, PoseError
 from dgnet_platform.data.store import Store
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.experiment import AnyExperiment, Experiment, identity_of
+from dgnet_platform.runs.experiment import AnyExperiment, Experiment
 from dgnet_platform.runs.loading import open_trained
 from dgnet_platform.runs.run import Run
 from dgnet_platform.training import learner as learning
@@ -32,7 +32,7 @@ from jobs import train_generator
 from tests.helpers.generators import SMALL, tiny_method
 from tests.helpers.market import packed
 from tests.helpers.market import write_market as write_photographs
-from tests.helpers.runs import PEOPLE, lines, same, tensors
+from tests.helpers.runs import PEOPLE, lines, same, tensors, untracked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 each_generator = pytest.mark.parametrize("name", list(SMALL))
@@ -47,15 +47,6 @@ def experiment_of(name: str, store: Path, storage: Path, **overrides: Any) -> An
     )  # fmt: skip
 
 
-def begin(experiment: AnyExperiment, folder: Path, until: int | None = None) -> Run:
-    identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
-    folder.mkdir(exist_ok=True)
-    return Run(
-        folder=folder, experiment=experiment, identity=identity.values(), tracking_uri="", mlflow_experiment="",
-        mlflow_run="", until=until,
-    )  # fmt: skip
-
-
 def train(run: Run) -> None:
     """As a newly started worker would."""
     rank, validator = worker.build_rank(run, torch.device("cpu"))
@@ -65,9 +56,9 @@ def train(run: Run) -> None:
 
 @each_generator
 def test_a_run_that_is_stopped_in_each_stage_ends_with_the_same_bits(name, people_store, tmp_path):
-    whole = begin(experiment_of(name, people_store, tmp_path), tmp_path / "whole")
+    whole = untracked(experiment_of(name, people_store, tmp_path), tmp_path / "whole")
     train(whole)
-    parts = begin(whole.experiment, tmp_path / "parts")
+    parts = untracked(whole.experiment, tmp_path / "parts")
     for until in (3, 6, None):
         train(replace(parts, until=until))
     assert same(tensors(whole, 9), tensors(parts, 9))
@@ -95,7 +86,7 @@ def test_batches_have_the_joints_of_their_pictures(people_store, tmp_path, monke
         return training_batch(pixels, labels, position, config, joints)
 
     monkeypatch.setattr(learning, "training_batch", watched)
-    run = begin(experiment_of("fdgan", people_store, tmp_path), tmp_path / "run")
+    run = untracked(experiment_of("fdgan", people_store, tmp_path), tmp_path / "run")
     rank, _ = worker.build_rank(run, torch.device("cpu"))
     rank.advance()
     ((pixels, joints),) = given

@@ -14,6 +14,7 @@ from dgnet_platform.runs.run import Run
 from dgnet_platform.search.plan import check_compared
 from dgnet_platform.tracking.shipping import ship
 from dgnet_platform.training.driver import train
+from jobs.train_market import main as train_market
 from tests.helpers.market import noise
 from tests.helpers.runs import QUIET, by_command_line, history, job, lines, same, tensors, tiny_experiment
 from tests.helpers.servers import TrackingServer, wait_for
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow, its database and it
 
 
 @pytest.mark.slow
-def test_a_set_without_query_and_gallery_is_trained_on(tmp_path):
+def test_a_set_without_query_and_gallery_is_trained_on(tmp_path, capsys, monkeypatch):
     """Own data of one camera: nothing can be evaluated, which is said, and pictures are drawn all the same."""
     for person in range(1, 8):
         for number in range(3):
@@ -38,11 +39,10 @@ def test_a_set_without_query_and_gallery_is_trained_on(tmp_path):
         baseline=replace(experiment.baseline, num_classes=7),
     )
     options = by_command_line(experiment, tmp_path / "experiment.yaml")
+    monkeypatch.setenv("COLUMNS", "300")
     for _ in range(2):  # done, and found to be done
-        process = job("train_market.py", *options)
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
-        assert f"Not evaluated: {store} has no query and gallery" in output
+        assert train_market(options) == 0
+        assert f"Not evaluated: {store} has no query and gallery" in capsys.readouterr().out
     run = Run.read(next(tmp_path.glob("folder-dgnet-*")))
     assert not run.evaluated_at_end
     assert (run.folder / "pictures" / "swaps" / "00000012.png").exists()
@@ -61,7 +61,7 @@ def test_a_set_without_query_and_gallery_is_trained_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_driver_continues_bit_for_bit(finished, people_store, tmp_path):
+def test_a_killed_driver_continues_bit_for_bit(finished, people_store, tmp_path, capsys):
     experiment = replace(
         tiny_experiment(people_store, tmp_path), teacher=finished.run.teacher, checkpoint_every=2, name="killed"
     )
@@ -74,9 +74,8 @@ def test_a_killed_driver_continues_bit_for_bit(finished, people_store, tmp_path)
     assert not (tmp_path / "killed" / "checkpoint_00000012").exists()
     killed = Run.read(tmp_path / "killed")
 
-    process = job("train_market.py", *options)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    assert train_market(options) == 0
+    output = capsys.readouterr().out
     assert "both, beta 0.5" in output
     assert "mlflow ui" in output
     assert same(tensors(finished.run, 12), tensors(killed, 12))
@@ -109,6 +108,7 @@ def test_sigterm_saves_and_says_so(finished, people_store, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_is_away_stops_nothing_and_loses_nothing(finished, people_store, tmp_path, free_port):
     server = TrackingServer(tmp_path, free_port)
     server.start()

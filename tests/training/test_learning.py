@@ -30,7 +30,7 @@ from dgnet_platform.training.driver import train
 from dgnet_platform.training.validation import Validator
 from tests.helpers.runs import QUIET, lines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
 ITERATIONS = 240
 
 
@@ -107,7 +107,6 @@ def gray(experiment: AnyExperiment, store: Path) -> dict[str, float]:
     return validator(state).metrics
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", ["pg2gan", "pngan", "fdgan"])
 def test_conditional_generators_learn(name: GeneratorName, store: Path, tmp_path: Path):
     """Runs of 200 iterations come nearer to the true swaps than gray is, in each of two seeds."""
@@ -121,7 +120,6 @@ def test_conditional_generators_learn(name: GeneratorName, store: Path, tmp_path
         assert min(metrics["test/swap/L1"] for metrics in curve) < 0.93 * nothing["test/swap/L1"]
 
 
-@pytest.mark.long
 def test_lsgan_learns(store: Path, tmp_path: Path):
     """By a teacher's Frechet distance, people of 200 iterations are nearer to real ones than gray, in two seeds."""
     size = SIZES["laptop"]

@@ -13,14 +13,13 @@ import torch
 from dgnet_core.teacher.networks import Teacher
 from dgnet_platform.errors import ExperimentError
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.experiment import identity_of
 from dgnet_platform.runs.run import Outcome, Run
 from dgnet_platform.training import worker
 from dgnet_platform.training.learner import Learner
 from dgnet_platform.training.loop import run_loop
 from dgnet_platform.training.validation import read_queries
 from dgnet_platform.training.worker import build_rank
-from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher
+from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher, untracked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,18 +49,7 @@ def _start(
     experiment = experiment or tiny_experiment(store, tmp_path)
     if experiment.data != str(store):
         experiment = replace(experiment, data=str(store))
-    folder = tmp_path / name
-    folder.mkdir(exist_ok=True)
-    identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
-    run = Run(
-        folder=folder,
-        experiment=experiment,
-        identity=identity.values(),
-        tracking_uri="",
-        mlflow_experiment="",
-        mlflow_run="",
-        until=until,
-    )
+    run = untracked(experiment, tmp_path / name, until=until)
     with torch.random.fork_rng():
         torch.manual_seed(5)
         teacher = Teacher(experiment.model.network, experiment.model.num_classes)

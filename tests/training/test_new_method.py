@@ -16,7 +16,7 @@ from dgnet_platform.runs.experiment import Experiment, identity_of
 from dgnet_platform.runs.run import Run
 from dgnet_platform.training import loop
 from dgnet_platform.training.worker import build_rank
-from tests.helpers.runs import CLASSES, ROOT, lines
+from tests.helpers.runs import CLASSES, ROOT, lines, untracked
 
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 
@@ -48,11 +48,7 @@ def test_the_loop_trains_the_pages_method(autoencoder, people_store, tmp_path, m
     identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
     assert identity.name.startswith("people-autoencoder-")
     folder = tmp_path / "run"
-    folder.mkdir()
-    Run(
-        folder=folder, experiment=experiment, identity=identity.values(), tracking_uri="", mlflow_experiment="",
-        mlflow_run="",
-    ).save()  # fmt: skip
+    untracked(experiment, folder).save()
     run = Run.read(folder)
     assert run.experiment == experiment
     monkeypatch.setattr(loop.ray.train, "get_preemption_info", lambda: None)

@@ -99,6 +99,7 @@ def rank_0(folder: Path) -> psutil.Process:
     raise AssertionError("no worker ships the journal")
 
 
+@pytest.mark.long  # parts are refused by the same words: tests/compute/test_parts.py
 def test_more_workers_than_there_is_room_for_are_refused(experiment, storage):
     model = replace(experiment.model, batch_size=256)
     crowded = replace(experiment, name="crowded", workers="128", model=model)

@@ -14,14 +14,14 @@ from dgnet_platform.data.poses import KeyPoints
 from dgnet_platform.data.rarity import facing, rarity
 from dgnet_platform.data.store import Store
 from dgnet_platform.runs import checkpoint
-from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment, identity_of
+from dgnet_platform.runs.experiment import AnyExperiment, DGNetExperiment
 from dgnet_platform.runs.loading import keypoints_of, load_teacher
 from dgnet_platform.runs.run import Run
 from dgnet_platform.training import worker
 from dgnet_platform.training.loop import run_loop
 from dgnet_platform.training.plan import checkpoint_bytes
 from dgnet_platform.training.worker import build_rank
-from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher
+from tests.helpers.runs import lines, same, tensors, tiny_experiment, tiny_teacher, untracked
 from tests.helpers.strong import METRIC
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,12 +45,7 @@ class CrashError(RuntimeError):
 
 def trained(experiment: AnyExperiment, folder: Path, patch: pytest.MonkeyPatch, crash_at: int | None = None) -> Run:
     """A run up to its end, or its crash, going on from where it crashed."""
-    folder.mkdir(exist_ok=True)
-    identity = identity_of(experiment, dataset="people", fingerprint="f", teacher=None, origin=None)
-    run = Run(
-        folder=folder, experiment=experiment, identity=identity.values(), tracking_uri="", mlflow_experiment="",
-        mlflow_run="", teacher="here",
-    )  # fmt: skip
+    run = untracked(experiment, folder, teacher="here")
     with torch.random.fork_rng():
         torch.manual_seed(5)
         teacher = Teacher(experiment.model.network, experiment.model.num_classes)  # pyright: ignore[reportArgumentType]

@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 class Shipper:
     """The shipping process of a run, as the training process sees it.
 
-    It takes seconds to start, so a process that trains one run after the other keeps it for the next.
+    It takes seconds to start, so a process that trains one run after the other, as a teacher and its student, keeps it.
     """
 
     _idle: ClassVar["Shipper | None"] = None
@@ -77,15 +77,11 @@ class Shipper:
             shipper = cls(process)
         return shipper
 
-    def finish(self, *, keep: bool = False) -> None:
-        """Wait until the journal is shipped, or MLflow has not answered for PATIENCE.
-
-        Args:
-            keep: the process for the next run.
-        """
+    def finish(self) -> None:
+        """Wait until the journal is shipped, or MLflow has not answered for PATIENCE."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        if keep and self._say(OVER) and self._process.stdout.readline():
+        if self._say(OVER) and self._process.stdout.readline():
             Shipper._idle = self
             return
         with suppress(BrokenPipeError):  # a process that died left what it was told unread

@@ -69,7 +69,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
             _evaluate(run, learner, device)
     finally:
         if shipper is not None:
-            shipper.finish(keep=not run.evaluated_at_end)
+            shipper.finish()
     return asdict(outcome)
 
 
