@@ -1,4 +1,4 @@
-"""Training on a real Ray cluster of this machine: two workers, killed in turn, and the driver with them."""
+"""Training on a real Ray cluster of this machine: two workers do as one; killed in turn, and the driver with them."""
 
 import signal
 from dataclasses import replace
@@ -28,10 +28,15 @@ def storage(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def experiment(people_store, storage):
+def alone(people_store, storage) -> Run:
+    """A run of one rank, in this process."""
+    return train(tiny_experiment(people_store, storage), console=QUIET).run
+
+
+@pytest.fixture(scope="module")
+def experiment(alone, people_store, storage):
     """A run on two workers with time to be killed, whose teacher is there."""
-    alone = train(tiny_experiment(people_store, storage), console=QUIET)
-    experiment = tiny_experiment(people_store, storage, workers="2", teacher=alone.run.teacher)
+    experiment = tiny_experiment(people_store, storage, workers="2", teacher=alone.teacher)
     return replace(
         experiment,
         model=replace(experiment.model, iterations=ITERATIONS),
@@ -45,6 +50,23 @@ def options(experiment, storage: Path) -> list[str]:
     return by_command_line(experiment, storage / f"{experiment.name}.yaml")
 
 
+def test_two_workers_compute_what_one_does(alone, people_store, storage):
+    experiment = tiny_experiment(people_store, storage, workers="2", teacher=alone.teacher, name="together")
+    process = job("train_market.py", *options(experiment, storage))
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    together = Run.read(storage / "together")
+    one, two = (lines(run.folder)[0]["metrics"] for run in (alone, together))  # later rounding in float32 grows
+    for name in one:
+        if name.startswith(("loss/", "gradient/")):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+    client = MlflowClient(together.tracking_uri)
+    assert history(client, together, "iteration") == [(t, float(t)) for t in range(1, 13)]
+    tags = client.get_run(together.mlflow_run).data.tags
+    assert (tags["dgnet.workers"], tags["dgnet.images_a_rank"]) == ("2", "4")
+
+
+@pytest.mark.long  # ranks that crash resume bit for bit in test_loop.py, a killed driver in test_interruptions.py
 def test_two_workers_survive_kills_bit_for_bit(experiment, storage):
     process = job("train_market.py", *options(replace(experiment, name="whole"), storage))
     output, _ = process.communicate()
@@ -77,16 +99,6 @@ def test_two_workers_survive_kills_bit_for_bit(experiment, storage):
     client = MlflowClient(killed.tracking_uri)
     assert [step for step, _ in history(client, killed, "iteration")] == list(range(1, ITERATIONS + 1))
     assert history(client, killed, "loss/L_img1") == history(client, whole, "loss/L_img1")
-
-    # One rank with the whole batch says the same, to rounding in float32.
-    alone = replace(experiment, workers="0", name="alone")
-    alone = train(replace(alone, model=replace(alone.model, iterations=1)), console=QUIET).run
-    one, two = lines(alone.folder)[0]["metrics"], lines(whole.folder)[0]["metrics"]
-    for name in one:
-        if name.startswith(("loss/", "gradient/")):
-            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
-    tags = client.get_run(killed.mlflow_run).data.tags
-    assert (tags["dgnet.workers"], tags["dgnet.images_a_rank"]) == ("2", "4")
 
 
 def rank_0(folder: Path) -> psutil.Process:
