@@ -49,6 +49,7 @@ def small_config(num_classes: int) -> DGNetConfig:
     network = replace(
         config.network, height=32, width=16, aspp_dilations=(1, 1, 2), appearance_width=4, bottleneck=8,
         structure_width=4, adain_width=8, discriminator_width=4,
+        adain_start="release",  # so that appearances show before anything is learned
     )  # fmt: skip
     return replace(config, network=network, trunk_from_teacher=False)
 
