@@ -1,7 +1,6 @@
 """DG-Net's networks: appearance encoder, structure encoder, decoder, discriminator (paper, section 3.1)."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +148,8 @@ class Decoder(nn.Module):
         if config.adain_start == "identity":
             for start, networks in ((1.0, self.scales), (0.0, self.biases)):
                 for network in networks:
-                    last = cast(nn.Linear, cast(nn.Sequential, network)[-1])
+                    *_, last = network.children()
+                    assert isinstance(last, nn.Linear)
                     nn.init.constant_(last.bias, start)
                     last.weight.data.mul_(0.1)
 
