@@ -382,6 +382,13 @@ def test_plain_scenery_changes_what_is_around_people_alone(people):
             steps = np.hypot(gray[1:, 1:] - gray[:-1, 1:], gray[1:, 1:] - gray[1:, :-1])
             edges[drawn.scenery].append(steps[around].mean())
     assert np.mean(edges["plain"]) < 0.7 * np.mean(edges["busy"])
+    by_dusk = People(people.seed, scenery="dusk")
+    assert all(
+        replace(by_dusk.camera(shot), scenery="plain", gain=0, cast=(), noise=0)
+        == replace(plain.camera(shot), gain=0, cast=(), noise=0)
+        for shot in shots
+    )
+    assert by_dusk.picture(*shots[0]).mean() < 0.85 * plain.picture(*shots[0]).mean()
     with pytest.raises(ValueError, match="scenery is 'empty'"):
         People(0, scenery="empty")  # pyright: ignore[reportArgumentType]
 

@@ -49,6 +49,7 @@ def with_start(start: int):
     ("values", "message"),
     [
         ({"kind": "asha"}, "stopping.kind = 'asha': choose one of halving, none"),
+        ({"by": "mAP"}, "stopping.by = 'mAP': choose one of gain, metric"),
         ({"rungs": 0}, "stopping.rungs = 0: at least 1"),
         ({"eta": 1}, "stopping.eta = 1: at least 2"),
         ({"first": 0.0}, "stopping.first = 0.0: at least 0.1, earlier nothing is learned yet of what trials differ in"),
@@ -357,6 +358,9 @@ def test_the_best_start_is_kept_that_raw_figures_would_stop(tmp_path):
     reason = replace(judges[1], trial=2)(40, {METRIC: 0.184})
     assert reason == "gain of +0.40 points of val/best/mAP over no feeding at iteration 40, rung 1 of 1"
     assert judges[1](41, {METRIC: 0.0}) == ""  # no rung
+    raw = [replace(judge, control=None, book=tmp_path / "raw.jsonl") for judge in judges]
+    assert raw[0](200, {METRIC: 0.235}) == ""
+    assert raw[1](40, {METRIC: 0.20}) == "20.00 points of val/best/mAP at iteration 40, rung 1 of 1"
 
 
 def test_none_is_compared_across_a_milestone(tmp_path):

@@ -198,7 +198,7 @@ def _siblings_cost(options: TuneMarket, base: DGNetExperiment, planned: SharingP
         return f"{shared.steps_with:,} iterations, {share}; --seconds-before and --seconds-after give hours"
 
     last = base.model.iterations
-    if options.stopping.kind != "none":
+    if options.stopping.needs_control:
         alone = plan_sharing([base.model], [last], costs)
         lines.append(f"The control, by which trials are judged: at most {told(alone)}.")
     if options.confirm:

@@ -23,9 +23,11 @@ class PrepareConfig:
     source: Path | None = None
     """Folder or .zip of the data set as it was downloaded; none for `people`, which are then drawn."""
     size: DrawnSize | None = None
-    """How many people to draw: `tiny` in seconds, `laptop` by default, `market` as many as Market-1501."""
+    """How many people to draw: `tiny` in seconds, `laptop` by default, `dusk` as many with fewer pictures,
+    `market` as many as Market-1501."""
     scenery: Scenery | None = None
-    """What is around drawn people: `busy` streets, or `plain` and out of focus; by default plain for `laptop` only."""
+    """What is around drawn people: `busy` streets, `plain` and out of focus, or that at `dusk`, in dark and
+    coloured light; by default plain for `laptop` and busy for `market`."""
     seed: int | None = None
     """Draws other people; 0 is the default."""
     keypoints: Path | None = None

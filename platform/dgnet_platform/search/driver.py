@@ -191,8 +191,8 @@ class TrialFeed(Searcher):
         if sibling == self._search.plan.control and progress.ending not in ("finished", "stopped"):
             raise TrainingError(
                 f"{sibling.name}, which never feeds generated pictures back, failed: {progress.reason or 'it died'}\n"
-                "Trials are compared with it: the same command resumes once that is mended; with --stopping.kind none"
-                " none is needed"
+                "Trials are compared with it: the same command resumes once that is mended; with --stopping.by"
+                " metric none is needed"
             )
 
     def _give_up_on(self, number: int) -> None:

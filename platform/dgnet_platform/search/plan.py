@@ -59,8 +59,8 @@ class SearchPlan:
     @property
     def control(self) -> Sibling | None:
         """The run that trials are judged by: the base's, whose re-id heads never see a generated picture. Until its
-        warm-up start it is what trials share, and then the ablation's baseline. None: no trial is judged."""
-        if self.config.stopping.kind == "none":
+        warm-up start it is what trials share, and then the ablation's baseline. None: no trial is judged by it."""
+        if not self.config.stopping.needs_control:
             return None
         model = self.base.model
         return Sibling(name="control", model=replace(model, recipe=replace(model.recipe, online_feeding=False)))

@@ -16,6 +16,7 @@ from dgnet_platform.runs.journal import Tail
 from dgnet_platform.storage.files import lock, naming
 
 Kind = Literal["halving", "none"]
+Clock = Literal["gain", "metric"]
 LEAST_FIRST = 0.1
 """The smallest share of what is left after the ramp at which a trial may be judged."""
 WAIT = 1.0
@@ -29,6 +30,9 @@ class StoppingRule:
     kind: Kind = "halving"
     """halving: the best 1/eta of those that have come so far, of these at the next rung the best 1/eta, and so on;
     none: all."""
+    by: Clock = "gain"
+    """What trials are compared by at a rung. gain: over a control that never feeds generated pictures back, at the same
+    iteration; metric: mAP itself, as is usual, which favours late warm-up starts."""
     rungs: int = 2
     """How often a trial is judged."""
     eta: int = 3
@@ -40,6 +44,8 @@ class StoppingRule:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"stopping.kind = {self.kind!r}: choose one of {', '.join(get_args(Kind))}")
+        if self.by not in get_args(Clock):
+            raise ValueError(f"stopping.by = {self.by!r}: choose one of {', '.join(get_args(Clock))}")
         if self.rungs < 1:
             raise ValueError(f"stopping.rungs = {self.rungs}: at least 1; kind = 'none' never stops a trial early")
         if self.eta < 2:
@@ -56,6 +62,11 @@ class StoppingRule:
                 f" at {last:g} of what is left after the ramp, beyond the end: use less than"
                 f" {1 / self.eta ** (self.rungs - 1):.4g}, or fewer rungs"
             )
+
+    @property
+    def needs_control(self) -> bool:
+        """Whether trials are compared with a run beside them."""
+        return self.kind != "none" and self.by == "gain"
 
 
 def distances(remaining: int, stopping: StoppingRule, every: int = 1) -> tuple[int, ...]:
@@ -238,13 +249,13 @@ class RungJudge:
 
     It is judged by its gain over the control, a run that never feeds generated pictures back, at the same iteration:
     how long each has trained on real pictures then has no say. Up to its warm-up start the trial is the control, bit
-    for bit, so that the gain has little noise.
+    for bit, so that the gain has little noise. Without a control it is judged by the figure itself.
     """
 
     book: Path
     """The file with all trials' figures and the verdicts on them."""
-    control: Path
-    """Folder of the control, which is evaluated at all rungs; it may be under way."""
+    control: Path | None
+    """Folder of the control, which is evaluated at all rungs; it may be under way. None: there is none."""
     stop_file: Path
     """Ends the wait for the control."""
     trial: int
@@ -262,20 +273,21 @@ class RungJudge:
         """Why the trial has to stop at an iteration, or nothing; None: it was asked to stop and is not judged yet."""
         if iteration not in self.rungs:
             return ""
-        control = self._control_at(iteration)
-        if control is None:
-            return None
-        rung, gain = self.rungs.index(iteration), metrics[self.metric] - control
-        if Verdicts(self.book).judge(self.trial, rung, gain, self.rule, self.rates):
+        rung, value = self.rungs.index(iteration), metrics[self.metric]
+        told = f"{100 * value:.2f} points of {self.metric}"
+        if self.control is not None:
+            control = self._figure_of(self.control, iteration)
+            if control is None:
+                return None
+            value -= control
+            told = f"gain of {100 * value:+.2f} points of {self.metric} over no feeding"
+        if Verdicts(self.book).judge(self.trial, rung, value, self.rule, self.rates):
             return ""
-        return (
-            f"gain of {100 * gain:+.2f} points of {self.metric} over no feeding at iteration {iteration},"
-            f" rung {rung + 1} of {len(self.rungs)}"
-        )
+        return f"{told} at iteration {iteration}, rung {rung + 1} of {len(self.rungs)}"
 
-    def _control_at(self, iteration: int) -> float | None:
+    def _figure_of(self, control: Path, iteration: int) -> float | None:
         """The control's figure at an iteration, once it is there; None: asked to stop before."""
-        tail = Tail(self.control, after=iteration - 1)
+        tail = Tail(control, after=iteration - 1)
         while True:
             for entry in tail.read():
                 if entry.iteration == iteration and self.metric in entry.metrics:

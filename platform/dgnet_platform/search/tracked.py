@@ -75,7 +75,8 @@ class TrackedSearch:
         if trial.state == TrialState.COMPLETE:
             self._close(folder, "FINISHED", "", {"objective": trial.values[0]})
         elif trial.state == TrialState.PRUNED:
-            gain = {} if last is None else {"gain": trial.intermediate_values[last]}
+            judged = last is not None and self._plan.config.stopping.needs_control
+            gain = {"gain": trial.intermediate_values[last]} if judged else {}
             self._close(folder, "KILLED", f"stopped early: {reason}", gain)
         else:
             self._close(folder, "FAILED", reason)

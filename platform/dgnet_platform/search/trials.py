@@ -135,12 +135,12 @@ class Trials:
     def judge(self, number: int) -> RungJudge | None:
         """What stops a trial early; None: nothing does."""
         plan, experiment = self.plan, self.experiment(number)
-        rungs = experiment.evaluate_also
-        if plan.control is None:
+        rungs, control = experiment.evaluate_also, plan.control
+        if plan.config.stopping.kind == "none":
             return None
         return RungJudge(
             book=plan.folder / VERDICTS,
-            control=plan.sibling_folder(plan.control),
+            control=plan.sibling_folder(control) if control else None,
             stop_file=plan.stop_file,
             trial=number,
             rungs=rungs,

@@ -192,7 +192,7 @@ def _mount(seed: int, number: int, scenery: Scenery) -> Camera:
     x, y, z = 0.8 * math.sin(aim), -float(rng.uniform(0.5, 0.8)), 0.55
     far = math.hypot(x, y, z)
     red, green, blue = rng.normal(1, 0.035, 3)
-    return Camera(
+    mount = Camera(
         place=(seed, number),
         scenery=scenery,
         left=0.0,
@@ -213,6 +213,15 @@ def _mount(seed: int, number: int, scenery: Scenery) -> Camera:
         occluder_x=0.0,
         passer=None,
         quality=int(rng.integers(78, 93)),
+    )
+    if scenery != "dusk":
+        return mount
+    red, green, blue = np.clip(rng.normal(1, 0.1, 3), 0.75, 1.25)
+    return replace(
+        mount,
+        gain=mount.gain * float(rng.uniform(0.45, 0.85)),
+        cast=(float(red), float(green), float(blue)),
+        noise=mount.noise + float(rng.uniform(2, 6)),
     )
 
 
@@ -314,7 +323,7 @@ class People:
         rng = self._rng(_SHOT, identity, number, frame, 1)
         occluder = _pick(rng, _OCCLUDERS)
         crowded = occluder == "none" and rng.random() < 0.1
-        if self.scenery == "plain":
+        if self.scenery != "busy":
             occluder, crowded = "none", False
         red, green, blue = np.array(mount.cast) * rng.normal(1, 0.012, 3)
         return replace(

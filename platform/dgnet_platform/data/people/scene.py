@@ -214,7 +214,7 @@ def _leafy(rng, height: int, width: int, colour: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=32)
 def backdrop(seed: int, number: int, scenery: Scenery) -> Image.Image:
     """The backdrop of camera `number` (1, 2, ...): RGB, 12 m wide and 4.4 m high at 96 pixels a metre."""
-    if scenery == "plain":
+    if scenery != "busy":
         blurred = backdrop(seed, number, "busy").filter(ImageFilter.GaussianBlur(0.4 * _PPM))
         return ImageEnhance.Color(blurred).enhance(0.4)
     rng = np.random.default_rng((seed, 101, number))

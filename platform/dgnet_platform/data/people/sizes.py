@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-DrawnSize = Literal["tiny", "laptop", "market"]
-Scenery = Literal["busy", "plain"]
-"""Streets as they are, or out of focus and nearly without colour, with one person to a picture and nothing in front."""
+DrawnSize = Literal["tiny", "laptop", "dusk", "market"]
+Scenery = Literal["busy", "plain", "dusk"]
+"""Streets as they are; out of focus and nearly without colour, with one person to a picture and nothing in front; or the
+latter by dark and coloured light, which differs from camera to camera."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,15 @@ SIZES: dict[DrawnSize, Size] = {
         train=1_536, queries=720, gallery=1_440, distractors=240, junk=120, hand_drawn=2,
         validation_identities=107, validation=856, scenery="plain",
     ),
+    "dusk": Size(
+        train_identities=96, test_identities=240, cameras=8,
+        train=800, queries=720, gallery=1_440, distractors=240, junk=120, hand_drawn=2,
+        validation_identities=107, validation=856, scenery="dusk",
+    ),
     "market": Size(
         train_identities=751, test_identities=750, cameras=6,
         train=12_936, queries=3_368, gallery=13_115, distractors=2_798, junk=3_819, hand_drawn=4,
     ),
 }  # fmt: skip
-"""`market` has Market-1501's own counts: 12,936 training pictures, 3,368 queries, a gallery of 19,732."""
+"""`dusk` is to `laptop` as DukeMTMC-reID is to Market-1501: other cameras, harder light, fewer pictures of each person.
+`market` has Market-1501's own counts: 12,936 training pictures, 3,368 queries, a gallery of 19,732."""

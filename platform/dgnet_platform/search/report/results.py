@@ -129,7 +129,7 @@ class Results:
             objective=trial.values[0] if trial.state == TrialState.COMPLETE else seen.figures.get(METRIC),
             second=seen.figures.get(SECOND.get(plan.config.second, "")),
             is_preset=is_base(trial),
-            gain=judged[max(judged)] if judged else None,
+            gain=judged[max(judged)] if judged and plan.config.stopping.needs_control else None,
             by_beta={float(k.removeprefix(marker)): v for k, v in seen.figures.items() if k.startswith(marker)},
         )
 
