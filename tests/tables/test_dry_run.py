@@ -28,3 +28,29 @@ def test_a_dry_run_plans_each_run_once_and_changes_nothing(people_store: Path, t
     assert "4 teachers and baselines would be trained too: 24 iterations" in shown
     assert shown.count("not started") == 22
     assert not storage.exists()
+
+
+def test_settings_that_a_search_has_found_are_rows_beside_the_preset(people_store: Path, tmp_path: Path, capsys):
+    found, base = tmp_path / "best.yaml", tmp_path / "base.yaml"
+    found.write_text("model: {beta: 0.3, loss: {alpha: 0.4}}\n")
+    values = to_dict(tiny_experiment(people_store, tmp_path))
+    base.write_text(yaml.safe_dump({name: values[name] for name in values if name not in ("data", "storage")}))
+
+    def told(*arguments: str, status: int) -> str:
+        assert main([
+            "--data", str(people_store), "--storage", str(tmp_path / "runs"), "--config", str(base), "--seeds", "2",
+            "--dry-run", *arguments,
+        ]) == status  # fmt: skip
+        shown = capsys.readouterr()
+        return " ".join((shown.out + shown.err).split())
+
+    table = ("--tables", "settings", "--settings", str(found))
+    assert "0 of 6 runs are finished" in told(*table, status=0)  # of each seed: the teacher, the preset's and the file's
+    for half in (table[:2], table[2:]):
+        with pytest.raises(SystemExit):
+            main(half)
+        assert "go together" in capsys.readouterr().err
+    found.write_text("model: {loss: {alhpa: 0.4}}\n")
+    assert f"--settings {found}: " in told(*table, status=2)
+    found.write_text("model: {iterations: 7}\n")
+    assert "has model.iterations: 7, but runs have" in told(*table, status=2)

@@ -146,10 +146,12 @@ def check_tables(options: PaperTables) -> None:
     """Refuse settings and stores by which there are no tables.
 
     Raises:
-        ExperimentError: --iterations is too small, or the file of --config is no configuration.
+        ExperimentError: --iterations is too small, or the file of --config or --settings is no configuration.
         StoreError: --data or one of --stores is no store.
     """
-    table_base(options, options.data, hold_out=False)
+    base = table_base(options, options.data, hold_out=False)
+    for path in options.settings:
+        with_settings(path, base)
     open_stores(*options.stores)
 
 
@@ -293,11 +295,30 @@ def _with_file(options: DefaultsFrom, default: Kind) -> Kind:
         if given is not None and fixed not in (None, getattr(default.model, name)):
             asked = f"--{option.replace('_', '-')} {given:g}"
             raise ExperimentError(f"{asked}, but --config {path} has model.{name}: {fixed}: give one of them")
+    return _with_values("--config", path, values, default)
+
+
+def with_settings(path: Path, experiment: DGNetExperiment) -> DGNetExperiment:
+    """An experiment with the settings of a file in place of its own, at its own length.
+
+    Raises:
+        ExperimentError: it is no YAML file, or has settings that do not exist, or another length.
+    """
+    changed = _with_values("--settings", path, _read_yaml("--settings", path, "settings with values"), experiment)
+    if changed.model.iterations != experiment.model.iterations:
+        raise ExperimentError(
+            f"--settings {path} has model.iterations: {changed.model.iterations}, but runs have"
+            f" {experiment.model.iterations:,}: pass --iterations {changed.model.iterations}"
+        )
+    return changed
+
+
+def _with_values(option: str, path: Path, values: Mapping[str, Any], default: Kind) -> Kind:
     try:
         kind: Any = type(default)
         return from_dict(kind[type(default.model)], _merged(to_dict(default), values))
     except ValueError as error:
-        raise ExperimentError(f"--config {path}: {error}") from None
+        raise ExperimentError(f"{option} {path}: {error}") from None
 
 
 def _merged(values: Mapping[str, Any], over: Any) -> Any:

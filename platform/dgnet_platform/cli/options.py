@@ -178,6 +178,8 @@ class PaperTables(RunsAtOnce, LinearRule, DefaultsFrom, Taught):
     """These rows of them alone, by their labels, and those that they are compared with; none: all."""
     stores: tuple[str, ...] = ()
     """Further stores, folders or URIs, for the table of transfer."""
+    settings: tuple[Path, ...] = ()
+    """For the table of settings: YAML files of what differs from the preset, such as runs/SEARCH/best.yaml."""
     compared: Path = Path("results/compared")
     """With table generators: where jobs/compare_generators.py wrote Table 2 and Figure 3, which the report takes in."""
     partial: bool = False
@@ -192,5 +194,7 @@ class PaperTables(RunsAtOnce, LinearRule, DefaultsFrom, Taught):
         self.check_runs()
         if not self.tables:
             raise ValueError("tables: name one at least")
+        if ("settings" in self.tables) != bool(self.settings):
+            raise ValueError("--tables settings and --settings FILE, such as runs/SEARCH/best.yaml, go together")
         if (self.seconds_before is None) != (self.seconds_after is None):
             raise ValueError("seconds_before and seconds_after: give both or none")

@@ -3,13 +3,14 @@
 import json
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from dgnet_platform.cli.campaigns import train_missing
-from dgnet_platform.cli.experiments import table_base
+from dgnet_platform.cli.experiments import table_base, with_settings
 from dgnet_platform.cli.options import PaperTables
 from dgnet_platform.cli.terminal import DONE, FAILED, STOPPED
 from dgnet_platform.cli.train import announce, drawn_store, with_data
@@ -24,6 +25,7 @@ from dgnet_platform.runs.run import absolute, folder_of, training_alone
 from dgnet_platform.runs.tracking_uri import where_to_look
 from dgnet_platform.storage.serialize import to_dict
 from dgnet_platform.tables.campaign import Campaign, CampaignError
+from dgnet_platform.tables.changes import Change
 from dgnet_platform.tables.plan import TablesPlan, plan_tables
 from dgnet_platform.tables.report import HTML, JSON, grid_of, write_report
 from dgnet_platform.tables.results import TableResult
@@ -51,7 +53,8 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
     locations = [absolute(location) for location in dict.fromkeys([data, *options.stores])]
     stores = {location: Store.open(location) for location in locations}
     posed = KeyPoints.beside(stores[locations[0]])
-    tables = tables_of(options.tables, names_of(stores), posed=posed, only=options.rows)
+    files: dict[str, Change] = {str(path): partial(with_settings, path) for path in options.settings}
+    tables = tables_of(options.tables, names_of(stores), posed=posed, files=files, only=options.rows)
     plan = plan_tables(tables, lambda location, held: table_base(options, location, held), range(options.seeds), stores)
     folder = folder_of(options.storage, options.name or NAME)
     _check_data(folder, plan)

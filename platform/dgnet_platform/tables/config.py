@@ -3,6 +3,7 @@
 from typing import Literal
 
 TableName = Literal[
-    "ablation", "labels", "transfer", "sensitivity", "warmup", "structure", "strong", "generators", "state_of_the_art"
+    "ablation", "labels", "transfer", "sensitivity", "warmup", "structure", "strong", "settings", "generators",
+    "state_of_the_art",
 ]
 """Tables of the paper, and some in its manner."""

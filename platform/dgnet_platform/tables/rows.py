@@ -283,6 +283,16 @@ def strong(*, posed: bool) -> Table:
     )  # fmt: skip
 
 
+def settings(files: Mapping[str, Change]) -> Table:
+    """What settings bring that a search has found, beside the preset's.
+
+    Args:
+        files: what those of a file make of the preset's run, by the file's path.
+    """
+    rows = [Row(label="preset", change=full), *(Row(label=path, change=change) for path, change in files.items())]
+    return Table(name="settings", title="Settings beside the preset's", reference="preset", rows=tuple(rows))
+
+
 OURS: Published = {
     "market1501": (94.8, 86.0), "dukemtmc-reid": (86.6, 74.8), "msmt17": (77.2, 52.3),
 }  # fmt: skip
@@ -296,7 +306,12 @@ TRANSFER: Mapping[tuple[str, str], tuple[float, float]] = {
 
 
 def tables_of(
-    names: tuple[TableName, ...], stores: Mapping[str, str], *, posed: bool, only: tuple[str, ...] = ()
+    names: tuple[TableName, ...],
+    stores: Mapping[str, str],
+    *,
+    posed: bool,
+    files: Mapping[str, Change] | None = None,
+    only: tuple[str, ...] = (),
 ) -> list[Table]:
     """Tables by their names.
 
@@ -304,6 +319,7 @@ def tables_of(
         names: in this order.
         stores: names of data sets by the location of their stores, the first being --data's.
         posed: --data's has key points; rows that need them are left out where it has none.
+        files: as in `settings`.
         only: labels of the rows that are kept, beside each table's reference; none: all. A table that has none of
             them is left out.
 
@@ -320,6 +336,7 @@ def tables_of(
         "generators": generators,
         "state_of_the_art": state_of_the_art,
         "strong": lambda: strong(posed=posed),
+        "settings": lambda: settings(files or {}),
     }
     tables = [makers[name]() for name in dict.fromkeys(names)]
     known = sorted({row.label for table in tables for row in table.rows})
