@@ -3,7 +3,15 @@
 from typing import Literal
 
 TableName = Literal[
-    "ablation", "labels", "transfer", "sensitivity", "warmup", "structure", "strong", "settings", "generators",
+    "ablation",
+    "labels",
+    "transfer",
+    "sensitivity",
+    "warmup",
+    "structure",
+    "strong",
+    "settings",
+    "generators",
     "state_of_the_art",
 ]
 """Tables of the paper, and some in its manner."""

@@ -5,8 +5,8 @@ from typing import Literal
 
 DrawnSize = Literal["tiny", "laptop", "dusk", "market"]
 Scenery = Literal["busy", "plain", "dusk"]
-"""Streets as they are; out of focus and nearly without colour, with one person to a picture and nothing in front; or the
-latter by dark and coloured light, which differs from camera to camera."""
+"""Streets as they are; out of focus and nearly without colour, with one person to a picture and nothing in front; or that
+by dark and coloured light, which differs from camera to camera."""
 
 
 @dataclass(frozen=True, kw_only=True)
