@@ -113,6 +113,9 @@ def main() -> int:
     if arguments.run is not None:
         print(tables(arguments.run))
         return 0
+    if fixed := {option.partition("=")[0] for option in arguments.options} & {"--name", "--data", "--storage"}:
+        print(f"{min(fixed)}: a first run has neither name nor data nor another folder", file=sys.stderr)
+        return 2
     if arguments.out.exists():
         print(f"--out {arguments.out} exists: name a new folder, for a first run finds nothing", file=sys.stderr)
         return 2

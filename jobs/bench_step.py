@@ -259,8 +259,13 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     keep_freed_memory()
-    everywhere = list(VARIANTS) if device.type == "cuda" else ["separate", "eager", "channels_last"]
     config = getattr(presets, arguments.preset)(arguments.classes)
+    plain = not config.recipe.code_teaches_decoder
+    if "separate" in (arguments.variants or ()) and not plain:
+        parser.error(f"--variants separate: the plain way has no preset {arguments.preset}; take paper")
+    everywhere = [*(["separate"] if plain else []), "eager", "channels_last"]
+    if device.type == "cuda":
+        everywhere = [name for name in VARIANTS if plain or name != "separate"]
     if arguments.size:
         height, width = arguments.size
         config = replace(config, network=replace(config.network, height=height, width=width))

@@ -26,9 +26,10 @@ BUSY = "while True: pass"
 
 def step_for(seconds: float) -> dict[str, float]:
     """Train at laptop size for so long; images a second and processor seconds a step."""
-    import torch
-
     import dgnet_platform  # noqa: F401  # sets ours, where no policy is given, before PyTorch is loaded
+
+    import torch  # isort: skip
+
     from dgnet_core.dgnet import config as presets
     from dgnet_core.dgnet.state import TrainState
     from dgnet_core.dgnet.step import train_step

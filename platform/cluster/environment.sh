@@ -7,7 +7,8 @@ esac
 export UV_PYTHON=3.11                 # the same on all nodes: Ray refuses others
 export PIP_BREAK_SYSTEM_PACKAGES=1    # new Debians and Ubuntus otherwise refuse `pip install --user uv`
 unset OMP_NUM_THREADS PYTHONWARNINGS  # `ray up` sets them: one thread for everything
-export GOMP_SPINCOUNT="${GOMP_SPINCOUNT-3000}"  # threads soon sleep at barriers: a node is shared by trials and loaders
+# Threads soon sleep at barriers: a node is shared by trials and loaders. A policy of your own is obeyed.
+[ -n "${OMP_WAIT_POLICY-}" ] || export GOMP_SPINCOUNT="${GOMP_SPINCOUNT-3000}"
 
 export DGNET_STORAGE=/shared/runs     # where jobs keep their runs: a folder that all nodes see
 export DGNET_LOCK=$(sha256sum "$HOME/dgnet/uv.lock" | cut -c1-12)

@@ -41,8 +41,8 @@ class Fake:
     def confirmations(self) -> list[Sibling]:
         return []
 
-    def is_over(self, sibling: Sibling) -> bool:
-        return self.controlled.over
+    def progress_of(self, sibling: Sibling) -> TrialProgress:
+        return self.controlled
 
     def prepare_sibling(self, sibling: Sibling) -> Path:
         return Path(f"/runs/{sibling.name}")
@@ -117,8 +117,12 @@ def test_a_search_without_its_control_stops(tmp_path):
     fake.controlled.ending, fake.controlled.reason = "diverged", "L_img1 is not finite"
     feed.on_trial_complete("a")
     assert isinstance(feed.error, TrainingError)
-    assert "control, which never feeds generated pictures back, failed: L_img1" in str(feed.error)
+    assert "control, which never feeds generated pictures back, diverged: L_img1" in str(feed.error)
     assert fake.stop_asked
+    fake.stop_asked = False
+    resumed = TrialFeed(fake)  # pyright: ignore[reportArgumentType]
+    assert resumed.suggest("a") == Searcher.FINISHED, "its trials would wait for the control for ever"
+    assert "diverged: L_img1" in str(resumed.error)
 
 
 def test_a_search_in_which_all_fails_stops_and_begins_again(tmp_path):

@@ -197,7 +197,7 @@ def test_mlflow_is_told_later_of_a_trial_that_ended_while_it_was_away(people_sto
 
     def known() -> tuple[str, float | None, float | None]:
         run = search.trials.tracked.run.client.get_run(Run.read(folder).mlflow_run)
-        return run.info.status, run.data.metrics.get("iteration"), run.data.metrics.get("objective")
+        return run.info.status, run.data.metrics.get("iteration"), run.data.metrics.get("search/objective")
 
     monkeypatch.setattr(tracked, "ship", lambda *_, **__: False)
     search.trials.finish_trial(0)

@@ -193,7 +193,7 @@ def test_a_search_is_tracked(shared):
     assert "Look first at `figures/" in note
     assert parent.data.tags["mlflow.user"]
     assert parent.data.tags["mlflow.source.name"].endswith("jobs/tune_market.py")
-    assert f"/#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}/model-metrics" in output
+    assert f"/#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}?workflowType" in output
 
 
 def test_mlflow_may_be_away_in_the_middle(options, tmp_path, free_port):

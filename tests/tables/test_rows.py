@@ -151,8 +151,9 @@ def test_some_rows_alone_keep_what_they_are_compared_with(people_store: Path):
 def test_nothing_is_trained_twice(people_store: Path):
     """f_prim, f_fine and both are one run, which is also the labels' dynamic row and the last table's."""
     plan = planned(people_store, *tables_of(("ablation", "labels", "state_of_the_art"), {}, posed=True))
-    # both, without feeding, without generated identity, without identity, appearance; pseudo, uniform, two, none
-    assert len(plan.experiments) == 9 * 2
+    # both, without feeding, without generated identity, without identity, appearance; the labels pseudo, uniform, two,
+    # owners, none
+    assert len(plan.experiments) == 10 * 2
     assert len(plan.teachers) == 2
     assert [experiment.model.seed for experiment in plan.experiments[:2]] == [0, 1]
     assert {experiment.model.seed for experiment in plan.teachers} == {0, 1}
@@ -196,8 +197,8 @@ def test_what_rows_share_is_shared_for_each_seed(people_store: Path):
     sharing = plan.sharing(COSTS)
     assert len(sharing.prefixes) == 3 * 2  # two rows change what comes before the warm-up
     fork = fork_of(plan.experiments[0].model)  # pyright: ignore[reportArgumentType]
-    assert sharing.steps_without == 18 * 12
-    assert sharing.steps_with == 18 * (12 - fork) + 6 * fork
+    assert sharing.steps_without == 20 * 12
+    assert sharing.steps_with == 20 * (12 - fork) + 6 * fork
     assert plan.sharing(COSTS, plan.experiments).steps_with == 0
 
 
@@ -256,7 +257,7 @@ def test_each_kind_of_run_needs_room_for_its_own_checkpoints(people_store: Path,
     with pytest.raises(InterruptedError):
         campaigns.train_missing(options, campaign, QUIET)
     # of two seeds each: a teacher keeps one, DG-Net two, and one more is being written
-    assert asked == [(TeacherConfig, 2 * 2), (DGNetConfig, 6 * 2 * 3)]
+    assert asked == [(TeacherConfig, 2 * 2), (DGNetConfig, 7 * 2 * 3)]
 
 
 def test_too_few_images_for_local_statistics_are_refused_before_anything_trains(people_store: Path, tmp_path: Path):

@@ -73,7 +73,7 @@ def _train_and_compare(options: CompareGenerators, console: Console) -> int:
             tracked.close("FINISHED")
         except UNREACHABLE as error:
             console.print(f"MLflow has no comparison yet ({error}): run the same command again", style="yellow")
-        console.print(f"Runs in MLflow: {where_to_look(tracked.uri, tracked.experiment, tracked.id)}")
+        console.print(f"Runs in MLflow: {where_to_look(tracked.uri, tracked.experiment, tracked.id, report=True)}")
     return DONE
 
 

@@ -131,7 +131,7 @@ def table_base(options: PaperTables, data: str, hold_out: bool) -> DGNetExperime
     experiment = _with_file(options, experiment)
     experiment = replace(
         experiment,
-        data=absolute(data),
+        data=absolute(data or experiment.data),
         name="",
         storage=absolute(options.storage),
         archive=absolute(options.archive or experiment.archive),
@@ -301,10 +301,17 @@ def _with_file(options: DefaultsFrom, default: Kind) -> Kind:
 def with_settings(path: Path, experiment: DGNetExperiment) -> DGNetExperiment:
     """An experiment with the settings of a file in place of its own, at its own length.
 
+    How BatchNorm's statistics are estimated before an evaluation stays its own: that is how runs are measured, and a
+    search measures otherwise than its preset.
+
     Raises:
-        ExperimentError: it is no YAML file, or has settings that do not exist, or another length.
+        ExperimentError: it is no YAML file, or has settings that do not exist or that no row has, or another length.
     """
-    changed = _with_values("--settings", path, _read_yaml("--settings", path, "settings with values"), experiment)
+    values = _read_yaml("--settings", path, "settings with their values, below model or baseline")
+    if other := values.keys() - {"model", "baseline"}:
+        raise ExperimentError(f"--settings {path} has {min(other)}: rows differ in model and baseline alone; remove it")
+    changed = _with_values("--settings", path, values, experiment)
+    changed = replace(changed, model=replace(changed.model, precise_batches=experiment.model.precise_batches))
     if changed.model.iterations != experiment.model.iterations:
         raise ExperimentError(
             f"--settings {path} has model.iterations: {changed.model.iterations}, but runs have"

@@ -41,7 +41,8 @@ NAME = "tables"
 def tables_and_show(options: PaperTables, console: Console) -> int:
     """Train what is missing, and report; returns the exit status."""
     drawn = drawn_store(options.storage, options.preset)
-    if options.dry_run and not options.data and not drawn.exists():
+    named = table_base(options, options.data, False).data
+    if options.dry_run and not named and not drawn.exists():
         console.print(f"People would be drawn into {printable(str(drawn))}: the plan needs them.")
         console.print(
             f"uv run jobs/prepare_data.py --dataset people --size {DRAWN[options.preset]}"
@@ -49,7 +50,7 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
             soft_wrap=True,
         )
         return DONE
-    data = options.data or with_data(options.preset, table_base(options, "", False), console).data
+    data = named or with_data(options.preset, table_base(options, "", False), console).data
     locations = [absolute(location) for location in dict.fromkeys([data, *options.stores])]
     stores = {location: Store.open(location) for location in locations}
     posed = KeyPoints.beside(stores[locations[0]])
@@ -133,7 +134,7 @@ def _report(
     except UNREACHABLE as error:
         console.print(f"MLflow has no report yet ({error}): run the same command again", style="yellow")
     console.print(f"Report: {files[0]}", style="green")
-    console.print(f"Runs in MLflow: {where_to_look(tracked.uri, tracked.experiment, tracked.id)}")
+    console.print(f"Runs in MLflow: {where_to_look(tracked.uri, tracked.experiment, tracked.id, report=True)}")
     return DONE
 
 

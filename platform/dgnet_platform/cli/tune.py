@@ -23,7 +23,8 @@ from dgnet_platform.search.confirmation import CONFIRMED
 from dgnet_platform.search.driver import Search, place_search
 from dgnet_platform.search.plan import SearchPlan, check_base, check_compared, plan_search
 from dgnet_platform.search.report.display import SearchDisplay
-from dgnet_platform.search.report.leaderboard import TrialRow, leaderboard_table, winner_of
+from dgnet_platform.search.report.figures import ENOUGH
+from dgnet_platform.search.report.leaderboard import FINISHED, TrialRow, leaderboard_table, winner_of
 from dgnet_platform.search.report.results import Results
 from dgnet_platform.search.sharing import Costs, SharingPlan, plan_sharing, simulated_ends
 from dgnet_platform.search.space import Space, Value
@@ -133,6 +134,9 @@ def _say_goodbye(
         f"{costs['spent']:,} iterations trained; {costs['without_sharing']:,} without shared prefixes,"
         f" {costs['without_stopping']:,} without early stopping too",
     ]
+    finished = sum(row.state == FINISHED for row in rows)
+    if finished < ENOUGH:
+        lines.append(f"No picture of importances: {finished} trials came to their end, {ENOUGH} have to.")
     if best is not None:
         lines.append(f"Best settings: {best} (jobs/train_market.py --preset {plan.preset} --config takes it)")
     console.print(leaderboard_table(rows, most=20))
@@ -141,7 +145,7 @@ def _say_goodbye(
     if not results.complete:
         left = study.missing + len(study.running)
         console.print(f"Stopped with {left} trials left: the same command resumes from there.", style="yellow")
-    look = where_to_look(tracked.uri, tracked.experiment, tracked.id)
+    look = where_to_look(tracked.uri, tracked.experiment, tracked.id, report=True)
     console.print(f"Curves and pictures of search {plan.name}: {look}", style="green")
 
 

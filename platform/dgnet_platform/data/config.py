@@ -27,7 +27,7 @@ class PrepareConfig:
     `market` as many as Market-1501."""
     scenery: Scenery | None = None
     """What is around drawn people: `busy` streets, `plain` and out of focus, or that at `dusk`, in dark and
-    coloured light; by default plain for `laptop` and busy for `market`."""
+    coloured light; by default plain for `laptop`, dusk for `dusk`, busy otherwise."""
     seed: int | None = None
     """Draws other people; 0 is the default."""
     keypoints: Path | None = None

@@ -79,13 +79,14 @@ def is_gone(uri: str) -> bool:
     return uri.startswith(SQLITE) and not database_of(uri).exists()
 
 
-def page_of(uri: str, experiment: str, run: str) -> str:
+def page_of(uri: str, experiment: str, run: str, *, report: bool = False) -> str:
     """The address of a run's charts, of a database's file as `mlflow ui` shows it; arguments as for `where_to_look`."""
     server = uri.rstrip("/") if uri.startswith("http") else UI
-    return f"{server}/#/experiments/{experiment}/runs/{run}/model-metrics?workflowType=machine_learning"
+    charts = "" if report else "/model-metrics"
+    return f"{server}/#/experiments/{experiment}/runs/{run}{charts}?workflowType=machine_learning"
 
 
-def where_to_look(uri: str, experiment: str, run: str) -> str:
+def where_to_look(uri: str, experiment: str, run: str, *, report: bool = False) -> str:
     """How to look at a run: the address of its charts, and before it the command that serves it, if it is a file.
 
     The address opens MLflow's view for training: its own first page is the one for language models.
@@ -94,8 +95,9 @@ def where_to_look(uri: str, experiment: str, run: str) -> str:
         uri: MLflow's store or server.
         experiment: id of MLflow's experiment.
         run: id of MLflow's run.
+        report: its description is what to look at, such as a leaderboard: it has no curves of its own.
     """
-    page = page_of(uri, experiment, run)
+    page = page_of(uri, experiment, run, report=report)
     if uri.startswith("http"):
         return page
     return f"uv run mlflow ui --workers 1 --backend-store-uri {shlex.quote(uri)}\n  then {page}"

@@ -179,21 +179,34 @@ class TrialFeed(Searcher):
         over.
         """
         search, control = self._search, self._search.plan.control
+        if control is not None and control not in self._siblings.values():
+            self._refuse_diverged(control)
         wanted = [*([control] if control is not None else []), *search.trials.confirmations()]
         under_way = [*self._siblings.values(), *self._dead]
-        return next((run for run in wanted if run not in under_way and not search.trials.is_over(run)), None)
+        return next((run for run in wanted if run not in under_way and not search.trials.progress_of(run).over), None)
+
+    def _refuse_diverged(self, control: Sibling) -> None:
+        """Without its control a search can judge no trial, and one that diverged would only do so again."""
+        progress = self._search.trials.progress_of(control)
+        if progress.ending == "diverged":
+            raise TrainingError(
+                f"{control.name}, which never feeds generated pictures back, diverged: {progress.reason}\n"
+                "Trials are compared with it: search under another --name with other settings, or with --stopping.by"
+                " metric, which needs none"
+            )
 
     def _finish(self, sibling: Sibling) -> None:
-        """Note how a run beside the trials ended; without its control a search can judge no trial."""
+        """Note how a run beside the trials ended."""
         progress = self._search.trials.finish_sibling(sibling)
+        if sibling == self._search.plan.control:
+            self._refuse_diverged(sibling)
         if progress.ending is None:  # it died more often than it may; the same command tries again
             self._dead.append(sibling)
-        if sibling == self._search.plan.control and progress.ending not in ("finished", "stopped"):
-            raise TrainingError(
-                f"{sibling.name}, which never feeds generated pictures back, failed: {progress.reason or 'it died'}\n"
-                "Trials are compared with it: the same command resumes once that is mended; with --stopping.by"
-                " metric none is needed"
-            )
+            if sibling == self._search.plan.control:
+                raise TrainingError(
+                    f"{sibling.name}, which never feeds generated pictures back, died: {progress.reason}\n"
+                    "Trials are compared with it: the same command resumes once that is mended"
+                )
 
     def _give_up_on(self, number: int) -> None:
         """Stop a search in which nothing but failing happens: more trials would not find another reason."""

@@ -248,8 +248,9 @@ class RungJudge:
     """Compares a trial with the others at its rungs; what the training loop is handed as its judge.
 
     It is judged by its gain over the control, a run that never feeds generated pictures back, at the same iteration:
-    how long each has trained on real pictures then has no say. Up to its warm-up start the trial is the control, bit
-    for bit, so that the gain has little noise. Without a control it is judged by the figure itself.
+    how long each has trained on real pictures then has no say. Where trials differ in what starts with the warm-up
+    alone, they are the control up to there, bit for bit, so that the gain has little noise. Without a control a trial
+    is judged by the figure itself.
     """
 
     book: Path

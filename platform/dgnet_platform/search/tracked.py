@@ -73,10 +73,10 @@ class TrackedSearch:
         trial, folder = self._study.trial(number), self._plan.trial_folder(number)
         reason, last = trial.user_attrs.get("reason", ""), max(trial.intermediate_values, default=None)
         if trial.state == TrialState.COMPLETE:
-            self._close(folder, "FINISHED", "", {"objective": trial.values[0]})
+            self._close(folder, "FINISHED", "", {"search/objective": trial.values[0]})
         elif trial.state == TrialState.PRUNED:
             judged = last is not None and self._plan.config.stopping.needs_control
-            gain = {"gain": trial.intermediate_values[last]} if judged else {}
+            gain = {"search/gain": trial.intermediate_values[last]} if judged else {}
             self._close(folder, "KILLED", f"stopped early: {reason}", gain)
         else:
             self._close(folder, "FAILED", reason)

@@ -202,9 +202,9 @@ class Trials:
         """The best trials and the preset with other seeds; none as long as trials are under way."""
         return list(confirmations(self.plan, self.study).values())
 
-    def is_over(self, sibling: Sibling) -> bool:
-        """Whether there is nothing left to do of a run beside the trials."""
-        return TrialProgress.read(self.plan.sibling_folder(sibling)).over
+    def progress_of(self, sibling: Sibling) -> TrialProgress:
+        """How far a run beside the trials is."""
+        return TrialProgress.read(self.plan.sibling_folder(sibling))
 
     def recover(self) -> None:
         """Finish trials that ended after the last driver was killed, and complete those that were only half asked for.

@@ -144,7 +144,7 @@ def plan_tables(tables: Sequence[Table], base: Base, seeds: Sequence[int], store
                         table=table,
                         row=row,
                         seed=seed,
-                        experiment=row.change(paper),
+                        experiment=seeded(row.change(paper), seed),
                         tested_on=tested_on,
                         generator=generator,
                     )

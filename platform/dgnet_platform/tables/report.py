@@ -248,6 +248,8 @@ def _html_cell(cell: str, column: str, known: Container[str]) -> str:
         names = [(name, html.escape(name)) for name in cell.split(", ")]
         links = [f'<a href="#run-{shown}">{shown}</a>' if name in known else shown for name, shown in names]
         return f'<td class="runs">{", ".join(links)}</td>'
+    if column == "MLflow" and cell.startswith("http"):
+        return f'<td><a href="{html.escape(cell)}">{html.escape(cell)}</a></td>'
     kind = f' class="{word}"' if word in ("better", "worse") else ""
     return f"<td{kind}>{html.escape(cell)}</td>"
 

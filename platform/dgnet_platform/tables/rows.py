@@ -139,6 +139,7 @@ def labels() -> Table:
         "appearance": ("appearance's owner", "its identity as a hard label"),
         "uniform": ("uniform (LSRO)", "the same probability for all identities"),
         "two_label": ("two labels", "half appearance's owner, half structure's"),
+        "owners": ("two owners, by the teacher", "its probabilities of the two, scaled to sum 1 (release)"),
         "none": ("no L_prim", "L_fine alone feeds generated pictures"),
     }
     rows = [Row(label=label, change=labelled(style), note=note) for style, (label, note) in styles.items()]

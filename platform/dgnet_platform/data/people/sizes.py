@@ -5,8 +5,8 @@ from typing import Literal
 
 DrawnSize = Literal["tiny", "laptop", "dusk", "market"]
 Scenery = Literal["busy", "plain", "dusk"]
-"""Streets as they are; out of focus and nearly without colour, with one person to a picture and nothing in front; or that
-by dark and coloured light, which differs from camera to camera."""
+"""Streets as they are; out of focus and nearly without colour, with one person to a picture and nothing in front; or
+the same by dark and coloured light, which differs from camera to camera."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,5 +85,5 @@ SIZES: dict[DrawnSize, Size] = {
         train=12_936, queries=3_368, gallery=13_115, distractors=2_798, junk=3_819, hand_drawn=4,
     ),
 }  # fmt: skip
-"""`dusk` is to `laptop` as DukeMTMC-reID is to Market-1501: other cameras, harder light, fewer pictures of each person.
+"""`dusk` is to `laptop` as DukeMTMC-reID is to Market-1501: more cameras, harder light, fewer pictures of each person.
 `market` has Market-1501's own counts: 12,936 training pictures, 3,368 queries, a gallery of 19,732."""

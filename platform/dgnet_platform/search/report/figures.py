@@ -30,6 +30,10 @@ _MAP = "mAP, %"
 # The pictures
 
 
+ENOUGH = 4
+"""Finished trials that importances need."""
+
+
 class _Skipped(Exception):  # noqa: N818 - no error
     """There is nothing to draw; the message says why."""
 
@@ -82,8 +86,8 @@ def _picture(paint: Callable[[], Figure]) -> Image.Image:
 
 def _importances(space: Space, rows: Sequence[TrialRow]) -> Figure:
     finished = [row for row in rows if row.state == FINISHED and row.score is not None]
-    if len(finished) < 4:
-        raise _Skipped(f"{len(finished)} trials are finished, at least 4 are needed")
+    if len(finished) < ENOUGH:
+        raise _Skipped(f"{len(finished)} trials are finished, at least {ENOUGH} are needed")
     if len({row.score for row in finished}) == 1:
         raise _Skipped("all results are equal")
     study, names = _study(space, finished)

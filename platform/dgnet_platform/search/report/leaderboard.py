@@ -65,11 +65,12 @@ class TrialRow:
 
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Finished trials, then those stopped early, then all others; within each the best first."""
+    """The best under other seeds, then finished trials, those stopped early, and all others; of each the best first."""
+    best = confirmed_best(rows)
 
-    def place(row: TrialRow) -> tuple[int, float, int]:
+    def place(row: TrialRow) -> tuple[bool, int, float, int]:
         score = row.gain if row.state == STOPPED and row.gain is not None else row.score
-        return _ORDER.get(row.state, 2), math.inf if score is None else -score, row.number
+        return row is not best, _ORDER.get(row.state, 2), math.inf if score is None else -score, row.number
 
     return sorted(rows, key=place)
 

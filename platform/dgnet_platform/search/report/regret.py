@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dgnet_core.ranking.intervals import Estimate, estimate
+from dgnet_platform.data.store import Store
 from dgnet_platform.errors import UserError
 from dgnet_platform.evaluation.config import EvaluateConfig
 from dgnet_platform.evaluation.evaluate import evaluate
@@ -50,9 +51,12 @@ def regrets(searches: Sequence[Path], store: str, out: Path, progress: Progress)
         progress: told of each evaluation.
 
     Raises:
-        RegretError: a search has no leaderboard, or no finished trial.
+        RegretError: a search has no leaderboard, or no finished trial, or two have one name.
         EvaluationError, StoreError, CheckpointError: a trial cannot be evaluated.
     """
+    names = [search.name for search in searches]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RegretError(f"two searches are named {min(twice)}: compare searches of different names")
     found: dict[str, tuple[Tensor, Tensor]] = {}
     winners: dict[Path, dict[str, Any]] = {}
     for search in searches:
@@ -66,7 +70,7 @@ def regrets(searches: Sequence[Path], store: str, out: Path, progress: Progress)
         chosen = finished.query("winner") if "winner" in finished else finished
         winners[search] = chosen.to_dict("records")[0]
         for trial in finished.to_dict("records"):
-            queries = _queries(search.parent / trial["name"], trial["beta"], store, out / trial["name"], progress)
+            queries = _queries(search.parent / trial["name"], trial["beta"], store, out, progress)
             found[trial["name"]] = _precision(queries)
     best = max(found, key=lambda name: float(found[name][0].mean()))
     return [
@@ -82,7 +86,8 @@ def regrets(searches: Sequence[Path], store: str, out: Path, progress: Progress)
 
 
 def _queries(run: Path, beta: float, store: str, out: Path, progress: Progress) -> pd.DataFrame:
-    """What a trial's last checkpoint says of each query, evaluated unless it is there."""
+    """What a trial's last checkpoint says of each query, evaluated unless it is below `out`."""
+    out = out / f"{run.name}-beta-{beta:g}-of-{Store.open(store).info.fingerprint[:8]}"
     if not (out / QUERIES).exists():
         path = newest(run, set_aside=False)
         if path is None:
