@@ -78,6 +78,6 @@ def test_a_run_at_its_end_says_what_it_still_does(journal, tmp_path):
 def test_a_surge_of_the_loss_warns_once(journal, tmp_path):
     with shown(tmp_path) as said:
         for iteration in (700, 701):
-            journal.write(iteration, SOME | {"health/identity_surge": 1e3})
+            journal.write(iteration, SOME | {"monitor/identity_surge": 1e3})
     [line] = said.getvalue().splitlines()
     assert line.startswith("iteration 700: the identity loss on real images is 1000.0 times its usual level")

@@ -92,11 +92,11 @@ def test_a_run_from_beginning_to_end(finished):
     first, last = journal[0]["metrics"], journal[-1]["metrics"]
     assert first["weight/prim"] == 0
     assert last["weight/prim"] == 2
-    assert {"loss/L_img1", "gradient/generator", "lr/appearance", "speed/images_per_second"} <= first.keys()
+    assert {"loss/L_img1", "monitor/gradient_generator", "lr/appearance", "speed/images_per_second"} <= first.keys()
     assert {
         "loss/L_prim",
         "loss/L_fine",
-        "health/identity_surge",
+        "monitor/identity_surge",
         "val/swap/SSIM",
         "val/reconstruction/SSIM",
     } <= last.keys()
@@ -202,7 +202,7 @@ def test_the_teacher_learns_by_the_same_loop(start, people_store, tmp_path):
     assert outcome == Outcome(ending="finished", iteration=6)
     journal = lines(run.folder)
     assert [line["iteration"] for line in journal if "val/baseline/mAP" in line["metrics"]] == [3, 6]
-    assert {"loss/L_id", "lr/trunk", "health/accuracy"} <= journal[0]["metrics"].keys()
+    assert {"loss/L_id", "lr/trunk", "monitor/accuracy"} <= journal[0]["metrics"].keys()
     state, meta = checkpoint.load_networks(checkpoint.checkpoints(run.folder)[-1])
     assert meta.config == experiment.model
     assert set(state.networks) == {"teacher"}

@@ -58,7 +58,7 @@ def test_the_loop_trains_the_pages_method(autoencoder, people_store, tmp_path, m
 
     journal = [line["metrics"] for line in lines(folder)]
     assert journal[-1]["loss/L_image"] < journal[0]["loss/L_image"]
-    assert {"gradient/autoencoder", "lr/adam", validator.objective, "val/swap/SSIM"} <= journal[-1].keys()
+    assert {"monitor/gradient_autoencoder", "lr/adam", validator.objective, "val/swap/SSIM"} <= journal[-1].keys()
     assert [report["iteration"] for report in reports] == [3, 6]
     state, meta = checkpoint.load_networks(checkpoint.checkpoints(folder)[-1])
     assert method_of(meta.config) is autoencoder.ROW

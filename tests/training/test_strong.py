@@ -76,7 +76,7 @@ def test_a_strong_run_crashes_and_ends_with_the_same_bits(
     for one, other in zip(lines(whole.folder), lines(crashed.folder), strict=True):
         for name, value in one["metrics"].items():
             assert name.startswith("speed/") or value == other["metrics"][name], name
-    assert {"loss/L_triplet", "loss/L_circle", "health/fed_weight"} <= lines(whole.folder)[-1]["metrics"].keys()
+    assert {"loss/L_triplet", "loss/L_circle", "monitor/fed_weight"} <= lines(whole.folder)[-1]["metrics"].keys()
 
     path = whole.folder / "checkpoint_00000012"
     state, _ = checkpoint.load_networks(path)

@@ -190,7 +190,7 @@ class _Window:
 
 
 def _title(name: str) -> str:
-    """A step's metric as it is tracked: by its group."""
+    """A step's metric as it is tracked: by its group. MLflow sorts groups by name, so that losses are seen first."""
     if name.startswith("grad_"):
-        return f"gradient/{name.removeprefix('grad_')}"
-    return f"loss/{name}" if name[:2] in ("L_", "D_") else f"health/{name}"
+        return f"monitor/gradient_{name.removeprefix('grad_')}"
+    return f"loss/{name}" if name[:2] in ("L_", "D_") else f"monitor/{name}"
