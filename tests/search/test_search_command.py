@@ -158,10 +158,11 @@ def test_the_plan_of_a_search_says_what_control_and_confirmation_take(options, c
     assert main([*given, "--preset", "paper"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert re.search(r"252 iterations, \d+% of what the trials cost; --seconds-before and --seconds-after give", told)
-    assert main([*options[:-6], "--stopping.kind", "none", "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert "The control" not in told
-    assert "Confirmation" not in told
+    for other in (["--stopping.kind", "none"], ["--stopping.by", "metric"]):
+        assert main([*options[:-6], *other, "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        assert "The control" not in told
+        assert "Confirmation" not in told
 
 
 @pytest.mark.parametrize("job", [main, train_market.main], ids=["tune", "train"])
