@@ -75,8 +75,9 @@ class TrackedSearch:
         if trial.state == TrialState.COMPLETE:
             self._close(folder, "FINISHED", "", {"search/objective": trial.values[0]})
         elif trial.state == TrialState.PRUNED:
-            judged = last is not None and self._plan.config.stopping.needs_control
-            gain = {"search/gain": trial.intermediate_values[last]} if judged else {}
+            gain = {}
+            if last is not None and self._plan.config.stopping.needs_control:
+                gain = {"search/gain": trial.intermediate_values[last]}
             self._close(folder, "KILLED", f"stopped early: {reason}", gain)
         else:
             self._close(folder, "FAILED", reason)
