@@ -275,7 +275,7 @@ def test_bad_input_is_named(people, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             replace(SMALL, **changes)
-    with pytest.raises(ValueError, match="size is 'huge'; it must be a Size or one of tiny, laptop, market"):
+    with pytest.raises(ValueError, match="size is 'huge'; it must be a Size or one of tiny, laptop, dusk, market"):
         write_market(people, tmp_path / "set", "huge")
     with pytest.raises(ValueError, match="workers is 0"):
         write_market(people, tmp_path / "set", SMALL, workers=0)
