@@ -263,9 +263,8 @@ def main() -> None:
     plain = not config.recipe.code_teaches_decoder
     if "separate" in (arguments.variants or ()) and not plain:
         parser.error(f"--variants separate: the plain way has no preset {arguments.preset}; take paper")
-    everywhere = [*(["separate"] if plain else []), "eager", "channels_last"]
-    if device.type == "cuda":
-        everywhere = [name for name in VARIANTS if plain or name != "separate"]
+    everywhere = list(VARIANTS) if device.type == "cuda" else ["separate", "eager", "channels_last"]
+    everywhere = [name for name in everywhere if plain or name != "separate"]
     if arguments.size:
         height, width = arguments.size
         config = replace(config, network=replace(config.network, height=height, width=width))

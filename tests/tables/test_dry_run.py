@@ -45,9 +45,8 @@ def test_settings_that_a_search_has_found_are_rows_beside_the_preset(people_stor
         return " ".join((shown.out + shown.err).split())
 
     table = ("--tables", "settings", "--settings", str(found))
-    assert "0 of 6 runs are finished" in told(
-        *table, status=0
-    )  # of each seed: the teacher, the preset's and the file's
+    # Of each seed: the teacher, the preset's run, and the file's.
+    assert "0 of 6 runs are finished" in told(*table, status=0)
     for half in (table[:2], table[2:]):
         with pytest.raises(SystemExit):
             main(half)

@@ -41,8 +41,8 @@ NAME = "tables"
 def tables_and_show(options: PaperTables, console: Console) -> int:
     """Train what is missing, and report; returns the exit status."""
     drawn = drawn_store(options.storage, options.preset)
-    named = table_base(options, options.data, False).data
-    if options.dry_run and not named and not drawn.exists():
+    asked = table_base(options, options.data, False)
+    if options.dry_run and not asked.data and not drawn.exists():
         console.print(f"People would be drawn into {printable(str(drawn))}: the plan needs them.")
         console.print(
             f"uv run jobs/prepare_data.py --dataset people --size {DRAWN[options.preset]}"
@@ -50,7 +50,7 @@ def tables_and_show(options: PaperTables, console: Console) -> int:
             soft_wrap=True,
         )
         return DONE
-    data = named or with_data(options.preset, table_base(options, "", False), console).data
+    data = with_data(options.preset, asked, console).data
     locations = [absolute(location) for location in dict.fromkeys([data, *options.stores])]
     stores = {location: Store.open(location) for location in locations}
     posed = KeyPoints.beside(stores[locations[0]])

@@ -80,10 +80,13 @@ def is_gone(uri: str) -> bool:
 
 
 def page_of(uri: str, experiment: str, run: str, *, report: bool = False) -> str:
-    """The address of a run's charts, of a database's file as `mlflow ui` shows it; arguments as for `where_to_look`."""
+    """The address of a run's charts or report, of a database's file as `mlflow ui` shows it.
+
+    Arguments as for `where_to_look`.
+    """
     server = uri.rstrip("/") if uri.startswith("http") else UI
-    charts = "" if report else "/model-metrics"
-    return f"{server}/#/experiments/{experiment}/runs/{run}{charts}?workflowType=machine_learning"
+    tab = "" if report else "/model-metrics"
+    return f"{server}/#/experiments/{experiment}/runs/{run}{tab}?workflowType=machine_learning"
 
 
 def where_to_look(uri: str, experiment: str, run: str, *, report: bool = False) -> str:

@@ -203,8 +203,9 @@ class TrialFeed(Searcher):
         if progress.ending is None:  # it died more often than it may; the same command tries again
             self._dead.append(sibling)
             if sibling == self._search.plan.control:
+                reason = progress.reason or "its process, more often than it may"
                 raise TrainingError(
-                    f"{sibling.name}, which never feeds generated pictures back, died: {progress.reason}\n"
+                    f"{sibling.name}, which never feeds generated pictures back, died: {reason}\n"
                     "Trials are compared with it: the same command resumes once that is mended"
                 )
 

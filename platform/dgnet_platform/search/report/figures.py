@@ -23,15 +23,13 @@ from dgnet_platform.search.space import Space
 
 _log = logging.getLogger(__name__)
 _GREEN, _BLUE, _GRAY, _PALE, _INK = "#16964a", "#3b76c4", "#8a8e94", "#e3e5e8", "#222428"
+ENOUGH = 4
+"""Finished trials that importances need."""
 _MAP = "mAP, %"
 
 
 # ----------------------------------------------------------------------------------------------------------------
 # The pictures
-
-
-ENOUGH = 4
-"""Finished trials that importances need."""
 
 
 class _Skipped(Exception):  # noqa: N818 - no error

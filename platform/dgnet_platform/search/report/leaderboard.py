@@ -214,8 +214,7 @@ def against_preset(rows: Sequence[TrialRow]) -> str:
 
 def winner_of(rows: Sequence[TrialRow]) -> TrialRow | None:
     """The trial that is best under other seeds, or else the best finished one; None: none is finished."""
-    finished = (row for row in ranked(rows) if row.state == FINISHED and row.score is not None)
-    return confirmed_best(rows) or next(finished, None)
+    return next((row for row in ranked(rows) if row.state == FINISHED and row.score is not None), None)
 
 
 def confirmed_best(rows: Sequence[TrialRow]) -> TrialRow | None:
